@@ -1,0 +1,173 @@
+"""The table between our parameters and PyTorch's names, for both directions.
+
+A module is named in PyTorch as here, but for numbered children, which PyTorch writes `resnets.0` and Linen
+`resnets_0` (`NUMBERED`). Its arrays differ by name and by the order of their axes (`ARRAYS`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fyp_jax import trees
+from fyp_jax.models.pose_encoder import pose_encoder_shapes
+from fyp_jax.models.unet import UNet3DConfig, init_unet, unet_shapes
+
+POSE_PREFIX = "skeleton_adapter."
+"""What the names of the pose encoder carry where it is stored together with the video UNet."""
+
+TEMPORAL = re.compile(r"\b(attn_temp|norm_temp|conv_temporal)\b")
+"""Modules that an image model does not have."""
+
+NUMBERED = re.compile(
+    r"\b(attentions|body|down_blocks|downsamplers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers)_(\d+)\b"
+)
+
+
+class ArrayRow(NamedTuple):
+    """One kind of array: its name here and in PyTorch, and which axes of ours give PyTorch's order."""
+
+    ours: str
+    torch: str
+    axes: tuple[int, ...]
+
+
+ARRAYS = (
+    ArrayRow("bias", "bias", (0,)),
+    ArrayRow("scale", "weight", (0,)),  # of a normalisation
+    ArrayRow("embedding", "weight", (0, 1)),  # row by row
+    ArrayRow("kernel", "weight", (1, 0)),  # dense: in out -> out in
+    ArrayRow("kernel", "weight", (2, 1, 0)),  # along time: k in out -> out in k
+    ArrayRow("kernel", "weight", (3, 2, 0, 1)),  # in space: h w in out -> out in h w
+)
+
+
+class TorchArray(NamedTuple):
+    """Where one of our arrays stands in PyTorch."""
+
+    path: str
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def torch_layout(tree: Mapping[str, Any], prefix: str = "") -> dict[str, TorchArray]:
+    """PyTorch's name -> our path, axes and PyTorch's shape, for nested arrays or shapes of ours."""
+    layout = {}
+    for path, leaf in trees.flatten(tree).items():
+        module, _, kind = path.rpartition("/")
+        rows = [row for row in ARRAYS if row.ours == kind and len(row.axes) == len(leaf.shape)]
+        if not rows:
+            raise trees.TreeMismatch(f"no PyTorch name for {path} of shape {tuple(leaf.shape)}")
+        (row,) = rows
+        name = prefix + NUMBERED.sub(r"\1.\2", module).replace("/", ".") + "." + row.torch
+        layout[name] = TorchArray(path, row.axes, tuple(leaf.shape[axis] for axis in row.axes))
+    return layout
+
+
+def from_torch_like(
+    state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, Any], what: str, prefix: str = ""
+) -> dict[str, Any]:
+    """The parameters of any model whose nested `shapes` are known. Raises TreeMismatch; `what` opens it."""
+    layout = torch_layout(shapes, prefix)
+    trees.check_same(state_dict, layout, what)
+    return trees.unflatten(
+        {entry.path: state_dict[name].transpose(np.argsort(entry.axes)) for name, entry in layout.items()}
+    )
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig | None = None) -> dict[str, Any]:
+    """PyTorch's names and axes -> {"unet": parameters, "pose_encoder": parameters}, as views.
+
+    Takes the video UNet, the pose encoder under `skeleton_adapter.`, or both; a part that is not there at
+    all is absent from the result. Without `config`, sizes are read off the arrays. Raises TreeMismatch,
+    with the names, where an array is missing, left over or of a wrong shape.
+    """
+    pose = {name: value for name, value in state_dict.items() if name.startswith(POSE_PREFIX)}
+    unet = {name: value for name, value in state_dict.items() if name not in pose}
+    params = {}
+    if unet or not pose:
+        shapes = unet_shapes(config or unet_sizes(unet))
+        params["unet"] = from_torch_like(unet, shapes, "video UNet")
+    if pose:
+        shapes = pose_encoder_shapes(config or pose_encoder_sizes(pose))
+        params["pose_encoder"] = from_torch_like(pose, shapes, "pose encoder", POSE_PREFIX)
+    return params
+
+
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{"unet": parameters, "pose_encoder": parameters}, or one of them -> PyTorch's names and axes.
+
+    The exact inverse of `from_torch`, bit for bit; raises TreeMismatch as it does.
+    """
+    if unknown := set(params) - {"unet", "pose_encoder"}:
+        raise trees.TreeMismatch(f"no PyTorch names for {sorted(unknown)}, only for unet and pose_encoder")
+    state_dict = {}
+    for part, prefix in (("unet", ""), ("pose_encoder", POSE_PREFIX)):
+        if part in params:
+            flat = trees.flatten(params[part])
+            for name, entry in torch_layout(params[part], prefix).items():
+                state_dict[name] = np.asarray(flat[entry.path]).transpose(entry.axes)
+    from_torch(state_dict)  # names and shapes must be those of a whole model
+    return state_dict
+
+
+def from_torch_2d(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, seed: int) -> dict[str, Any]:
+    """An image UNet inflated to clips -> parameters of UNet3D; temporal ones are drawn from `seed`.
+
+    Raises TreeMismatch where the arrays are not those of a `UNet2DConditionModel` of this config.
+    """
+    shapes = trees.flatten(unet_shapes(config))
+    spatial = {path: shape for path, shape in shapes.items() if not TEMPORAL.search(path)}
+    params = from_torch_like(state_dict, trees.unflatten(spatial), "image UNet")
+
+    @jax.jit
+    def draw_temporal(key: jax.Array) -> dict[str, jax.Array]:
+        drawn = trees.flatten(init_unet(config, key))
+        return {path: leaf for path, leaf in drawn.items() if path not in spatial}
+
+    return trees.unflatten(trees.flatten(params) | draw_temporal(jax.random.key(seed)))
+
+
+def unet_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
+    """The config whose UNet has arrays of these sizes; numbers of heads and groups cannot be seen."""
+    levels = _count(state_dict, r"down_blocks\.(\d+)\.")
+    with_text = [f"down_blocks.{i}.attentions.0.norm.weight" in state_dict for i in range(levels)]
+    attention = "down_blocks.{}.attentions.0.".format(with_text.index(True) if any(with_text) else 0)
+    return UNet3DConfig(
+        in_channels=_shape(state_dict, "conv_in.weight")[1],
+        out_channels=_shape(state_dict, "conv_out.weight")[0],
+        down_block_types=["CrossAttnDownBlock2D" if text else "DownBlock2D" for text in with_text],
+        up_block_types=["CrossAttnUpBlock2D" if text else "UpBlock2D" for text in with_text[::-1]],
+        block_out_channels=[
+            _shape(state_dict, f"down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)
+        ],
+        layers_per_block=_count(state_dict, r"down_blocks\.0\.resnets\.(\d+)\."),
+        cross_attention_dim=_shape(state_dict, attention + "transformer_blocks.0.attn2.to_k.weight")[1],
+        transformer_layers_per_block=_count(state_dict, r".*\.transformer_blocks\.(\d+)\."),
+        use_linear_projection=len(_shape(state_dict, attention + "proj_in.weight")) == 2,
+        attention_head_dim=1,
+        norm_num_groups=1,
+    )
+
+
+def pose_encoder_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
+    """A config whose pose encoder has arrays of these sizes (only `block_out_channels` counts)."""
+    levels = _count(state_dict, POSE_PREFIX + r"body\.(\d+)\.") // 2
+    widths = [_shape(state_dict, f"{POSE_PREFIX}body.{2 * i}.block1.weight")[0] for i in range(levels)]
+    kinds = {"down_block_types": ["DownBlock2D"] * levels, "up_block_types": ["UpBlock2D"] * levels}
+    return UNet3DConfig(block_out_channels=widths, attention_head_dim=1, norm_num_groups=1, **kinds)
+
+
+def _count(state_dict: Mapping[str, Any], pattern: str) -> int:
+    """One more than the largest number that stands in the names at the group of `pattern`."""
+    numbers = [int(match[1]) for name in state_dict if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
+
+
+def _shape(state_dict: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+    if name not in state_dict:
+        found = ", ".join(sorted(state_dict)[: trees.SHOWN]) or "nothing"
+        raise trees.TreeMismatch(f"cannot read the model's sizes: {name} is missing (found {found}, ...)")
+    return tuple(state_dict[name].shape)

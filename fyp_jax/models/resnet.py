@@ -1,0 +1,63 @@
+"""Convolutional layers of the UNet: spatial convolutions see one frame, GroupNorm sees the clip."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import repeat
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from fyp_jax.models.unet_config import UNet3DConfig
+
+
+def conv3x3(width: int, stride: int = 1, dtype: DTypeLike = jnp.float32, name: str | None = None) -> nn.Conv:
+    """3x3 with one pixel of zeros around, as PyTorch pads it at any stride (SAME pads another way)."""
+    return nn.Conv(width, (3, 3), strides=stride, padding=1, dtype=dtype, name=name)
+
+
+def clip_norm(config: UNet3DConfig, dtype: DTypeLike = jnp.float32, name: str | None = None) -> nn.GroupNorm:
+    """GroupNorm with one mean and variance for *all frames* of a clip; transformers have one per frame."""
+    return nn.GroupNorm(config.norm_num_groups, epsilon=config.norm_eps, dtype=dtype, name=name)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3x3 convolutions with the timestep added between, and a shortcut."""
+
+    config: UNet3DConfig
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"], time: Float[Array, "b t"]) -> Float[Array, "b f h w d"]:
+        hidden = conv3x3(self.width, dtype=self.dtype, name="conv1")(self._norm_and_activate("norm1", x))
+        shift = nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))
+        hidden = hidden + shift[:, None, None, None]
+        hidden = conv3x3(self.width, dtype=self.dtype, name="conv2")(self._norm_and_activate("norm2", hidden))
+        if x.shape[-1] != self.width:
+            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return x + hidden
+
+    def _norm_and_activate(self, name: str, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        return nn.silu(clip_norm(self.config, self.dtype, name)(x))
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a strided 3x3 convolution."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
+        return conv3x3(self.width, stride=2, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
+        x = repeat(x, "b f h w c -> b f (h 2) (w 2) c")
+        return conv3x3(self.width, dtype=self.dtype, name="conv")(x)

@@ -1,0 +1,115 @@
+"""The transformer of a clip: within a frame, to the text, and along time."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from fyp_jax.models.attention import Attention, CrossFrameAttention
+from fyp_jax.models.unet_config import UNet3DConfig
+from fyp_jax.types import Text
+
+TEMPORAL_RANK = 160
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), both from one projection (Shazeer 2020); the GELU is the exact one."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*g c"]) -> Float[Array, "*g w"]:
+        value, gate = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        return value * nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back. PyTorch's `net.1` is a dropout without parameters."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*g c"]) -> Float[Array, "*g c"]:
+        hidden = GEGLU(4 * x.shape[-1], self.dtype, name="net_0")(x)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="net_2")(hidden)
+
+
+class TemporalConv(nn.Module):
+    """x + up(down(x)): a low-rank convolution of width 3 over the frames that starts as the identity."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "g f c"]) -> Float[Array, "g f c"]:
+        width = x.shape[-1]
+        rank = width // 2 if width < TEMPORAL_RANK else TEMPORAL_RANK
+
+        def conv(name: str, width: int, init: nn.initializers.Initializer) -> nn.Conv:
+            return nn.Conv(width, (3,), use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+
+        hidden = conv("down", rank, nn.initializers.normal(1 / rank))(x)
+        return x + conv("up", width, nn.initializers.zeros)(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Cross-frame attention, text attention, feed-forward, temporal attention, temporal convolution."""
+
+    config: UNet3DConfig
+    heads: int
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.norm1, self.norm2, self.norm3, self.norm_temp = (
+            nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in range(4)
+        )
+        self.attn1 = CrossFrameAttention(self.heads, self.width, dtype=self.dtype)
+        self.attn2 = Attention(self.heads, self.width, dtype=self.dtype)
+        self.ff = FeedForward(self.dtype)
+        self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.dtype)
+        self.conv_temporal = TemporalConv(self.dtype)
+
+    def __call__(self, x: Float[Array, "b f n c"], text: Text) -> Float[Array, "b f n c"]:
+        frames, tokens = x.shape[1:3]
+        x = x + self.attn1(self.norm1(x))
+        # Every frame reads the same text, so the frames of a clip are queries of one attention.
+        queries = rearrange(self.norm2(x), "b f n c -> b (f n) c")
+        x = x + rearrange(self.attn2(queries, text), "b (f n) c -> b f n c", f=frames)
+        x = x + self.ff(self.norm3(x))
+
+        x = rearrange(x, "b f n c -> (b n) f c")
+        x = x + self.attn_temp(self.norm_temp(x))
+        x = self.conv_temporal(x)
+        return rearrange(x, "(b n) f c -> b f n c", n=tokens)
+
+
+class Transformer(nn.Module):
+    """Normalisation of each frame, projection, transformer blocks, projection; added to the input."""
+
+    config: UNet3DConfig
+    heads: int
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.norm = nn.GroupNorm(self.config.norm_num_groups, epsilon=1e-6, dtype=self.dtype)
+        self.proj_in, self.proj_out = self._projection(), self._projection()
+        self.transformer_blocks = [
+            TransformerBlock(self.config, self.heads, self.width, self.dtype)
+            for _ in range(self.config.transformer_layers_per_block)
+        ]
+
+    def _projection(self) -> nn.Module:
+        if self.config.use_linear_projection:
+            return nn.Dense(self.width, dtype=self.dtype)
+        return nn.Conv(self.width, (1, 1), dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "b f h w c"], text: Text) -> Float[Array, "b f h w c"]:
+        frames, height = x.shape[1:3]
+        tokens = self.norm(rearrange(x, "b f h w c -> (b f) h w c"))
+        tokens = rearrange(self.proj_in(tokens), "(b f) h w c -> b f (h w) c", f=frames)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, text)
+        return x + self.proj_out(rearrange(tokens, "b f (h w) c -> b f h w c", h=height))

@@ -1,0 +1,101 @@
+"""The denoising UNet for clips: Stable Diffusion's, inflated in time (Follow Your Pose, section 3.2)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
+from fyp_jax.models.resnet import clip_norm, conv3x3
+from fyp_jax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet3DConfig
+from fyp_jax.types import Latents, Text
+
+__all__ = ["UNet3D", "UNet3DConfig", "init_unet", "timestep_embedding", "unet_shapes"]
+
+
+def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
+    """Sinusoids of periods 2 pi to 20000 pi, cosines first (Ho et al. 2020, no frequency shift)."""
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepMLP(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b {self.width}"]:
+        hidden = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x))
+        return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(hidden)
+
+
+class UNet3D(nn.Module):
+    """Predicts the noise (or v) in a clip of latents, from a timestep, a text and, if given, a pose."""
+
+    config: UNet3DConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        config, widths, heads = self.config, self.config.block_out_channels, self.config.heads
+        last = len(widths) - 1
+        self.conv_in = conv3x3(widths[0], dtype=self.dtype)
+        self.time_embedding = TimestepMLP(config.time_width, self.dtype)
+        self.down_blocks = [
+            DownBlock(config, widths[i], heads[i] if DOWN_BLOCKS[kind] else None, i == last, self.dtype)
+            for i, kind in enumerate(config.down_block_types)
+        ]
+        self.mid_block = MidBlock(config, widths[-1], heads[-1], self.dtype)
+        self.up_blocks = [
+            UpBlock(config, widths[last - i], heads[last - i] if UP_BLOCKS[kind] else None, i == last, self.dtype)
+            for i, kind in enumerate(config.up_block_types)
+        ]
+        self.conv_norm_out = clip_norm(config, self.dtype)
+        self.conv_out = conv3x3(config.out_channels, dtype=self.dtype)
+
+    def __call__(
+        self,
+        latents: Latents,
+        t: Int[Array, "b"],
+        text: Text,
+        pose_features: tuple[Float[Array, "b f _ _ _"], ...] | list[Float[Array, "b f _ _ _"]] | None = None,
+    ) -> Latents:
+        """Noise in `latents` at training timesteps `t` (0 to 999), in this module's `dtype`.
+
+        `pose_features` are the maps of `PoseEncoder`, one a level; None runs the text-to-video model.
+        Raises ValueError where their number differs from that of the levels.
+        """
+        levels = len(self.config.block_out_channels)
+        poses = [None] * levels if pose_features is None else list(pose_features)
+        if len(poses) != levels:
+            raise ValueError(f"{len(poses)} pose features for {levels} levels")
+
+        time = self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]))
+        x = self.conv_in(latents)
+        skips = [x]
+        for block, pose in zip(self.down_blocks, poses, strict=True):
+            x, new_skips = block(x, time, text, pose)
+            skips += new_skips
+        x = self.mid_block(x, time, text)
+        for block in self.up_blocks:
+            x = block(x, skips, time, text)
+        return self.conv_out(nn.silu(self.conv_norm_out(x)))
+
+
+def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
+    """Freshly drawn float32 parameters; under `jax.jit`, nothing but the drawing is compiled."""
+    side = 2 ** (len(config.block_out_channels) - 1)
+    latents = jnp.zeros((1, 1, side, side, config.in_channels))
+    text = jnp.zeros((1, 1, config.cross_attention_dim))
+    return UNet3D(config).init(key, latents, jnp.zeros(1, jnp.int32), text)["params"]
+
+
+def unet_shapes(config: UNet3DConfig) -> dict[str, Any]:
+    """Names and shapes of the parameters, without computing them."""
+    return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))

@@ -1,0 +1,99 @@
+"""The numbers of a UNet and its pose encoder, by the field names of an SD `unet/config.json`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fyp_jax.errors import UserError
+
+# What these fields ask for is what the code does; any other value is a network that is not built here.
+FIXED = {
+    "act_fn": ("silu",),
+    "addition_embed_type": (None,),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class UNet3DConfig:
+    """Defaults are Stable Diffusion 1.4 (and 1.5)."""
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: Sequence[str] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: Sequence[str] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention_dim: int = 768
+    attention_head_dim: int | Sequence[int] = 8
+    """In SD configs this is the *number of heads*, one for all blocks or one for each down block."""
+    transformer_layers_per_block: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    use_linear_projection: bool = False
+    zero_init_temporal: bool = True
+    """Temporal attention starts at 0 (ours); False is the reference's default initialisation."""
+
+    def __post_init__(self):
+        for name in ("down_block_types", "up_block_types", "block_out_channels", "attention_head_dim"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence):
+                object.__setattr__(self, name, tuple(value))
+        levels = len(self.block_out_channels)
+        per_level = {"down_block_types": self.down_block_types, "up_block_types": self.up_block_types}
+        if not isinstance(self.attention_head_dim, int):
+            per_level["attention_head_dim"] = self.attention_head_dim
+        for name, value in per_level.items():
+            if len(value) != levels:
+                raise UserError(f"unet config: {name} has {len(value)} entries for {levels} block_out_channels")
+        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            if unknown := set(getattr(self, name)) - set(known):
+                raise UserError(f"unet config: {name} {sorted(unknown)} not among {sorted(known)}")
+        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if width % self.norm_num_groups or width % heads:
+                raise UserError(
+                    f"unet config: {width} channels do not split into {self.norm_num_groups} groups and {heads} heads"
+                )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Number of attention heads of each level, from the widest picture down."""
+        if isinstance(self.attention_head_dim, int):
+            return (self.attention_head_dim,) * len(self.block_out_channels)
+        return tuple(self.attention_head_dim)
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "UNet3DConfig":
+        """From a diffusers `unet/config.json`; UserError where it asks for a network that we do not build."""
+        ours = {field.name for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name in FIXED and value not in FIXED[name]:
+                raise UserError(f"unet config: {name}={value!r} is not supported, only {FIXED[name][0]!r} is")
+        return cls(**{name: value for name, value in values.items() if name in ours})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,22 @@
+"""Shapes that several rooms share. Clips are channels-last everywhere: b f h w c.
+
+Axes: b clips, f frames, h w rows and columns (of latents; H W of pixels), c channels,
+n m tokens of a query and of what it attends to, l text tokens, d text width.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Array, Float, Int
+
+Params = Mapping[str, Any]
+"""Nested parameters of one Linen model, by diffusers' names."""
+
+Latents = Float[Array, "b f h w c"]
+"""VAE latents times the VAE's scaling factor, so that they have about unit variance."""
+
+Text = Float[Array, "b l d"]
+"""Last hidden states of the text encoder."""
+
+Denoise = Callable[[Latents, Int[Array, ""]], Latents]
+"""(noisy latents, one timestep for all clips) -> what the model predicts, epsilon or v."""
