@@ -1,11 +1,10 @@
 """Write the project's own pose clip, a dancing figure, as a keypoint file.
 
-    python scripts/draw_pose_clip.py
-    python scripts/draw_pose_clip.py --out /tmp/dance.json --preview /tmp/dance.gif
+    python scripts/draw_pose_clip.py --preview dance.gif
 
-The figure has bones of fixed length and moves in space (metres; x to the image's right, y up, z towards
-the viewer; its left is the image's right). It steps from side to side on planted feet, twice a second,
-the hips and shoulders sway against each other, the arms wave up and down. After 150 frames it repeats.
+The figure has bones of fixed length and moves in space (metres; x to the image's right, y up, z to the
+viewer). It steps from side to side, twice a second, hips and shoulders sway against each other, the arms
+wave in turn and then together. After 150 frames it repeats.
 """
 
 import argparse
@@ -18,9 +17,8 @@ from fyp_jax.media.pose import JOINTS, draw_skeleton
 from fyp_jax.media.video import contact_sheet, write_gif, write_png
 
 FRAMES, FPS, SIZE = 150, 30, 512
-PIXELS_A_METRE, FLOOR = 222, 492  # the floor's row in the image
-THIGH, SHIN, UPPER_ARM, FOREARM, SPINE, NECK = 0.43, 0.43, 0.30, 0.26, 0.47, 0.24
-HALF_HIPS, HALF_SHOULDERS = 0.12, 0.19
+PIXELS_A_METRE, FLOOR = 228, 494  # the floor's row in the image
+THIGH, UPPER_ARM, FOREARM, SPINE, NECK, HALF_HIPS, HALF_SHOULDERS = 0.43, 0.30, 0.26, 0.47, 0.24, 0.12, 0.19
 
 
 def turn(roll: float, yaw: float) -> np.ndarray:
@@ -43,46 +41,42 @@ def figure(time: float) -> dict[str, np.ndarray]:
         return float(np.sin(2 * np.pi * (times * time + shift)))
 
     weight = wave(5)  # on the left foot at 1, on the right foot at -1
-    pelvis = np.array([0.10 * weight, 0.80 + 0.035 * wave(10, 0.1), 0.0])
+    pelvis = np.array([0.10 * weight, 0.83 + 0.03 * wave(10, 0.1), 0.0])
     hips, chest = turn(-0.16 * weight, 0.22 * wave(5, 0.2)), turn(0.20 * weight, 0.40 * wave(2))
     neck = pelvis + turn(-0.10 * weight, 0) @ (0, SPINE, 0)
     head = turn(0.15 * wave(5, 0.1), 0.55 * wave(3, 0.3))
-    face = neck + turn(0.08 * weight, 0) @ (0, NECK, 0.03)
+    face = neck + head @ (0, NECK, 0.03)
+    together = 0.5 - 0.5 * wave(1, 0.25)  # of the arms: 0 at the ends of the clip, 1 in its middle
     joints = {"nose": face + head @ (0, 0, 0.11)}
     for side, name in ((1, "left"), (-1, "right")):
         joints[f"{name}_eye"] = face + head @ (side * 0.035, 0.045, 0.09)
         joints[f"{name}_ear"] = face + head @ (side * 0.08, 0.02, 0.0)
-        shoulder = joints[f"{name}_shoulder"] = neck + chest @ (side * HALF_SHOULDERS, 0, 0)
-        # an arm hangs at 0 and points up at pi; the two go together, then in turn
-        lift = 1.5 + 0.75 * wave(5, 0.25 * side) + 0.45 * wave(2, 0.15 + 0.1 * side)
-        bend = lift + 0.75 + 0.65 * wave(5, 0.25 * side - 0.12)
-        elbow = shoulder + chest @ (UPPER_ARM * np.array([side * np.sin(lift), -np.cos(lift), 0.0]))
-        wrist = elbow + chest @ (FOREARM * np.array([side * np.sin(bend), -np.cos(bend), 0.0]))
-        joints[f"{name}_elbow"], joints[f"{name}_wrist"] = elbow, wrist
+        arm = joints[f"{name}_shoulder"] = neck + chest @ (side * HALF_SHOULDERS, 0, 0)
+        lift = 1.65 + 0.9 * (together * wave(5, 0.1) + side * (1 - together) * wave(5, 0.2))
+        bend = lift + 0.7 + 0.6 * wave(5, 0.25 * side - 0.1)  # at 0 an arm hangs, at pi it points up
+        for joint, angle, bone in (("elbow", lift, UPPER_ARM), ("wrist", bend, FOREARM)):
+            arm = arm + chest @ (bone * side * np.sin(angle), -bone * np.cos(angle), 0)
+            joints[f"{name}_{joint}"] = arm
         hip = joints[f"{name}_hip"] = pelvis + hips @ (side * HALF_HIPS, 0, 0)
         step = max(0.0, -side * weight) ** 1.5  # the free foot rises, out to its side
-        ankle = np.array([side * (0.17 + 0.12 * step), 0.06 + 0.17 * step, -0.05 * step])
+        ankle = joints[f"{name}_ankle"] = np.array([side * (0.17 + 0.12 * step), 0.06 + 0.17 * step, 0])
         joints[f"{name}_knee"] = knee(hip, ankle, towards=np.array([side * 0.9, 0.0, 1.0]))
-        joints[f"{name}_ankle"] = ankle
     return joints
 
 
 def main() -> None:
     asset = Path(__file__).resolve().parents[1] / "fyp_jax" / "assets" / "poses" / "dance.json"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Write the project's own pose clip, a dancing figure.")
     parser.add_argument("--out", type=Path, default=asset, help="the .json to write (default: the asset)")
     parser.add_argument("--preview", type=Path, help=".png: every 5th frame; .gif: all, at 30 fps")
     args = parser.parse_args()
 
-    figures = [figure(i / FRAMES) for i in range(FRAMES)]
+    figures = map(figure, np.arange(FRAMES) / FRAMES)
     space = np.array([[joints[name] for name in JOINTS] for joints in figures])
     x, y = SIZE / 2 + PIXELS_A_METRE * space[..., 0], FLOOR - PIXELS_A_METRE * space[..., 1]
     people = np.stack([x.round(1), y.round(1), np.ones_like(x)], axis=-1)
     clip = {"width": SIZE, "height": SIZE, "fps": FPS, "frames": people[:, None].tolist()}
     args.out.write_text(json.dumps(clip, separators=(",", ":")) + "\n", encoding="utf-8")
-
     if args.preview:
         drawn = np.stack([draw_skeleton(person[None], SIZE, SIZE) for person in people])
         if args.preview.suffix == ".gif":

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageDraw
 
 from fyp_jax.media.video import (
@@ -103,7 +103,7 @@ def pose_path(name: str) -> Path:
 
 def load_pose(
     path: str | os.PathLike[str], *, frames: int, stride: int, start: int, height: int, width: int
-) -> Float32[np.ndarray, "f h w 3"]:
+) -> Float32[np.ndarray, "{frames} {height} {width} 3"]:
     """Frames start, start + stride, ... of a pose, scaled to cover height x width, cropped to the centre.
 
     Returns RGB in [0, 1]. `path` as `pose_path` gives it: a video, a folder of images in natural order
@@ -121,7 +121,9 @@ def load_pose(
     return clip.astype(np.float32) / 255
 
 
-def draw_skeleton(people: Float[np.ndarray, "p 17 3"], height: int, width: int) -> Picture:
+def draw_skeleton(
+    people: Float[np.ndarray, "p 17 3"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Draw persons (COCO joints, each x, y in pixels and confidence) as in the published skeleton videos.
 
     A joint with a confidence below 0.3 is not drawn, nor are its links.

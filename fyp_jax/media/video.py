@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def fit(frames: Clip, height: int, width: int) -> Clip:
+def fit(frames: Clip, height: int, width: int) -> UInt8[np.ndarray, "f {height} {width} 3"]:
     """Scale to cover height x width with the aspect kept, and crop to the centre."""
     h, w = frames.shape[1:3]
     if (h, w) == (height, width):
@@ -176,12 +176,12 @@ def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise MediaError(path, f"cannot be written ({_reason(error)})") from error
 
 
-def _check_clip(frames: Clip, fps: float) -> None:
+def _check_clip(frames: Clip, fps: int | float) -> None:
     if len(frames) == 0 or not fps > 0:
         raise ValueError(f"a clip needs frames and an fps above 0, got {len(frames)} frames at {fps} fps")
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Clip, fps: float) -> None:
+def write_mp4(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> None:
     """H.264 (crf 18, yuv420p, BT.709). Height and width must be even; fps is in frames a second."""
     _check_clip(frames, fps)
     height, width = frames.shape[1:3]
@@ -204,7 +204,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Clip, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def write_gif(path: str | os.PathLike[str], frames: Clip, fps: float) -> None:
+def write_gif(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> None:
     """Endless GIF, a palette of 256 colours for each frame; fps is in frames a second, 50 at most.
 
     Exactly the frames given are written: Pillow's own `save` merges a frame with an equal one before it.
@@ -219,9 +219,7 @@ def write_gif(path: str | os.PathLike[str], frames: Clip, fps: float) -> None:
         out.writelines(GifImagePlugin.getheader(images[0], info={"loop": 0})[0])
         for image, begin, end in zip(images, ends, ends[1:], strict=False):
             milliseconds = 10 * (end - begin)
-            out.writelines(
-                GifImagePlugin.getdata(image, duration=milliseconds, include_color_table=True, loop=0)
-            )
+            out.writelines(GifImagePlugin.getdata(image, duration=milliseconds, include_color_table=True))
         out.write(b";")
 
 
@@ -231,7 +229,7 @@ def write_png(path: str | os.PathLike[str], image: Picture) -> None:
         Image.fromarray(image).save(file, format="PNG")
 
 
-def contact_sheet(rows: Sequence[Clip]) -> Picture:
+def contact_sheet(rows: Sequence[UInt8[np.ndarray, "_ _ _ 3"]]) -> Picture:
     """Clips of one shape above each other, time from left to right, grey gaps.
 
     After 8 columns a new block begins below: 24 frames of poses and video are 3 blocks of 2 rows.
