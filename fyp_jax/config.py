@@ -1,0 +1,129 @@
+"""Typed configuration: dataclasses, filled from a YAML file and `a.b=c`; unknown keys and wrong types stop.
+
+A field's meaning is its `help`; `describe` lists them all for `--help`.
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fyp_jax.errors import UserError
+from fyp_jax.media.pose import PoseConfig
+
+Config = TypeVar("Config")
+
+LATENT_GRID = 64
+"""Height and width are multiples of this: 8 pixels a latent, halved three times in the UNet."""
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class SampleConfig:
+    """One run of sample.py."""
+
+    pretrained: str = _option("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
+    checkpoint: str | None = _option(None, "Orbax checkpoint with UNet and pose encoder")
+    random_weights: bool = _option(False, "draw all weights from the seed; of `pretrained` only sizes count")
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    prompt: list[str] = field(default_factory=list, metadata={"help": "one clip is made for each"})
+    negative_prompt: str = _option("", "what guidance leads away from")
+    seed: int = _option(0, "of the starting noise; the same for each prompt")
+    height: int = _option(512, f"pixels, a multiple of {LATENT_GRID}")
+    width: int = _option(512, f"pixels, a multiple of {LATENT_GRID}")
+    steps: int = _option(50, "DDIM steps")
+    guidance: float = _option(12.5, "how far the text leads away from the negative prompt; 1 is not at all")
+    eta: float = _option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
+    dtype: str = _option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
+    decode_frames: int = _option(4, "frames that the VAE decodes at a time; fewer need less memory")
+    fps: float = _option(8.0, "frames a second of the clips written")
+    out: str = _option("runs", "folder in which each run makes one of its own")
+
+    def check(self) -> None:
+        """Raise UserError for values that have the right type and make no clip."""
+        if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
+            raise UserError("the prompt is empty: give --prompt TEXT, or prompt in the config")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 1 or value % LATENT_GRID:
+                near = max(LATENT_GRID, round(value / LATENT_GRID) * LATENT_GRID)
+                raise UserError(f"{name}={value} is not a multiple of {LATENT_GRID}; {near} is the nearest")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta={self.eta} is not between 0 and 1")
+        if not 0 < self.fps <= 50:
+            raise UserError(f"fps={self.fps} is not between 0 and 50")
+        for name in ("decode_frames", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative")
+
+
+def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
+    """Defaults, then the YAML file, then `a.b=c` in order.
+
+    Raises UserError with the file or override: not YAML, an unknown key, a value of another type.
+    """
+    config = OmegaConf.structured(kind)
+    if not Path(file).is_file():
+        raise UserError(f"{file}: no such config file")
+    try:
+        config = OmegaConf.merge(config, OmegaConf.load(file))
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{file}: {_reason(kind, error)}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override!r} is not of the form a.b=c")
+        try:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise UserError(f"{override}: {_reason(kind, error)}") from error
+    try:
+        return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {_reason(kind, error)}") from error
+
+
+def save_config(config: Any, file: Path) -> None:
+    """Write a config so that `load_config` reads the same back."""
+    OmegaConf.save(OmegaConf.structured(config), file)
+
+
+def describe(kind: type, prefix: str = "") -> Iterator[str]:
+    """One line for each field: its key, its default and its meaning."""
+    for item in dataclasses.fields(kind):
+        key = prefix + item.name
+        if dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
+            yield from describe(item.type, key + ".")
+            continue
+        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # pyright: ignore
+        yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _keys(kind: type) -> list[str]:
+    return [line.split("=")[0].strip() for line in describe(kind)]
+
+
+def _reason(kind: type, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    key = getattr(error, "full_key", None)
+    if key and key not in _keys(kind) and not any(known.startswith(f"{key}.") for known in _keys(kind)):
+        near = difflib.get_close_matches(key, _keys(kind), n=1)
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{key}: {reason}" if key else reason

@@ -1,0 +1,129 @@
+"""A Stable Diffusion pipeline as diffusers lays it out: a folder, a Hub id, or one of our own sizes.
+
+    vae/ text_encoder/ unet/       config.json and weights
+    tokenizer/                     vocab.json, merges.txt
+    scheduler/                     scheduler_config.json
+"""
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from fyp_jax.convert.torch_files import ENDINGS, STEMS, WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like
+from fyp_jax.diffusion.schedule import ScheduleConfig
+from fyp_jax.errors import UserError
+from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.unet_config import UNet3DConfig
+
+# The VAE's attention has other names in the Flax model and in old PyTorch files than in new ones.
+VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+class PipelineFolder:
+    """Reads what a pipeline folder holds, part by part."""
+
+    def __init__(self, name: str, parts: tuple[str, ...] = ("vae", "text_encoder")):
+        """Find `name`, downloading the weights of `parts` if it is a Hub id. Raises UserError."""
+        self.name = name
+        self.path = _find(name, parts)
+
+    def json(self, part: str) -> dict[str, Any]:
+        """A part's configuration."""
+        file = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        try:
+            values = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.name}: not a diffusers pipeline folder ({error})") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: not a JSON object")
+        return values
+
+    def schedule(self) -> ScheduleConfig:
+        """The noise schedule that the model was trained with."""
+        return ScheduleConfig.from_json(self.json("scheduler"))
+
+    def unet_config(self) -> UNet3DConfig:
+        """Sizes of the UNet."""
+        return UNet3DConfig.from_json(self.json("unet"))
+
+    def frozen_models(self) -> FrozenModels:
+        """VAE, text encoder and tokenizer, without weights."""
+        return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer")
+
+    def frozen_params(self, models: FrozenModels) -> dict[str, Any]:
+        """Their float32 weights. Raises TreeMismatch where they do not fit the configuration."""
+        shapes = models.shapes()
+        vae = {_flax_vae_name(name): _flat_dense(name, value) for name, value in self._read("vae").items()}
+        text = {
+            name: value
+            for name, value in self._read("text_encoder").items()
+            if not name.endswith("position_ids")  # a constant that old files carry
+        }
+        return {
+            "vae": from_torch_like(vae, shapes["vae"], f"{self.name}, VAE"),
+            "text_encoder": from_torch_like(text, shapes["text_encoder"], f"{self.name}, text encoder"),
+        }
+
+    def unet_2d(self, seed: int) -> dict[str, Any]:
+        """The image UNet's weights, inflated: what it lacks for clips is drawn from `seed`."""
+        return from_torch_2d(self._read("unet"), self.unet_config(), seed)
+
+    def _read(self, part: str) -> dict[str, np.ndarray]:
+        return read_weights(find_weights(self.path / part))
+
+
+def _flax_vae_name(name: str) -> str:
+    for new, old in VAE_ATTENTION.items():
+        name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+    return name
+
+
+def _flat_dense(name: str, value: np.ndarray) -> np.ndarray:
+    """Older files hold the VAE's attention as 1x1 convolutions."""
+    return value[..., 0, 0] if ".attentions." in name and value.ndim == 4 else value
+
+
+def _find(name: str, parts: tuple[str, ...]) -> Path:
+    if os.path.isdir(name):
+        return Path(name)
+    own = Path(str(resources.files("fyp_jax").joinpath("assets", "models")))
+    if (own / name).is_dir() and Path(name).name == name:
+        return own / name
+    sizes = ", ".join(sorted(folder.name for folder in own.iterdir() if folder.is_dir()))
+    nowhere = f"{name}: no such folder, and no size of ours (we have: {sizes})"
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise UserError(nowhere)
+    return _download(name, parts, nowhere)
+
+
+def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
+    """The parts of a Hub repository that are needed, from the Hub or its local cache."""
+    configs = ["*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
+    try:
+        for ending in ENDINGS:
+            # One kind of file after the other: repositories hold each weight in many forms.
+            weights = [f"{part}/{stem}{ending}*" for part in parts for stem in STEMS]
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=configs + weights))
+            if all(_has_weights(folder / part) for part in parts):
+                return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{nowhere}; as a Hub id it cannot be had ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"offline, download it elsewhere with `hf download {hub_id}` and give the folder"
+        ) from error
+    raise WeightsError(f"{hub_id}: the repository has no weights for {', '.join(parts)}")
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        find_weights(folder)
+    except WeightsError:
+        return False
+    return True

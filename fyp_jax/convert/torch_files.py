@@ -1,0 +1,84 @@
+"""PyTorch weight files into named numpy arrays: safetensors without torch, `.bin` and `.pth` with it."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fyp_jax.errors import UserError
+
+# As diffusers and transformers name them; what stands first is taken.
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+
+
+class WeightsError(UserError):
+    """A weight file that is missing, damaged or refused; the message opens with its path."""
+
+
+def find_weights(folder: Path) -> Path:
+    """The weight file of one model's folder, or the index of its shards; safetensors and fp32 first."""
+    for ending in ENDINGS:
+        for stem in STEMS:
+            for name in (stem + ending, f"{stem}{ending}.index.json"):
+                if (folder / name).is_file():
+                    return folder / name
+    raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(ENDINGS)})")
+
+
+def read_weights(file: Path) -> dict[str, np.ndarray]:
+    """Arrays by PyTorch's names; floats of any width become float32, the rest is kept.
+
+    `file` is a `.safetensors`, a `.bin` or `.pth`, or the `.index.json` of shards beside it. Raises
+    WeightsError: no such file, damaged, a pickle that holds more than tensors, torch not installed.
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    if file.name.endswith(".index.json"):
+        try:
+            shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{file}: not an index of shards ({error!r})") from error
+        return {name: value for shard in shards for name, value in read_weights(file.parent / shard).items()}
+    if file.suffix == ".safetensors":
+        arrays = _read_safetensors(file)
+    elif file.suffix in {".bin", ".pth", ".pt"}:
+        arrays = _read_pickle(file)
+    else:
+        raise WeightsError(f"{file}: not a weight file (.safetensors, .bin, .pth)")
+    return {name: _float32(value) for name, value in arrays.items()}
+
+
+def _float32(value: np.ndarray) -> np.ndarray:
+    is_float = value.dtype.kind == "f" or value.dtype.name.startswith("bfloat")
+    return value.astype(np.float32, copy=False) if is_float else value
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def _read_pickle(file: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{file}: reading it needs torch: pip install -e '.[torch]', or convert it to safetensors"
+        ) from error
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{file}: damaged, or holds more than tensors, and was refused ({reason})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(f"{file}: not a state dict of named tensors")
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        for name, tensor in tensors.items()
+    }

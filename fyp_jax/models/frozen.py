@@ -1,0 +1,105 @@
+"""The models that are never trained here: VAE, CLIP text encoder and tokenizer of Stable Diffusion.
+
+The only module that imports diffusers and transformers, whose Flax models these are. What they do with axes
+and units ends here: outside, clips are b f h w c, pixels are in [-1, 1] and latents have unit variance.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffusers.models.vae_flax import FlaxAutoencoderKL
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
+
+from fyp_jax.errors import UserError
+from fyp_jax.types import Latents, Params, Text
+
+# Says at every call that diffusers 0.40 drops Flax; setup.py pins the last version that has it.
+logging.getLogger("diffusers.models.vae_flax").setLevel(logging.ERROR)
+
+Video = Float[Array, "b f H W 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrozenModels:
+    """Modules without their parameters, which each method takes as {"vae": ..., "text_encoder": ...}."""
+
+    vae: FlaxAutoencoderKL
+    text_encoder: FlaxCLIPTextModule
+    tokenizer: CLIPTokenizer
+
+    @classmethod
+    def build(
+        cls, vae_config: Mapping[str, Any], text_config: Mapping[str, Any], tokenizer_folder: Path
+    ) -> "FrozenModels":
+        """From the `config.json` of a VAE and of a text encoder, and a folder with a CLIP vocabulary."""
+        known = {field.name for field in dataclasses.fields(FlaxAutoencoderKL)} - {"parent", "name", "dtype"}
+        vae = FlaxAutoencoderKL(**{key: value for key, value in vae_config.items() if key in known})
+        text_encoder = FlaxCLIPTextModule(CLIPTextConfig(**text_config))
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{tokenizer_folder}: no CLIP tokenizer that opens ({error})") from error
+        return cls(vae, text_encoder, tokenizer)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels for one latent, in height and in width."""
+        return 2 ** (len(self.vae.block_out_channels) - 1)
+
+    @property
+    def text_width(self) -> int:
+        return self.text_encoder.config.hidden_size
+
+    def shapes(self) -> dict[str, Any]:
+        """Names and shapes of the parameters, without computing them."""
+        key = jax.random.key(0)
+        pixels = jnp.zeros((1, 3, self.downscale, self.downscale))
+        ids = jnp.zeros((1, 1), jnp.int32)
+        return {
+            "vae": jax.eval_shape(self.vae.init, key, pixels)["params"],
+            "text_encoder": jax.eval_shape(self.text_encoder.init, key, ids, ids, ids)["params"],
+        }
+
+    def tokenize(self, prompt: str) -> tuple[Int[np.ndarray, "1 l"], str]:
+        """Token ids, padded to the length that the text encoder was trained with, and the text cut off."""
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        kept = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
+        whole = self.tokenizer(prompt, verbose=False)["input_ids"]
+        # Both end with a token of their own.
+        cut = self.tokenizer.decode(whole[length - 1 : -1]) if len(whole) > length else ""
+        return np.asarray([kept], np.int32), cut
+
+    def encode_text(self, params: Params, ids: Int[Array, "b l"] | Int[np.ndarray, "b l"]) -> Text:
+        """Last hidden states, after the final LayerNorm; padding is attended to, as SD was trained."""
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        out = self.text_encoder.apply({"params": params["text_encoder"]}, ids, jnp.ones_like(ids), positions)
+        return out.last_hidden_state  # pyright: ignore[reportAttributeAccessIssue]
+
+    def encode_images(self, params: Params, video: Video, key: jax.Array | None = None) -> Latents:
+        """RGB in [-1, 1] -> latents times the scaling factor; a draw with a `key`, else their mean."""
+        images = rearrange(video, "b f h w c -> (b f) c h w")
+        posterior = self._vae(params, images, self.vae.encode).latent_dist
+        latents = posterior.mode() if key is None else posterior.sample(key)
+        return rearrange(latents, "(b f) h w c -> b f h w c", b=len(video)) * self.vae.scaling_factor
+
+    def decode_latents(self, params: Params, latents: Latents, chunk: int) -> Video:
+        """Latents times the scaling factor -> RGB, about in [-1, 1], `chunk` frames at a time."""
+
+        def decode(latent: Float[Array, "h w c"]) -> Float[Array, "3 H W"]:
+            return self._vae(params, latent[None], self.vae.decode).sample[0]
+
+        frames = rearrange(latents / self.vae.scaling_factor, "b f h w c -> (b f) h w c")
+        images = jax.lax.map(decode, frames, batch_size=min(chunk, len(frames)))
+        return rearrange(images, "(b f) c h w -> b f h w c", b=len(latents))
+
+    def _vae(self, params: Params, x: Array, method: Any) -> Any:
+        return self.vae.apply({"params": params["vae"]}, x, method=method)

@@ -1,0 +1,234 @@
+"""From a prompt and a pose clip to a video: text, pose features, DDIM, VAE."""
+
+import dataclasses
+import functools
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, UInt8
+from tqdm import tqdm
+
+from fyp_jax import trees
+from fyp_jax.checkpoint import inference_shapes, load_inference
+from fyp_jax.config import SampleConfig, save_config
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.diffusion import ddim
+from fyp_jax.diffusion.schedule import ScheduleConfig
+from fyp_jax.errors import UserError
+from fyp_jax.media.outputs import new_run_folder, write_clip
+from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.unet import UNet3D, UNet3DConfig
+from fyp_jax.types import Denoise, Latents, Params, Text
+from fyp_jax.versions import versions
+
+log = logging.getLogger(__name__)
+
+PoseFeatures = list[Float[Array, "b f _ _ _"]]
+
+
+def guided(
+    unet: UNet3D,
+    params: Params,
+    text: Text,
+    negative: Text,
+    pose_features: PoseFeatures | None,
+    guidance: float | Float[Array, ""],
+) -> Denoise:
+    """Classifier-free guidance (Ho and Salimans 2022): negative + guidance * (text - negative).
+
+    Both halves run as one batch and both see the pose: guidance acts on the text alone.
+    """
+    texts = jnp.concatenate([negative, text])
+    poses = None if pose_features is None else [jnp.concatenate([pose, pose]) for pose in pose_features]
+
+    def denoise(z: Latents, t: Int[Array, ""]) -> Latents:
+        both = jnp.concatenate([z, z])
+        prediction = unet.apply({"params": params}, both, jnp.broadcast_to(t, len(both)), texts, poses)
+        without, with_text = jnp.split(jnp.asarray(prediction, z.dtype), 2)
+        return without + guidance * (with_text - without)
+
+    return denoise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """The models of one pipeline without their weights, and its four compiled programs.
+
+    `params` is {"unet", "pose_encoder", "vae", "text_encoder"} throughout.
+    """
+
+    frozen: FrozenModels
+    schedule: ScheduleConfig
+    unet: UNet3D
+    pose_encoder: PoseEncoder
+
+    def __post_init__(self):
+        """Raises UserError where the UNet does not fit the VAE or the text encoder."""
+        config = self.unet.config
+        for what, ours, theirs in (
+            ("text width", config.cross_attention_dim, self.frozen.text_width),
+            ("latent channels", config.in_channels, self.frozen.vae.latent_channels),
+            ("pixels for one latent", DOWNSCALE, self.frozen.downscale),
+        ):
+            if ours != theirs:
+                raise UserError(f"the UNet does not fit the VAE and text encoder: {what} {ours} against {theirs}")
+
+    def __call__(
+        self,
+        params: Params,
+        prompt: str,
+        skeleton: Float32[np.ndarray, "f H W 3"],
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int = 50,
+        guidance: float = 12.5,
+        eta: float = 0.0,
+        decode_frames: int = 4,
+        on_step: Callable[[], Any] | None = None,
+    ) -> UInt8[np.ndarray, "f H W 3"]:
+        """A clip of the prompt that moves as the skeleton (RGB in [0, 1] on black) does; RGB in 0..255.
+
+        `on_step` is called on the host after each step; pass the same one again, or the loop is compiled
+        again. A prompt that is too long for the text encoder is cut, with a warning that says what went.
+        """
+        text = self.encode_text(params, self._tokenize(prompt))
+        negative = self.encode_text(params, self._tokenize(negative_prompt))
+        features = self.encode_pose(params, skeleton[None])
+        noise_key, step_key = jax.random.split(jax.random.key(seed))
+        frames, height, width, _ = skeleton.shape
+        shape = (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
+        noise = jax.random.normal(noise_key, shape)
+        latents = self.denoise(
+            params, noise, text, negative, features, guidance, step_key, steps=steps, eta=eta, on_step=on_step
+        )
+        return np.asarray(self.decode(params, latents, chunk=decode_frames)[0])
+
+    def _tokenize(self, prompt: str) -> Int[np.ndarray, "1 l"]:
+        ids, cut = self.frozen.tokenize(prompt)
+        if cut:
+            log.warning("the prompt is longer than %d tokens; this part is not seen: %r", ids.shape[1], cut)
+        return ids
+
+    @functools.partial(jax.jit, static_argnames=("self",))
+    def encode_text(self, params: Params, ids: Int[Array, "b l"]) -> Text:
+        return self.frozen.encode_text(params, ids)
+
+    @functools.partial(jax.jit, static_argnames=("self",))
+    def encode_pose(self, params: Params, skeleton: Float[Array, "b f H W 3"]) -> PoseFeatures:
+        """Once a clip: the maps do not depend on the timestep."""
+        return self.pose_encoder.apply({"params": params["pose_encoder"]}, skeleton)  # pyright: ignore
+
+    @functools.partial(jax.jit, static_argnames=("self", "steps", "eta", "on_step"))
+    def denoise(
+        self,
+        params: Params,
+        noise: Latents,
+        text: Text,
+        negative: Text,
+        features: PoseFeatures,
+        guidance: Float[Array, ""],
+        key: Array,
+        *,
+        steps: int,
+        eta: float,
+        on_step: Callable[[], Any] | None,
+    ) -> Latents:
+        """All steps as one program."""
+        denoise = guided(self.unet, params["unet"], text, negative, features, guidance)
+        return ddim.sample(denoise, noise, steps, self.schedule, eta, key, on_step)
+
+    @functools.partial(jax.jit, static_argnames=("self", "chunk"))
+    def decode(self, params: Params, latents: Latents, *, chunk: int) -> UInt8[Array, "b f H W 3"]:
+        video = self.frozen.decode_latents(params, latents, chunk)
+        return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
+    """Models and weights of a config, and a record of the weights for whoever repeats the run.
+
+    Raises UserError where weights are missing, cannot be read, or do not fit each other.
+    """
+    folder = PipelineFolder(config.pretrained, parts=() if config.random_weights else ("vae", "text_encoder"))
+    frozen = folder.frozen_models()
+    dtype = jnp.dtype(config.dtype)
+
+    def build(unet_config: UNet3DConfig) -> Sampler:
+        models = UNet3D(unet_config, dtype), PoseEncoder(unet_config, dtype)
+        return Sampler(frozen, folder.schedule(), *models)
+
+    if config.random_weights:
+        sampler, origin = build(folder.unet_config()), {"random_from_seed": config.seed}
+        drawn = random_params(inference_shapes(sampler.unet.config) | frozen.shapes(), config.seed)
+        params = drawn | {part: _cast(drawn[part], dtype) for part in ("unet", "pose_encoder")}
+    elif config.checkpoint is None:
+        raise UserError(
+            "no trained weights: give checkpoint=FOLDER (scripts/import_pytorch.py makes one), "
+            "or random_weights=true for a first look"
+        )
+    else:
+        unet_config, trained, origin = load_inference(Path(config.checkpoint), dtype)
+        sampler = build(unet_config)
+        params = trained | folder.frozen_params(frozen)
+    params = jax.tree.map(jnp.asarray, params)
+    record = {
+        "pretrained": config.pretrained,
+        "checkpoint": config.checkpoint,
+        "origin": origin,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "crc32": checksum(params),
+    }
+    return sampler, params, record
+
+
+def checksum(params: Params) -> int:
+    """CRC-32 of all arrays, in the order of their paths."""
+    crc = 0
+    for _, leaf in sorted(trees.flatten(params).items()):
+        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).reshape(-1), crc)
+    return crc
+
+
+def _cast(tree: Params, dtype: jnp.dtype) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def sample_to_files(config: SampleConfig) -> Iterator[Path]:
+    """Make the clips of a config, one for each prompt, in a new folder below `config.out`.
+
+    Yields the mp4 of each when its four files are written. Raises UserError as its parts do.
+    """
+    pose_file = pose_path(config.pose.path)
+    frames = {name: getattr(config.pose, name) for name in ("frames", "stride", "start")}
+    poses = load_pose(pose_file, **frames, height=config.height, width=config.width)
+    sampler, params, weights = load_sampler(config)
+    folder = new_run_folder(Path(config.out))
+    save_config(config, folder / "config.yaml")
+    record = {"weights": weights, "versions": versions(), "config": dataclasses.asdict(config)}
+    with tqdm(total=config.steps * len(config.prompt), unit="step") as bar:
+        for number, prompt in enumerate(config.prompt):
+            bar.set_description(prompt[:32])
+            video = sampler(
+                params,
+                prompt,
+                poses,
+                negative_prompt=config.negative_prompt,
+                seed=config.seed,
+                steps=config.steps,
+                guidance=config.guidance,
+                eta=config.eta,
+                decode_frames=config.decode_frames,
+                on_step=bar.update,
+            )
+            yield write_clip(
+                folder, number, prompt, video, poses, config.fps, {"prompt": prompt, "seed": config.seed} | record
+            )

@@ -1,0 +1,53 @@
+"""Make clips from prompts and a pose sequence: python sample.py --pose FILE --prompt TEXT."""
+
+import argparse
+import dataclasses
+import logging
+import re
+import sys
+from pathlib import Path
+
+from fyp_jax.config import SampleConfig, describe, load_config, save_config
+from fyp_jax.errors import exit_status
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini" / "sample.yaml"
+OVERRIDE = re.compile(r"[a-z_.]+=\S*")
+
+
+def parse(argv: list[str]) -> SampleConfig:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="config fields, with their defaults:\n" + "\n".join(describe(SampleConfig)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="YAML (default: %(default)s)")
+    parser.add_argument("--pose", metavar="FILE", help="as pose.path=FILE")
+    parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="one clip is made for each")
+    parser.add_argument("--out", metavar="DIR", help="as out=DIR")
+    parser.add_argument("--seed", metavar="N", help="as seed=N")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
+    args = parser.parse_args(argv)
+    # argparse gives all words behind --prompt to it, overrides among them.
+    prompts = [text for text in args.prompt or [] if not OVERRIDE.fullmatch(text)]
+    overrides = args.overrides + [text for text in args.prompt or [] if OVERRIDE.fullmatch(text)]
+    flags = {"pose.path": args.pose, "out": args.out, "seed": args.seed}
+    overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    config = load_config(SampleConfig, args.config, overrides)
+    config = dataclasses.replace(config, prompt=prompts) if args.prompt else config
+    config.check()
+    return config
+
+
+def main() -> None:
+    config = parse(sys.argv[1:])
+    if config.random_weights:
+        print("The weights are random: this clip shows that everything runs, not what a trained model makes.")
+    from fyp_jax.sampling import sample_to_files  # after the arguments are known to be good: it takes seconds
+
+    for clip in sample_to_files(config):
+        print(clip)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    sys.exit(exit_status(main))
