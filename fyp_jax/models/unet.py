@@ -20,7 +20,7 @@ def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Fl
     """Sinusoids of periods 2 pi to 20000 pi, cosines first (Ho et al. 2020, no frequency shift)."""
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

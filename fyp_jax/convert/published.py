@@ -1,0 +1,48 @@
+"""Published Follow Your Pose checkpoints: a video UNet and its pose encoder, in one file or two."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_names import POSE_PREFIX, from_torch
+from fyp_jax.models.unet_config import UNet3DConfig
+
+log = logging.getLogger(__name__)
+
+POSE_FILES = ("pose_encoder.safetensors", "pose_encoder.pth")
+
+
+def read_published(folder: Path | None, pose_file: Path | None, config: UNet3DConfig) -> dict[str, Any]:
+    """{"unet": ..., "pose_encoder": ...}, as far as the files have them, checked against `config`.
+
+    `folder` is a `checkpoint-N`; the pose encoder is `pose_file`, else
+    the `pose_encoder.pth` in the folder or beside it, else what the UNet's file holds of it. A pose encoder
+    of its own wins over the one in the UNet's file, as in the published sampling. Raises WeightsError and
+    TreeMismatch.
+    """
+    state_dict: dict[str, np.ndarray] = {}
+    if folder is not None:
+        if not folder.is_dir():
+            raise WeightsError(f"{folder}: no such folder")
+        state_dict = read_weights(find_weights(folder))
+        beside = [place / name for place in (folder, folder.parent) for name in POSE_FILES]
+        pose_file = pose_file or next((file for file in beside if file.is_file()), None)
+        if pose_file is None and not any(name.startswith(POSE_PREFIX) for name in state_dict):
+            raise WeightsError(f"{folder}: no pose encoder, neither in the UNet's file nor as {POSE_FILES[-1]}")
+    if pose_file is not None:
+        pose = {POSE_PREFIX + name.removeprefix(POSE_PREFIX): value for name, value in read_weights(pose_file).items()}
+        state_dict = _replace_pose(state_dict, pose, pose_file)
+    return from_torch(state_dict, config) if state_dict else {}
+
+
+def _replace_pose(
+    state_dict: Mapping[str, np.ndarray], pose: Mapping[str, np.ndarray], pose_file: Path
+) -> dict[str, np.ndarray]:
+    inside = {name: value for name, value in state_dict.items() if name.startswith(POSE_PREFIX)}
+    if inside and any(not np.array_equal(inside[name], pose.get(name)) for name in inside):
+        log.warning("the UNet's file holds another pose encoder than %s, which is taken", pose_file)
+    return {name: value for name, value in state_dict.items() if name not in inside} | dict(pose)

@@ -1,0 +1,54 @@
+"""PyTorch weights into an Orbax checkpoint that sample.py takes.
+
+From a Stable Diffusion pipeline (folder or Hub id), its image UNet inflated to clips:
+    python scripts/import_pytorch.py --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/sd14
+From a published Follow Your Pose checkpoint (pytorch_model.bin, and pose_encoder.pth in it or beside it):
+    python scripts/import_pytorch.py --checkpoint followyourpose/checkpoint-1000 \\
+        --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/follow_your_pose
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import jax
+
+from fyp_jax.checkpoint import save_inference
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.published import read_published
+from fyp_jax.errors import exit_status
+from fyp_jax.models.pose_encoder import init_pose_encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, metavar="NAME", help="folder or Hub id; has the UNet's sizes")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="published checkpoint; without it, inflate")
+    parser.add_argument("--pose-encoder", type=Path, metavar="FILE", help="pose_encoder.pth, wherever it is")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new Orbax checkpoint")
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="its step number (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of parameters that start fresh")
+    args = parser.parse_args()
+
+    origin = {key: None if value is None else str(value) for key, value in vars(args).items() if key != "out"}
+    if args.checkpoint is None:
+        folder = PipelineFolder(args.pipeline, parts=("unet",))
+        config = folder.unet_config()
+        params = {"unet": folder.unet_2d(args.seed)}
+        if args.pose_encoder is None:
+            print("The pose encoder starts fresh: its maps are 0 until it is trained.")
+    else:
+        config = PipelineFolder(args.pipeline, parts=()).unet_config()
+        params = {}
+    params |= read_published(args.checkpoint, args.pose_encoder, config)
+    if "pose_encoder" not in params:
+        params["pose_encoder"] = init_pose_encoder(config, jax.random.key(args.seed))
+    save_inference(args.out, args.step, config, params, origin)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{args.out}: step {args.step}, {count / 1e6:.1f} M parameters")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    sys.exit(exit_status(main))
