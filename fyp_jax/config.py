@@ -81,7 +81,7 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
         raise UserError(f"{file}: no such config file")
     try:
         config = OmegaConf.merge(config, OmegaConf.load(file))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:
         if "=" not in override:

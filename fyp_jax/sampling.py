@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,10 @@ from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
-from fyp_jax.types import Denoise, Latents, Params, Text
+from fyp_jax.types import Denoise, Latents, Maps, Params, Text
 from fyp_jax.versions import versions
 
 log = logging.getLogger(__name__)
-
-PoseFeatures = list[Float[Array, "b f _ _ _"]]
 
 
 def guided(
@@ -40,7 +38,7 @@ def guided(
     params: Params,
     text: Text,
     negative: Text,
-    pose_features: PoseFeatures | None,
+    pose_features: Sequence[Maps] | None,
     guidance: float | Float[Array, ""],
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): negative + guidance * (text - negative).
@@ -124,7 +122,7 @@ class Sampler:
         return self.frozen.encode_text(params, ids)
 
     @functools.partial(jax.jit, static_argnames=("self",))
-    def encode_pose(self, params: Params, skeleton: Float[Array, "b f H W 3"]) -> PoseFeatures:
+    def encode_pose(self, params: Params, skeleton: Float[Array, "b f H W 3"]) -> list[Maps]:
         """Once a clip: the maps do not depend on the timestep."""
         return self.pose_encoder.apply({"params": params["pose_encoder"]}, skeleton)  # pyright: ignore
 
@@ -135,7 +133,7 @@ class Sampler:
         noise: Latents,
         text: Text,
         negative: Text,
-        features: PoseFeatures,
+        features: Sequence[Maps],
         guidance: Float[Array, ""],
         key: Array,
         *,
@@ -211,6 +209,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     frames = {name: getattr(config.pose, name) for name in ("frames", "stride", "start")}
     poses = load_pose(pose_file, **frames, height=config.height, width=config.width)
     sampler, params, weights = load_sampler(config)
+    sampler.schedule.timesteps(config.steps)  # a number of steps that does not fit is told before the folder is made
     folder = new_run_folder(Path(config.out))
     save_config(config, folder / "config.yaml")
     record = {"weights": weights, "versions": versions(), "config": dataclasses.asdict(config)}

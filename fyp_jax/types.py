@@ -15,6 +15,9 @@ Params = Mapping[str, Any]
 Latents = Float[Array, "b f h w c"]
 """VAE latents times the VAE's scaling factor, so that they have about unit variance."""
 
+Maps = Float[Array, "b f _ _ _"]
+"""Feature maps of a clip at some level of a network: height, width and channels are the level's."""
+
 Text = Float[Array, "b l d"]
 """Last hidden states of the text encoder."""
 

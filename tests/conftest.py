@@ -2,19 +2,23 @@
 
 import json
 import os
+import shutil
 import zlib
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Most of a test's time is compilation: small programs do not need the best code.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 from jaxtyping import install_import_hook
 
-with install_import_hook("fyp_jax", "beartype.beartype"):
-    import fyp_jax  # noqa: F401
+install_import_hook("fyp_jax", "beartype.beartype")  # before the first import of fyp_jax, and left in place
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -57,10 +61,10 @@ class Oracle(NamedTuple):
     config: UNet3DConfig
     state_dict: dict[str, np.ndarray]
     params: dict[str, Any]
-    latents: np.ndarray
-    text: np.ndarray
-    uncond: np.ndarray
-    skeleton: np.ndarray
+    latents: jax.Array
+    text: jax.Array
+    uncond: jax.Array
+    skeleton: jax.Array
     arrays: dict[str, np.ndarray]
 
 
@@ -75,9 +79,63 @@ def oracle() -> Oracle:
             config,
             state_dict,
             from_torch(state_dict, config),
-            channels_last(tagged("small/sample", (1, 4, 3, 8, 8))),
-            tagged("small/text", (1, 7, 32)),
-            tagged("small/uncond", (1, 7, 32)),
-            skeleton.astype(np.float32).transpose(0, 1, 3, 4, 2),
+            jnp.asarray(channels_last(tagged("small/sample", (1, 4, 3, 8, 8)))),
+            jnp.asarray(tagged("small/text", (1, 7, 32))),
+            jnp.asarray(tagged("small/uncond", (1, 7, 32))),
+            jnp.asarray(skeleton.astype(np.float32).transpose(0, 1, 3, 4, 2)),
             dict(arrays),
         )
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion of random weights, written by PyTorch's diffusers and transformers."""
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    levels = 4  # three halvings: 8 pixels for one latent
+    folder = tmp_path_factory.mktemp("pipeline")
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=[16, 16, 32, 32],
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=0.13,
+    )
+    text_config = CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=[32, 64, 64, 64],
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    for part, model in (("vae", vae), ("text_encoder", CLIPTextModel(text_config)), ("unet", unet)):
+        fill_torch(model)
+        model.save_pretrained(folder / part)
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, skip_prk_steps=True
+    ).save_pretrained(folder / "scheduler")
+    tokenizer = resources.files("fyp_jax").joinpath("assets", "models", "mini", "tokenizer")
+    shutil.copytree(str(tokenizer), folder / "tokenizer")
+    return folder
+
+
+def fill_torch(model: Any) -> None:
+    """Numbers for a PyTorch module with which no layer, bias or normalisation is at its default."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(synthesise(name, tuple(parameter.shape))))

@@ -24,7 +24,8 @@ def assert_close(ours: jax.Array, theirs: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def pose_features(oracle: Oracle) -> list[jax.Array]:
-    return PoseEncoder(oracle.config).apply({"params": oracle.params["pose_encoder"]}, oracle.skeleton)
+    apply = jax.jit(PoseEncoder(oracle.config).apply)
+    return apply({"params": oracle.params["pose_encoder"]}, oracle.skeleton)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_noise_prediction_with_pose(oracle: Oracle, intermediates: tuple[jax.Arr
 
 def test_noise_prediction_without_pose(oracle: Oracle):
     unet = UNet3D(oracle.config)
-    eps = unet.apply({"params": oracle.params["unet"]}, oracle.latents, jnp.array([501]), oracle.text)
+    eps = jax.jit(unet.apply)({"params": oracle.params["unet"]}, oracle.latents, jnp.array([501]), oracle.text)
     assert_close(eps, channels_last(oracle.arrays["eps_no_pose"]))
 
 
@@ -98,6 +99,6 @@ def test_inversion(oracle: Oracle):
 
 
 def test_add_noise(oracle: Oracle):
-    noise = channels_last(tagged("small/noise", (1, 4, 3, 8, 8)))
+    noise = jnp.asarray(channels_last(tagged("small/noise", (1, 4, 3, 8, 8))))
     noisy = add_noise(oracle.latents, noise, jnp.array([501]), ScheduleConfig())
     assert_close(noisy, channels_last(oracle.arrays["noisy"]))

@@ -15,7 +15,7 @@ import huggingface_hub
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from fyp_jax.convert.torch_files import ENDINGS, STEMS, WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, read_weights
 from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
@@ -107,9 +107,9 @@ def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
     """The parts of a Hub repository that are needed, from the Hub or its local cache."""
     configs = ["*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
     try:
-        for ending in ENDINGS:
-            # One kind of file after the other: repositories hold each weight in many forms.
-            weights = [f"{part}/{stem}{ending}*" for part in parts for stem in STEMS]
+        for form in FORMS:
+            # One after the other: repositories hold each weight in several.
+            weights = [f"{part}/{name}" for part in parts for name in form.files + form.shards]
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=configs + weights))
             if all(_has_weights(folder / part) for part in parts):
                 return folder

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -11,7 +12,27 @@ from fyp_jax.errors import UserError
 
 # As diffusers and transformers name them; what stands first is taken.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+
+
+class Form(NamedTuple):
+    """A form in which repositories hold a model's weights; a model is whole in one form or another."""
+
+    ending: str
+    variant: str = ""
+
+    @property
+    def files(self) -> list[str]:
+        """The names of what can be read: one file, or the index of its shards."""
+        index = f"{self.ending}.index{self.variant}.json"
+        return [name for stem in STEMS for name in (stem + self.variant + self.ending, stem + index)]
+
+    @property
+    def shards(self) -> list[str]:
+        """Patterns of what an index names."""
+        return [f"{stem}{self.variant}-?????-of-?????{self.ending}" for stem in STEMS]
+
+
+FORMS = (Form(".safetensors"), Form(".bin"), Form(".safetensors", ".fp16"), Form(".bin", ".fp16"))
 
 
 class WeightsError(UserError):
@@ -20,28 +41,29 @@ class WeightsError(UserError):
 
 def find_weights(folder: Path) -> Path:
     """The weight file of one model's folder, or the index of its shards; safetensors and fp32 first."""
-    for ending in ENDINGS:
-        for stem in STEMS:
-            for name in (stem + ending, f"{stem}{ending}.index.json"):
-                if (folder / name).is_file():
-                    return folder / name
-    raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(ENDINGS)})")
+    for form in FORMS:
+        for name in form.files:
+            if (folder / name).is_file():
+                return folder / name
+    endings = (form.variant + form.ending for form in FORMS)
+    raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(endings)})")
 
 
 def read_weights(file: Path) -> dict[str, np.ndarray]:
     """Arrays by PyTorch's names; floats of any width become float32, the rest is kept.
 
-    `file` is a `.safetensors`, a `.bin` or `.pth`, or the `.index.json` of shards beside it. Raises
+    `file` is a `.safetensors`, a `.bin` or `.pth`, or the `.json` index of shards beside it. Raises
     WeightsError: no such file, damaged, a pickle that holds more than tensors, torch not installed.
     """
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
-    if file.name.endswith(".index.json"):
+    if file.suffix == ".json":
         try:
-            shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+            names = set(json.loads(file.read_text())["weight_map"].values())
+            shards = sorted(file.parent / name for name in names)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(f"{file}: not an index of shards ({error!r})") from error
-        return {name: value for shard in shards for name, value in read_weights(file.parent / shard).items()}
+        return {name: value for shard in shards for name, value in read_weights(shard).items()}
     if file.suffix == ".safetensors":
         arrays = _read_safetensors(file)
     elif file.suffix in {".bin", ".pth", ".pt"}:
@@ -79,6 +101,6 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{file}: not a state dict of named tensors")
     return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in tensors.items()
     }

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 from fyp_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from fyp_jax.models.transformer import Transformer
 from fyp_jax.models.unet_config import UNet3DConfig
-from fyp_jax.types import Text
+from fyp_jax.types import Maps, Text
 
-Features = Float[Array, "b f h w c"]
 Time = Float[Array, "b t"]
 
 
@@ -35,8 +34,8 @@ class DownBlock(nn.Module):
             self.downsamplers = [Downsample(self.width, self.dtype)]
 
     def __call__(
-        self, x: Features, time: Time, text: Text, pose: Features | None
-    ) -> tuple[Features, list[Features]]:
+        self, x: Maps, time: Time, text: Text, pose: Maps | None
+    ) -> tuple[Maps, list[Maps]]:
         """Also gives the skips, one a layer and one behind the downsampler; `pose` joins the last layer's."""
         skips = []
         for i, resnet in enumerate(self.resnets):
@@ -64,7 +63,7 @@ class MidBlock(nn.Module):
         self.resnets = [ResnetBlock(self.config, self.width, self.dtype) for _ in range(2)]
         self.attentions = [Transformer(self.config, self.heads, self.width, self.dtype)]
 
-    def __call__(self, x: Features, time: Time, text: Text) -> Features:
+    def __call__(self, x: Maps, time: Time, text: Text) -> Maps:
         x = self.resnets[0](x, time)
         x = self.attentions[0](x, text)
         return self.resnets[1](x, time)
@@ -87,7 +86,7 @@ class UpBlock(nn.Module):
         if not self.last:
             self.upsamplers = [Upsample(self.width, self.dtype)]
 
-    def __call__(self, x: Features, skips: list[Features], time: Time, text: Text) -> Features:
+    def __call__(self, x: Maps, skips: list[Maps], time: Time, text: Text) -> Maps:
         """Takes its skips from the end of `skips`, so that the list is empty behind the last block."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), time)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from fyp_jax.models.resnet import conv3x3
 from fyp_jax.models.unet_config import UNet3DConfig
+from fyp_jax.types import Maps
 
 DOWNSCALE = 8
 """Pixels of a skeleton for one latent, in height and in width."""
@@ -54,7 +55,7 @@ class PoseEncoder(nn.Module):
             for i in range(2)
         ]
 
-    def __call__(self, skeleton: Float[Array, "b f H W 3"]) -> list[Float[Array, "b f _ _ _"]]:
+    def __call__(self, skeleton: Float[Array, "b f H W 3"]) -> list[Maps]:
         """RGB skeleton in [0, 1] on black -> maps of height H/8, H/16, ...
 
         H and W are multiples of 8 times 2 for each level but the first.

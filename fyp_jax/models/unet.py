@@ -1,5 +1,6 @@
 """The denoising UNet for clips: Stable Diffusion's, inflated in time (Follow Your Pose, section 3.2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
 from fyp_jax.models.resnet import clip_norm, conv3x3
 from fyp_jax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet3DConfig
-from fyp_jax.types import Latents, Text
+from fyp_jax.types import Latents, Maps, Text
 
 __all__ = ["UNet3D", "UNet3DConfig", "init_unet", "timestep_embedding", "unet_shapes"]
 
@@ -64,7 +65,7 @@ class UNet3D(nn.Module):
         latents: Latents,
         t: Int[Array, "b"],
         text: Text,
-        pose_features: tuple[Float[Array, "b f _ _ _"], ...] | list[Float[Array, "b f _ _ _"]] | None = None,
+        pose_features: Sequence[Maps] | None = None,
     ) -> Latents:
         """Noise in `latents` at training timesteps `t` (0 to 999), in this module's `dtype`.
 

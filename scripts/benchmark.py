@@ -1,0 +1,103 @@
+"""One denoise step beside PyTorch diffusers' image UNet on the same frames, and what limits it.
+
+    python scripts/benchmark.py
+
+All in one run, in turns, since shared machines drift; quote ratios. Needs the `torch` extra.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from diffusers import UNet2DConditionModel
+
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.flops import Product, count_products
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.unet import UNet3D, unet_shapes
+
+MATRIX = 4096
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def convolution_pair(product: Product) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The same 3x3 convolution in XLA and in PyTorch, each in its own layout."""
+    frames, height, width, inputs = product.left
+    x, w = jnp.ones(product.left), jnp.ones(product.right)
+    run = jax.jit(
+        lambda x, w: jax.lax.conv_general_dilated(
+            x, w, product.strides, [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    )
+    tx, tw = torch.ones(frames, inputs, height, width), torch.ones(product.right[3], inputs, 3, 3)
+    stride = product.strides[0]
+    return lambda: run(x, w), lambda: torch.nn.functional.conv2d(tx, tw, stride=stride, padding=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="sd14", choices=["sd14", "mini"])
+    parser.add_argument("--clips", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
+    parser.add_argument("--runs", type=int, default=5, help="turns; each figure is the median")
+    args = parser.parse_args()
+
+    folder = PipelineFolder(args.size, parts=())
+    config, frames = folder.unet_config(), args.clips * args.frames
+    params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
+    latents = jax.random.normal(jax.random.key(0), (args.clips, args.frames, args.side, args.side, 4))
+    text = jax.random.normal(jax.random.key(1), (args.clips, 77, config.cross_attention_dim))
+    t = jnp.full(args.clips, 501)
+
+    def denoise(params: Any, latents: jax.Array) -> jax.Array:
+        return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
+
+    ours = jax.jit(denoise)
+    theirs = UNet2DConditionModel.from_config(folder.json("unet")).eval()
+    images, words = torch.randn(frames, 4, args.side, args.side), torch.randn(frames, *text.shape[1:])
+    square = jnp.ones((MATRIX, MATRIX))
+    products = count_products(denoise, params, latents)
+    convolutions = {p: n for p, n in products.items() if p.right[:2] == (3, 3)}
+    pairs = [(times, *convolution_pair(product)) for product, times in convolutions.items()]
+    turns = {
+        "step": lambda: ours(params, latents),
+        "torch": lambda: theirs(images, 501, words),
+        "matrix": lambda: square @ square,
+    }
+    with torch.no_grad():
+        for function in turns.values():
+            seconds(function)  # compiles, allocates
+        took = {name: [] for name in turns}
+        for _ in range(args.runs):
+            for name, function in turns.items():
+                took[name].append(seconds(function))
+        conv = [sum(n * min(seconds(pair[i]) for _ in range(3)) for n, *pair in pairs) for i in range(2)]
+
+    step, torch_step, matrix = (statistics.median(took[name]) for name in turns)
+    ratios = [a / b for a, b in zip(took["step"], took["torch"], strict=True)]
+    flops, peak = sum(p.flops * n for p, n in products.items()), 2 * MATRIX**3 / matrix
+    conv_flops = sum(p.flops * n for p, n in convolutions.items())
+    print(f"{config.block_out_channels}, {args.clips} x {args.frames} frames, {args.side}x{args.side} latents")
+    print(f"one denoise step                   {step:8.2f} s  (compiled, float32, {jax.default_backend()})")
+    print(f"PyTorch diffusers' image UNet      {torch_step:8.2f} s  ({torch.get_num_threads()} threads)")
+    print(f"ratio                              {statistics.median(ratios):8.2f}    ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"FLOPs of our step                  {flops / 1e12:8.3f} T ({conv_flops / flops:.0%} in 3x3 convolutions)")
+    print(f"matrix product, {MATRIX}^3             {peak / 1e9:8.0f} GFLOP/s")
+    print(f"our step                           {flops / step / 1e9:8.0f} GFLOP/s, {flops / step / peak:.0%} of that")
+    print(f"our 3x3 convolutions alone, XLA    {conv[0]:8.2f} s  {conv_flops / conv[0] / 1e9:.0f} GFLOP/s")
+    print(f"the same convolutions, PyTorch     {conv[1]:8.2f} s  {conv_flops / conv[1] / 1e9:.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

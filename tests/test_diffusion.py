@@ -1,0 +1,128 @@
+"""DDIM against its equations and against diffusers' PyTorch schedulers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fyp_jax.diffusion import ddim
+from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise
+from fyp_jax.errors import UserError
+
+SHAPE = (1, 2, 4, 4, 3)
+SCHEDULE = ScheduleConfig()
+
+
+def normal(seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), SHAPE)
+
+
+def linear_model(z: jax.Array, t: jax.Array) -> jax.Array:
+    """Any smooth function of the latents and the timestep will do as a model."""
+    return 0.3 * z + 0.1 * jnp.sin(z + t / 100.0)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 50])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_sampling_is_that_of_diffusers(steps: int, kind: str, to_one: bool):
+    torch = pytest.importorskip("torch")
+    from diffusers import DDIMScheduler
+
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    scheduler = DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=to_one, prediction_type=kind)
+    scheduler.set_timesteps(steps)
+    z = torch.tensor(np.asarray(normal(0)))
+    for t in scheduler.timesteps:
+        model = torch.tensor(np.asarray(linear_model(jnp.asarray(z.numpy()), jnp.int32(int(t)))))
+        z = scheduler.step(model, t, z).prev_sample
+    schedule = ScheduleConfig.from_json(dict(scheduler.config))
+    assert schedule.prediction_type == kind
+    ours = ddim.sample(linear_model, normal(0), steps, schedule)
+    np.testing.assert_allclose(ours, z.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_perfect_model_finds_the_clip(kind: str, eta: float):
+    """If the model knows z_0, every path ends there (up to the noise left at training timestep 0)."""
+    z0 = normal(0)
+    schedule = ScheduleConfig(prediction_type=kind, set_alpha_to_one=True)
+    alphas = jnp.asarray(schedule.alphas())
+
+    def knows(z: jax.Array, t: jax.Array) -> jax.Array:
+        signal, noise = jnp.sqrt(alphas[t]), jnp.sqrt(1 - alphas[t])
+        eps = (z - signal * z0) / noise
+        return eps if kind == "epsilon" else signal * eps - noise * z0
+
+    found = ddim.sample(knows, normal(1), 20, schedule, eta, jax.random.key(2))
+    np.testing.assert_allclose(found, z0, atol=1e-3)
+
+
+def test_inversion_is_undone_by_sampling():
+    """The mirror is exact as steps grow; at 500 the way back is within a percent."""
+    z0 = normal(0)
+    noise = ddim.invert(linear_model, z0, 500, SCHEDULE)
+    back = ddim.sample(linear_model, noise, 500, SCHEDULE)
+    assert jnp.abs(noise - z0).max() > 0.1
+    assert jnp.abs(back - z0).max() < 0.01 * jnp.abs(z0).max() + 0.01
+
+
+def test_eta_draws_noise_of_the_right_size():
+    """With eta 1, a model that sees no noise leaves sigma of eq. 16 behind at each step."""
+    moves = ddim.sampling_moves(SCHEDULE, 1)
+    shape = (1, 8, 32, 32, 4)
+    z = ddim.sample(lambda z, t: jnp.zeros_like(z), jnp.zeros(shape), 1, SCHEDULE, 1.0, jax.random.key(0))
+    sigma2 = (1 - moves.alpha_next) / (1 - moves.alpha) * (1 - moves.alpha / moves.alpha_next)
+    assert float(z.std()) == pytest.approx(float(sigma2[0] ** 0.5), rel=0.02)
+
+
+def test_eta_depends_on_the_key_and_needs_one():
+    once, again, other = (
+        ddim.sample(linear_model, normal(0), 3, SCHEDULE, 0.5, jax.random.key(k)) for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert jnp.abs(once - other).max() > 1e-3
+    with pytest.raises(ValueError, match="eta=0.5"):
+        ddim.sample(linear_model, normal(0), 3, SCHEDULE, 0.5)
+
+
+def test_each_step_is_told():
+    told = []
+    z = jax.jit(lambda z: ddim.sample(linear_model, z, 7, SCHEDULE, on_step=lambda: told.append(1)))(normal(0))
+    z.block_until_ready()
+    jax.effects_barrier()
+    assert len(told) == 7
+
+
+def test_the_loop_is_one_scan():
+    """Its program does not grow with the number of steps."""
+    sizes = [
+        len(jax.jit(lambda z, n=n: ddim.sample(linear_model, z, n, SCHEDULE)).lower(normal(0)).as_text())
+        for n in (5, 50)
+    ]
+    assert sizes[1] < 1.5 * sizes[0]
+
+
+def test_noise_levels():
+    alphas = SCHEDULE.alphas()
+    assert alphas.shape == (1000,)
+    assert alphas[0] == pytest.approx(1 - 0.00085, rel=1e-6)
+    assert (np.diff(alphas) < 0).all()
+    assert SCHEDULE.timesteps(50)[[0, 1, -1]].tolist() == [981, 961, 1]
+    noisy = add_noise(jnp.zeros(SHAPE), jnp.ones(SHAPE), jnp.array([999]), SCHEDULE)
+    np.testing.assert_allclose(noisy, np.sqrt(1 - alphas[999]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
+def test_steps_that_do_not_fit(steps: int):
+    with pytest.raises(UserError, match=f"steps={steps}"):
+        SCHEDULE.timesteps(steps)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("beta_schedule", "squaredcos_cap_v2"), ("prediction_type", "sample"), ("clip_sample", True)]
+)
+def test_other_processes_are_refused(field: str, value: object):
+    with pytest.raises(UserError, match=field):
+        ScheduleConfig.from_json({field: value})

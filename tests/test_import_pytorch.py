@@ -1,0 +1,374 @@
+"""From PyTorch's weights to a checkpoint of ours, and back from the disk."""
+
+import contextlib
+import io
+import json
+import logging
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from conftest import Oracle, fill_torch, synthesise
+from fyp_jax.checkpoint import CheckpointError, inference_shapes, load_inference, save_inference
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.published import read_published
+from fyp_jax.convert.torch_files import WeightsError
+from fyp_jax.convert.torch_names import POSE_PREFIX, to_torch
+from fyp_jax.errors import UserError
+from fyp_jax.models.pose_encoder import PoseEncoder
+from fyp_jax.models.unet import UNet3DConfig
+from fyp_jax.trees import TreeMismatch, flatten, unflatten
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "import_pytorch.py"
+ORIGIN = {"made_by": "a test"}
+
+TINY = UNet3DConfig(
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    block_out_channels=(16, 32),
+    layers_per_block=1,
+    cross_attention_dim=24,
+    attention_head_dim=2,
+    norm_num_groups=8,
+)
+
+
+class Run(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def import_pytorch(*args: object) -> Run:
+    """Run the script as a user does, but in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = [str(SCRIPT), *map(str, args)]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    return Run(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def assert_mistake(run: Run, *said: str) -> None:
+    """Status 2 and one line on standard error."""
+    assert run.status == 2, run
+    assert run.err.startswith("error: "), run.err
+    assert run.err.count("\n") == 1, f"not one line: {run.err}"
+    for words in said:
+        assert words in run.err, run.err
+
+
+def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Paths, dtypes and every bit."""
+    found, expected = flatten(found), flatten(expected)
+    assert sorted(found) == sorted(expected)
+    for path, array in expected.items():
+        assert found[path].dtype == array.dtype, f"{path} is {found[path].dtype}, not {array.dtype}"
+        assert np.array_equal(np.asarray(found[path]), np.asarray(array)), f"{path} has other values"
+
+
+def save_torch(state_dict: Mapping[str, np.ndarray], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}, file)
+
+
+def split_pose(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The UNet alone, and the pose encoder as `pose_encoder.pth` holds it, without its prefix."""
+    pose = {name: array for name, array in state_dict.items() if name.startswith(POSE_PREFIX)}
+    unet = {name: array for name, array in state_dict.items() if name not in pose}
+    return unet, {name.removeprefix(POSE_PREFIX): array for name, array in pose.items()}
+
+
+def write_sizes(folder: Path, config: UNet3DConfig) -> Path:
+    """All that a published checkpoint needs of a pipeline."""
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(config.to_json()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, Any]:
+    """{"unet": ..., "pose_encoder": ...} of TINY."""
+    shapes = flatten(inference_shapes(TINY))
+    return unflatten({path: synthesise(path, leaf.shape) for path, leaf in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def tiny_torch(tiny: dict[str, Any]) -> dict[str, np.ndarray]:
+    return to_torch(tiny)
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Step 5, to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_inference(folder, 5, TINY, tiny, ORIGIN)
+    return folder
+
+
+# ---- published checkpoints, by the script
+
+
+def test_published_checkpoint(oracle: Oracle, tmp_path: Path):
+    """The whole UNet with the pose encoder in it, and the same pose encoder once more beside it."""
+    sizes, out = write_sizes(tmp_path / "pipeline", oracle.config), tmp_path / "out"
+    save_torch(oracle.state_dict, tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    save_torch(split_pose(oracle.state_dict)[1], tmp_path / "pose_encoder.pth")
+    run = import_pytorch("--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", out, "--step", 7)
+    assert run.status == 0, run.err
+    assert "step 7" in run.out
+    config, params, origin = load_inference(out)
+    assert config == oracle.config
+    assert_same(params, oracle.params)
+    assert origin["step"] == 7
+    assert origin["checkpoint"] == str(tmp_path / "checkpoint-7")
+
+
+def test_checkpoint_of_another_size(tiny_torch: dict[str, np.ndarray], tmp_path: Path):
+    """In a process of its own: what a user sees."""
+    sizes = write_sizes(tmp_path / "pipeline", UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32}))
+    save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    args = ["--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"]
+    done = subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True, timeout=100, check=False)
+    assert_mistake(Run(done.returncode, done.stdout, done.stderr), "wrong shape", "attn2.to_k.weight is (16, 24)")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_pose_encoder_anywhere(tiny_torch: dict[str, np.ndarray], tmp_path: Path):
+    sizes = write_sizes(tmp_path / "pipeline", TINY)
+    save_torch(split_pose(tiny_torch)[0], tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    run = import_pytorch(
+        "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"
+    )
+    assert_mistake(run, "no pose encoder", str(tmp_path / "checkpoint-7"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("checkpoint-7", "no such folder"), ("pipeline/unet/config.json", "pipeline"), ("checkpoint-7/x", "no weights")],
+)
+def test_missing_inputs(tmp_path: Path, missing: str, said: str):
+    write_sizes(tmp_path / "pipeline", TINY)
+    (tmp_path / "checkpoint-7").mkdir()
+    place = tmp_path / missing
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    run = import_pytorch(
+        "--pipeline", tmp_path / "pipeline", "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"
+    )
+    assert_mistake(run, said)
+
+
+@pytest.fixture
+def tiny_args(tiny_torch: dict[str, np.ndarray], tmp_path: Path) -> tuple[object, ...]:
+    """The script's arguments for a published checkpoint of TINY, but for `--out`."""
+    save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    sizes = write_sizes(tmp_path / "pipeline", TINY)
+    return "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--step", 5
+
+
+def test_a_step_that_is_there_already(
+    tiny_args: tuple[object, ...], tiny: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path
+):
+    """Is not overwritten; another step goes beside it, and the newest is what is read."""
+    out = shutil.copytree(tiny_checkpoint, tmp_path / "out")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert_mistake(import_pytorch(*tiny_args, "--out", out), "has a step 5 already")
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    other = unflatten({path: leaf + 1 for path, leaf in flatten(tiny).items()})
+    save_inference(out, 40, TINY, other, ORIGIN)
+    _, params, origin = load_inference(out)
+    assert origin == {**ORIGIN, "step": 40}
+    assert_same(params, other)
+
+
+def test_out_is_a_file(tiny_args: tuple[object, ...], tmp_path: Path):
+    (tmp_path / "out").write_text("precious")
+    assert_mistake(import_pytorch(*tiny_args, "--out", tmp_path / "out"), str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+# ---- published checkpoints: which pose encoder is taken
+
+
+@pytest.fixture
+def checkpoint_7(tiny_torch: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    """The UNet alone."""
+    save_torch(split_pose(tiny_torch)[0], tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    return tmp_path / "checkpoint-7"
+
+
+@pytest.mark.parametrize("place", ["pose_encoder.pth", "../pose_encoder.pth"])
+@pytest.mark.parametrize("prefix", ["", POSE_PREFIX])
+def test_pose_encoder_inside_or_beside(
+    checkpoint_7: Path, tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray], place: str, prefix: str
+):
+    pose = {prefix + name: array for name, array in split_pose(tiny_torch)[1].items()}
+    save_torch(pose, checkpoint_7 / place)
+    assert_same(read_published(checkpoint_7, None, TINY), tiny)
+
+
+def test_pose_encoder_inside_comes_before_the_one_beside(
+    checkpoint_7: Path, tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray]
+):
+    pose = split_pose(tiny_torch)[1]
+    save_torch(pose, checkpoint_7 / "pose_encoder.pth")
+    save_torch({name: array + 1 for name, array in pose.items()}, checkpoint_7.parent / "pose_encoder.pth")
+    assert_same(read_published(checkpoint_7, None, TINY), tiny)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
+@pytest.mark.parametrize("different", [False, True])
+def test_pose_encoder_twice(
+    checkpoint_7: Path,
+    tiny: dict[str, Any],
+    tiny_torch: dict[str, np.ndarray],
+    caplog: pytest.LogCaptureFixture,
+    different: bool,
+    named: bool,
+):
+    """The file of its own wins; only where the two differ is there a warning, with its path."""
+    save_torch(tiny_torch, checkpoint_7 / "pytorch_model.bin")
+    file = checkpoint_7.parent / ("elsewhere/my_encoder.pth" if named else "pose_encoder.pth")
+    pose = split_pose(tiny_torch)[1]
+    if different:
+        pose["conv_in.bias"] = pose["conv_in.bias"] + 1
+    save_torch(pose, file)
+    with caplog.at_level(logging.WARNING):
+        params = read_published(checkpoint_7, file if named else None, TINY)
+    wanted = tiny["pose_encoder"]["conv_in"]["bias"] + np.float32(different)
+    np.testing.assert_array_equal(params["pose_encoder"]["conv_in"]["bias"], wanted)
+    assert_same({"unet": params["unet"]}, {"unet": tiny["unet"]})
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("fyp_jax")]
+    assert [str(file) in text for text in warnings] == [True] * different, warnings
+
+
+def test_pose_encoder_that_is_not_there(checkpoint_7: Path):
+    with pytest.raises(WeightsError, match=r"mine\.pth: no such file"):
+        read_published(checkpoint_7, Path("mine.pth"), TINY)
+
+
+def test_pose_encoder_of_another_model(checkpoint_7: Path, tiny_torch: dict[str, np.ndarray]):
+    """A key too few in it is not made up from the UNet's file."""
+    save_torch(tiny_torch, checkpoint_7 / "pytorch_model.bin")
+    pose = split_pose(tiny_torch)[1]
+    del pose["body.3.block2.bias"]
+    save_torch(pose, checkpoint_7 / "pose_encoder.pth")
+    with pytest.raises(TreeMismatch, match=r"pose encoder: 1 missing \(skeleton_adapter\.body\.3\.block2\.bias\)"):
+        read_published(checkpoint_7, None, TINY)
+
+
+# ---- from a pipeline alone
+
+
+@pytest.fixture(scope="module")
+def image_unet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A pipeline with an image UNet of TINY's size."""
+    ours = TINY.to_json().items()
+    unet = diffusers.UNet2DConditionModel(**{key: value for key, value in ours if key != "zero_init_temporal"})
+    fill_torch(unet)
+    folder = tmp_path_factory.mktemp("image_unet")
+    unet.save_pretrained(folder / "unet")
+    return folder
+
+
+def test_pipeline_with_a_fresh_pose_encoder(image_unet: Path, tmp_path: Path):
+    run = import_pytorch("--pipeline", image_unet, "--out", tmp_path / "out", "--seed", 3)
+    assert run.status == 0, run.err
+    assert "starts fresh" in run.out
+    config, params, origin = load_inference(tmp_path / "out")
+    assert config.block_out_channels == TINY.block_out_channels
+    assert origin["step"] == 0
+    assert_same(params["unet"], PipelineFolder(str(image_unet)).unet_2d(seed=3))
+    skeleton = jax.random.uniform(jax.random.key(0), (1, 2, 32, 16, 3))
+    maps = jax.jit(lambda pose: PoseEncoder(config).apply({"params": pose}, skeleton))(params["pose_encoder"])
+    assert [leaf.shape for leaf in maps] == [(1, 2, 4, 2, 16), (1, 2, 2, 1, 32)]
+    assert not any(np.any(leaf) for leaf in maps), "an untrained pose encoder would change the picture"
+    assert np.any(params["pose_encoder"]["body_0"]["block1"]["kernel"]), "no gradient would reach it"
+
+
+def test_pipeline_with_a_pose_encoder(
+    image_unet: Path, tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray], tmp_path: Path
+):
+    save_torch(split_pose(tiny_torch)[1], tmp_path / "mine.pth")
+    run = import_pytorch(
+        "--pipeline", image_unet, "--pose-encoder", tmp_path / "mine.pth", "--out", tmp_path / "out"
+    )
+    assert run.status == 0, run.err
+    assert "fresh" not in run.out
+    assert_same(load_inference(tmp_path / "out")[1]["pose_encoder"], tiny["pose_encoder"])
+
+
+# ---- our checkpoints
+
+
+def test_dtypes(tiny: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path):
+    """float32 to bfloat16 rounds once; bfloat16 to float32 changes nothing."""
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), tiny)
+    assert_same(load_inference(tiny_checkpoint, jnp.bfloat16)[1], half)
+    save_inference(tmp_path / "half", 0, TINY, half, ORIGIN)
+    assert_same(load_inference(tmp_path / "half")[1], jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half))
+
+
+def test_saving_parameters_of_another_config(tiny: dict[str, Any], tmp_path: Path):
+    wider = UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32})
+    with pytest.raises(TreeMismatch, match="attn2/to_k/kernel"):
+        save_inference(tmp_path / "out", 0, wider, tiny, ORIGIN)
+    with pytest.raises(TreeMismatch, match="missing .*pose_encoder/"):
+        save_inference(tmp_path / "out", 0, TINY, {"unet": tiny["unet"]}, ORIGIN)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arrays_of_other_sizes_than_the_checkpoint_states(tiny_checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
+    (file,) = (file for file in (folder / "5" / "config").iterdir() if "cross_attention_dim" in file.read_text())
+    saved = json.loads(file.read_text())
+    saved["unet"]["cross_attention_dim"] = 32
+    file.write_text(json.dumps(saved))
+    with pytest.raises(TreeMismatch, match=r"changed, step 5: .*attn2/to_k/kernel is \(24, 16\) but"):
+        load_inference(folder)
+
+
+@pytest.mark.parametrize("lost", ["inference", "config", "config/metadata", "inference/_METADATA", "."])
+def test_step_that_is_not_whole(tiny_checkpoint: Path, tmp_path: Path, lost: str):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    place = folder / "5" / lost
+    assert place.exists(), "not what Orbax writes"
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    (folder / "5").mkdir(exist_ok=True)
+    with pytest.raises(CheckpointError, match=f"^{folder}: step 5 ") as caught:
+        load_inference(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_arrays(tiny_checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
+    data = [file for file in (folder / "5" / "inference").rglob("d/*") if file.is_file()]
+    assert data, "not what Orbax writes"
+    for file in data:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=f"^{folder}: step 5 "):
+        load_inference(folder)
+
+
+def test_folders_without_steps(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_inference(tmp_path / "none")
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path}: no checkpoint in it"):
+        load_inference(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file: no such folder"):
+        load_inference(tmp_path / "file")

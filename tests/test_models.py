@@ -1,0 +1,201 @@
+"""Properties of the models that no stored array shows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+
+from conftest import Oracle
+from fyp_jax.models.attention import HEAD_BY_HEAD, CrossFrameAttention, attend
+from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.resnet import clip_norm
+from fyp_jax.models.transformer import TemporalConv, TransformerBlock
+from fyp_jax.models.unet import UNet3D, UNet3DConfig, unet_shapes
+
+TINY = UNet3DConfig(
+    block_out_channels=[8, 16],
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    layers_per_block=1,
+    cross_attention_dim=6,
+    attention_head_dim=2,
+    norm_num_groups=4,
+)
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def run(config: UNet3DConfig, latents: jax.Array, text: jax.Array, t: int = 500, **options: object) -> jax.Array:
+    apply = compiled(config)
+    return apply(random_params(unet_shapes(config), seed=0), latents, text, jnp.full(len(latents), t), **options)
+
+
+@functools.cache
+def compiled(config: UNet3DConfig) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, z, text, t, **options: UNet3D(config).apply({"params": params}, z, t, text, **options))
+
+
+def test_clips_of_a_batch_do_not_touch():
+    latents, text = normal(0, 2, 3, 4, 4, 4), normal(1, 2, 5, 6)
+    both = run(TINY, latents, text)
+    for i in range(2):
+        np.testing.assert_allclose(both[i], run(TINY, latents[i : i + 1], text[i : i + 1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4, 4), (2, 1, 2, 6, 4), (1, 5, 6, 2, 4)])
+def test_one_frame_and_other_shapes(shape: tuple[int, ...]):
+    eps = run(TINY, normal(0, *shape), normal(1, shape[0], 5, 6))
+    assert eps.shape == shape
+    assert jnp.isfinite(eps).all()
+    assert eps.std() > 0.01
+
+
+def test_height_is_not_width():
+    """Turning picture and kernels by 90 degrees turns the result: rows and columns are nowhere confused."""
+    params = random_params(unet_shapes(TINY), seed=0)
+    latents, text = normal(0, 1, 2, 4, 6, 4), normal(1, 1, 5, 6)
+
+    def turn(leaf: np.ndarray) -> np.ndarray:
+        return leaf.transpose(1, 0, 2, 3) if leaf.ndim == 4 else leaf
+
+    apply = jax.jit(lambda p, z: UNet3D(TINY).apply({"params": p}, z, jnp.array([9]), text))
+    turned = apply(jax.tree.map(turn, params), latents.transpose(0, 1, 3, 2, 4))
+    np.testing.assert_allclose(apply(params, latents), turned.transpose(0, 1, 3, 2, 4), atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"use_linear_projection": True}, {"attention_head_dim": [2, 4]}])
+def test_linear_projection_and_heads(change: dict):
+    config = dataclasses.replace(TINY, **change)
+    latents, text = normal(0, 1, 2, 4, 4, 4), normal(1, 1, 5, 6)
+    eps = run(config, latents, text)
+    if "attention_head_dim" in change:  # same weights, other heads in the middle block: another function
+        assert jnp.abs(eps - run(TINY, latents, text)).max() > 1e-3
+    else:  # a 1x1 convolution and a linear layer are the same function
+        params = random_params(unet_shapes(config), seed=0)
+        as_convolution = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf[None, None] if any("proj_" in str(key) for key in path) and leaf.ndim == 2
+            and "transformer_blocks" not in str(path) and "time_emb" not in str(path) else leaf,
+            params,
+        )  # fmt: skip
+        apply = lambda c, p: UNet3D(c).apply({"params": p}, latents, jnp.array([500]), text)  # noqa: E731
+        np.testing.assert_allclose(jax.jit(lambda p: apply(TINY, p))(as_convolution), eps, atol=1e-5)
+
+
+def test_text_timestep_and_pose_count():
+    latents, text = normal(0, 1, 2, 4, 4, 4), normal(1, 1, 5, 6)
+    eps = run(TINY, latents, text)
+    features = [normal(2, 1, 2, 4, 4, 8), normal(3, 1, 2, 2, 2, 16)]
+    for other in (
+        run(TINY, latents, text + 1),
+        run(TINY, latents, text, t=400),
+        run(TINY, latents, text, pose_features=features),
+    ):
+        assert jnp.abs(eps - other).max() > 1e-3
+    with pytest.raises(ValueError, match="1 pose features for 2 levels"):
+        run(TINY, latents, text, pose_features=features[:1])
+
+
+def test_bfloat16_is_near_float32(oracle: Oracle):
+    unet = UNet3D(oracle.config, jnp.bfloat16)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), oracle.params["unet"])
+    eps = jax.jit(unet.apply)({"params": params}, oracle.latents, jnp.array([501]), oracle.text)
+    assert eps.dtype == jnp.bfloat16
+    exact = oracle.arrays["eps_no_pose"].transpose(0, 2, 3, 4, 1)
+    assert np.sqrt(np.mean((np.asarray(eps, np.float32) - exact) ** 2)) < 0.03 * exact.std()
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_fresh_temporal_layers_leave_the_image_model(zero: bool):
+    """They add nothing to what the block makes without them; with the reference's initialisation they do."""
+    block = TransformerBlock(dataclasses.replace(TINY, zero_init_temporal=zero), heads=2, width=8)
+    x, text = normal(0, 1, 3, 4, 8), normal(1, 1, 5, 6)
+    params = block.init(jax.random.key(0), x, text)["params"]
+    silent = params | {"attn_temp": jax.tree.map(jnp.zeros_like, params["attn_temp"])}
+    difference = block.apply({"params": params}, x, text) - block.apply({"params": silent}, x, text)
+    assert jnp.any(difference) == (not zero)
+
+
+def test_cross_frame_attention_reads_the_first_and_the_previous_frame():
+    attention = CrossFrameAttention(heads=2, width=8)
+    x = normal(0, 1, 5, 3, 8)
+    params = random_params(jax.eval_shape(attention.init, jax.random.key(0), x), seed=0)
+    apply = jax.jit(attention.apply)
+    before = apply(params, x)
+    for changed, touched in ((0, {0, 1, 2, 3, 4}), (2, {2, 3}), (4, {4})):
+        after = apply(params, x.at[:, changed].add(1.0))
+        assert {i for i in range(5) if jnp.abs(after - before)[:, i].max() > 1e-6} == touched
+
+
+def test_cross_frame_attention_of_equal_frames_is_self_attention():
+    attention, x = CrossFrameAttention(heads=2, width=8), normal(0, 1, 1, 3, 8)
+    params = random_params(jax.eval_shape(attention.init, jax.random.key(0), x), seed=0)
+    clip = attention.apply(params, jnp.broadcast_to(x, (1, 4, 3, 8)))
+    np.testing.assert_allclose(clip, jnp.broadcast_to(attention.apply(params, x), clip.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
+def test_head_by_head_is_attention(dtype: type, tolerance: float):
+    q, k, v = (normal(i, 2, n, 3, 8).astype(dtype) for i, n in enumerate((100, 200, 200)))
+    assert q.shape[1] * k.shape[1] >= HEAD_BY_HEAD
+    exact = jax.nn.dot_product_attention(*(t.astype(jnp.float32) for t in (q, k, v)))
+    assert attend(q, k, v).dtype == dtype
+    np.testing.assert_allclose(attend(q, k, v).astype(jnp.float32), exact, atol=tolerance)
+
+
+def test_attention_holds_the_scores_of_one_head():
+    """A clip of 32 frames at 512x512 must not hold its 8.6 G scores (x 4 bytes) at once."""
+    shape = jax.ShapeDtypeStruct((8, 1024, 8, 40), jnp.float32)
+    temporaries = jax.jit(attend).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+    all_scores = 8 * 8 * 1024 * 1024 * 4
+    assert temporaries < all_scores / 4, f"{temporaries} bytes"
+
+
+def test_large_scores_do_not_overflow():
+    q = jnp.full((1, 128, 1, 4), 100.0)
+    assert jnp.isfinite(attend(q, q, q)).all()
+
+
+def test_clip_norm_sees_all_frames():
+    x = normal(0, 1, 3, 4, 4, 8) * jnp.arange(1.0, 4)[None, :, None, None, None]
+    y = clip_norm(TINY).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)
+    groups = rearrange(y, "b f h w (g c) -> g (b f h w c)", g=4)
+    np.testing.assert_allclose(groups.mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.std(axis=1), 1, atol=1e-3)
+    assert y[:, 2].std() > 2 * y[:, 0].std()  # a norm for each frame would have made them equal
+
+
+def test_temporal_convolution_reaches_one_frame_each_way():
+    conv, x = TemporalConv(), jnp.zeros((1, 9, 4))
+    params = random_params(jax.eval_shape(conv.init, jax.random.key(0), x), seed=0)
+    touched = jnp.abs(conv.apply(params, x.at[:, 4].set(1.0))).max(axis=(0, 2)) > 0
+    assert np.flatnonzero(touched).tolist() == [2, 3, 4, 5, 6]  # two convolutions of width 3
+
+
+def test_fresh_pose_encoder_is_silent_and_learns():
+    params = init_pose_encoder(TINY, jax.random.key(0))
+    skeleton = jax.random.uniform(jax.random.key(1), (1, 2, 32, 16, 3))
+    encoder = PoseEncoder(TINY)
+    maps = encoder.apply({"params": params}, skeleton)
+    assert [m.shape for m in maps] == [(1, 2, 4, 2, 8), (1, 2, 2, 1, 16)]
+    assert not any(jnp.any(m) for m in maps)
+    gradient = jax.grad(lambda p: sum(m.sum() for m in encoder.apply({"params": p}, skeleton)))(params)
+    assert jnp.abs(gradient["conv_in"]["kernel"]).max() > 0
+
+
+def test_pose_encoder_sees_colour_and_place():
+    params = random_params(pose_encoder_shapes(TINY), seed=0)
+    apply = jax.jit(lambda x: PoseEncoder(TINY).apply({"params": params}, x)[0])
+    black = jnp.zeros((1, 1, 64, 32, 3))
+    dot = apply(black.at[0, 0, 4, 20, 0].set(1)) - apply(black)
+    assert dot[0, 0, 0, 2].std() > 0
+    assert jnp.any(dot[0, 0, 3])
+    assert not jnp.any(dot[0, 0, 4])  # three 3x3 convolutions on a grid of 8 pixels do not reach this row
+    assert jnp.abs(apply(black.at[0, 0, 4, 20, 1].set(1)) - apply(black) - dot).max() > 1e-3

@@ -1,0 +1,174 @@
+"""The whole way from a prompt and a pose to frames, with a model of random weights."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fyp_jax.config import SampleConfig
+from fyp_jax.errors import UserError
+from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.models.unet import UNet3D
+from fyp_jax.sampling import Sampler, checksum, guided, load_sampler
+
+MINI = SampleConfig(random_weights=True, prompt=["a robot"])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
+    return load_sampler(MINI)
+
+
+@pytest.fixture(scope="module")
+def poses() -> np.ndarray:
+    return load_pose(pose_path("dance"), frames=3, stride=5, start=0, height=64, width=64)
+
+
+def make(loaded: tuple, poses: np.ndarray, prompt: str = "a robot", **options: Any) -> np.ndarray:
+    sampler, params, _ = loaded
+    return sampler(params, prompt, poses, **{"steps": 2, "guidance": 2.0} | options)
+
+
+@pytest.fixture(scope="module")
+def clip(loaded: tuple, poses: np.ndarray) -> np.ndarray:
+    return make(loaded, poses)
+
+
+def test_a_clip(clip: np.ndarray, poses: np.ndarray):
+    assert (clip.shape, clip.dtype) == (poses.shape, np.uint8)
+    assert clip.std() > 5
+    assert np.abs(clip[0].astype(int) - clip[1]).mean() > 1
+
+
+def test_the_same_seed_gives_the_same_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray):
+    np.testing.assert_array_equal(make(loaded, poses), clip)
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": "a panda"}, {"negative_prompt": "blurry"}, {"seed": 1}, {"guidance": 5.0}]
+)
+def test_what_changes_a_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray, change: dict):
+    assert np.abs(make(loaded, poses, **change).astype(int) - clip).mean() > 0.5
+
+
+def test_another_pose_changes_a_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray):
+    other = load_pose(pose_path("dance"), frames=3, stride=5, start=40, height=64, width=64)
+    assert np.abs(make(loaded, other).astype(int) - clip).mean() > 0.5
+
+
+def test_chunks_of_the_decoder_do_not_show(loaded: tuple, clip: np.ndarray, poses: np.ndarray):
+    for chunk in (1, 2):
+        difference = np.abs(make(loaded, poses, decode_frames=chunk).astype(int) - clip)
+        assert difference.max() <= 1  # rounding
+
+
+def test_each_step_is_told(loaded: tuple, poses: np.ndarray, clip: np.ndarray):
+    told: list[int] = []
+    np.testing.assert_array_equal(make(loaded, poses, on_step=lambda: told.append(1)), clip)
+    jax.effects_barrier()
+    assert len(told) == 2
+
+
+def test_a_wide_clip(loaded: tuple):
+    poses = load_pose(pose_path("dance"), frames=1, stride=1, start=0, height=64, width=128)
+    assert make(loaded, poses, steps=1).shape == (1, 64, 128, 3)
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_told(
+    loaded: tuple, poses: np.ndarray, caplog: pytest.LogCaptureFixture
+):
+    sampler, params, _ = loaded
+    long = "robot " * 30
+    with caplog.at_level(logging.WARNING):
+        sampler(params, long + "umbrella", poses, steps=2, guidance=2.0)
+    assert "77 tokens" in caplog.text
+    assert "umbrella" in caplog.text
+
+
+def test_pose_encoder_runs_once_and_text_twice(
+    loaded: tuple, poses: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    """Outside of the loop: their programs are called as often for 2 steps as for any number."""
+    calls = {"encode_pose": 0, "encode_text": 0}
+    for name in calls:
+        original = getattr(Sampler, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(Sampler, name, counted)
+    make(loaded, poses)
+    assert calls == {"encode_pose": 1, "encode_text": 2}
+
+
+def test_guidance_is_linear_and_one_batch(loaded: tuple):
+    sampler, params, _ = loaded
+    config, key = sampler.unet.config, jax.random.key(0)
+    z = jax.random.normal(key, (1, 2, 8, 8, 4))
+    text, negative = jax.random.normal(key, (2, 1, 77, config.cross_attention_dim))
+    batches: list[int] = []
+
+    class Counted(UNet3D):
+        def __call__(self, latents: jax.Array, *rest: Any) -> jax.Array:
+            batches.append(len(latents))
+            return super().__call__(latents, *rest)
+
+    unet = Counted(config)
+
+    @jax.jit
+    def predict(guidance: jax.Array) -> jax.Array:
+        return guided(unet, params["unet"], text, negative, None, guidance)(z, jnp.int32(500))
+
+    only_negative, only_text, double = (predict(jnp.float32(g)) for g in (0, 1, 2))
+    assert batches == [2]
+    assert jnp.abs(only_text - only_negative).max() > 1e-3
+    np.testing.assert_allclose(double, 2 * only_text - only_negative, atol=1e-4)
+
+
+def test_memory_of_decoding_does_not_grow_with_the_clip(loaded: tuple):
+    sampler, params, _ = loaded
+
+    def temporaries(frames: int) -> int:
+        latents = jnp.zeros((1, frames, 16, 16, 4))
+        decode = jax.jit(lambda p, z: sampler.frozen.decode_latents(p, z, 2))
+        return decode.lower(params, latents).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(4), temporaries(32)
+    video = 28 * 128 * 128 * 3 * 4  # of the frames that 32 has more, in bytes
+    assert many - few < 3 * video, f"{few} bytes for 4 frames, {many} for 32"
+
+
+def test_bfloat16_halves_the_weights(loaded: tuple):
+    _, params, record = load_sampler(dataclasses.replace(MINI, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["unet"])} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["vae"])} == {jnp.dtype(jnp.float32)}
+    assert record["parameters"] == loaded[2]["parameters"]
+    assert record["crc32"] != loaded[2]["crc32"]
+
+
+def test_checksum_sees_a_single_bit(loaded: tuple):
+    _, params, record = loaded
+    assert checksum(params) == record["crc32"]
+    conv_out = params["unet"]["conv_out"]
+    changed = conv_out | {"bias": conv_out["bias"].at[0].set(1e-30)}
+    assert checksum(params | {"unet": params["unet"] | {"conv_out": changed}}) != record["crc32"]
+
+
+def test_without_weights():
+    with pytest.raises(UserError, match="no trained weights.*import_pytorch"):
+        load_sampler(dataclasses.replace(MINI, random_weights=False))
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        load_sampler(dataclasses.replace(MINI, random_weights=False, checkpoint="nowhere"))
+
+
+def test_models_that_do_not_fit(loaded: tuple, tmp_path: Path):
+    sampler, _, _ = loaded
+    other = dataclasses.replace(sampler.unet.config, cross_attention_dim=48)
+    with pytest.raises(UserError, match="text width 48 against 64"):
+        dataclasses.replace(sampler, unet=UNet3D(other))

@@ -1,0 +1,256 @@
+"""PyTorch weight files in the forms that repositories have, and those that must be refused."""
+
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
+from transformers import CLIPTextModel
+
+from fyp_jax.convert.pipeline_folder import VAE_ATTENTION, PipelineFolder
+from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
+from fyp_jax.trees import TreeMismatch, flatten
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def vae(pipeline_folder: Path) -> Arrays:
+    return load_file(pipeline_folder / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(found: Arrays, expected: Arrays) -> None:
+    """Names and every bit, as float32."""
+    assert sorted(found) == sorted(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == np.float32, f"{name} is {found[name].dtype}"
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+# ---- forms that mean the same
+
+FORMS = {
+    "safetensors": {},
+    "pickle": {"safe_serialization": False},
+    "sharded safetensors": {"max_shard_size": "40KB"},
+    "sharded pickle": {"max_shard_size": "40KB", "safe_serialization": False},
+}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("part", "kind"), [("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)])
+def test_forms(pipeline_folder: Path, tmp_path: Path, part: str, kind: Any, form: str, variant: str | None):
+    """As diffusers and transformers write them; fp16 becomes float32 without a change of value."""
+    model = kind.from_pretrained(pipeline_folder / part)
+    if variant == "fp16":
+        model = model.half()
+    model.save_pretrained(tmp_path, variant=variant, **FORMS[form])
+    file = find_weights(tmp_path)
+    assert (file.suffix == ".json") == form.startswith("sharded"), f"{file.name} is not the form to be tested"
+    expected = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+    assert_same(read_weights(file), expected)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_bfloat16(vae: Arrays, tmp_path: Path, ending: str):
+    tensors = {name: torch.from_numpy(array).bfloat16() for name, array in vae.items()}
+    file = tmp_path / f"model{ending}"
+    save_torch_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
+    assert_same(read_weights(file), {name: tensor.float().numpy() for name, tensor in tensors.items()})
+
+
+def test_integers_are_kept(tmp_path: Path):
+    torch.save({"position_ids": torch.arange(77)}, tmp_path / "model.bin")
+    assert read_weights(tmp_path / "model.bin")["position_ids"].dtype == np.int64
+
+
+def test_parameters_and_views(tmp_path: Path):
+    """As `dict(model.named_parameters())` gives them, with gradients asked for, and not contiguous."""
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
+    torch.save({"weight": weight}, tmp_path / "model.pth")
+    assert read_weights(tmp_path / "model.pth")["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_the_widest_form_is_taken(vae: Arrays, tmp_path: Path):
+    names = [f"model{ending}" for ending in (".fp16.bin", ".fp16.safetensors", ".bin", ".safetensors")]
+    for name in names:
+        (tmp_path / name).touch()
+        assert find_weights(tmp_path).name == name
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["dense", "1x1 convolution"])
+def test_old_names_of_vae_attention(pipeline_folder: Path, vae: Arrays, tmp_path: Path, flat: bool):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "old")
+    old = {}
+    for name, array in vae.items():
+        if ".attentions." in name and array.ndim == 2 and not flat:
+            array = array[:, :, None, None]
+        for ours, theirs in VAE_ATTENTION.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        old[name] = array
+    assert {name.split(".")[-2] for name in old if ".attentions." in name} == {
+        "group_norm", "query", "key", "value", "proj_attn"
+    }  # fmt: skip
+    save_file(old, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    found, expected = (frozen_params(place) for place in (folder, pipeline_folder))
+    assert_same(flatten(found), flatten(expected))
+
+
+def test_position_ids_of_old_text_encoders(pipeline_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "old")
+    file = folder / "text_encoder" / "model.safetensors"
+    save_file(load_file(file) | {"text_model.embeddings.position_ids": np.arange(77)[None]}, file)
+    assert_same(flatten(frozen_params(folder)), flatten(frozen_params(pipeline_folder)))
+
+
+def frozen_params(folder: Path) -> dict[str, Any]:
+    pipeline = PipelineFolder(str(folder))
+    return pipeline.frozen_params(pipeline.frozen_models())
+
+
+# ---- files that are refused
+
+
+def assert_refused(file: Path, *said: str) -> None:
+    """In one line that opens with the path."""
+    with pytest.raises(WeightsError) as caught:
+        read_weights(file)
+    message = str(caught.value)
+    assert message.startswith(str(file)), message
+    assert "\n" not in message, message
+    for words in said:
+        assert words in message, message
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 0.5, -1])
+@pytest.mark.parametrize("ending", [".safetensors", ".bin", ".legacy.bin"])
+def test_truncated(vae: Arrays, tmp_path: Path, ending: str, kept: float):
+    """Nothing, less than the header, the header, half of it, and all but one byte."""
+    file = tmp_path / f"model{ending}"
+    if ending == ".safetensors":
+        save_file(vae, file)
+    else:
+        tensors = {name: torch.from_numpy(array) for name, array in vae.items()}
+        torch.save(tensors, file, _use_new_zipfile_serialization=ending == ".bin")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else int(kept)])
+    assert_refused(file, "not a whole safetensors file" if ending == ".safetensors" else "damaged")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model.safetensors.index.json"])
+def test_not_what_the_name_says(tmp_path: Path, name: str):
+    """What is left of a large file where git-lfs is missing."""
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 492265879\n")
+    assert_refused(tmp_path / name)
+
+
+class Code:
+    """Pickled, it creates `file` at the moment it is read."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("written_by", ["torch", "pickle"])
+def test_pickle_with_code(tmp_path: Path, written_by: str):
+    trace, file = tmp_path / "code has run", tmp_path / "model.bin"
+    content = {"weight": torch.zeros(2), "code": Code(trace)}
+    if written_by == "torch":
+        torch.save(content, file)
+    else:
+        file.write_bytes(pickle.dumps(content))
+    assert_refused(file, "refused")
+    assert not trace.exists(), "the code in the pickle has run"
+    torch.load(file, weights_only=False) if written_by == "torch" else pickle.loads(file.read_bytes())
+    assert trace.exists(), "this file would not have shown it"
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(2)], {"state_dict": {"weight": torch.zeros(2)}}, {"epoch": 3}, torch.zeros(2)]
+)
+def test_pickle_of_something_else(tmp_path: Path, content: Any):
+    torch.save(content, tmp_path / "model.pth")
+    assert_refused(tmp_path / "model.pth", "not a state dict")
+
+
+def test_pickle_without_torch(tmp_path: Path, vae: Arrays, monkeypatch: pytest.MonkeyPatch):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "model.bin")
+    save_file(vae, tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    assert_refused(tmp_path / "model.bin", "needs torch", ".[torch]", "safetensors")
+    assert_same(read_weights(tmp_path / "model.safetensors"), vae)
+
+
+def test_missing_file(tmp_path: Path):
+    assert_refused(tmp_path / "model.safetensors", "no such file")
+
+
+def test_unknown_kind_of_file(tmp_path: Path):
+    (tmp_path / "model.ckpt").touch()
+    assert_refused(tmp_path / "model.ckpt", "not a weight file")
+
+
+def test_folder_without_weights(tmp_path: Path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(WeightsError, match=f"{tmp_path}: no weights"):
+        find_weights(tmp_path)
+
+
+def test_missing_shard(pipeline_folder: Path, tmp_path: Path):
+    CLIPTextModel.from_pretrained(pipeline_folder / "text_encoder").save_pretrained(tmp_path, max_shard_size="40KB")
+    lost = sorted(tmp_path.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(WeightsError, match=f"{lost}: no such file"):
+        read_weights(find_weights(tmp_path))
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": 3}', '{"weight_map": {"weight": 3}}', "{"])
+def test_damaged_index(tmp_path: Path, index: str):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert_refused(tmp_path / "model.safetensors.index.json", "not an index of shards")
+
+
+# ---- whole files of another model
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("missing", r"1 missing \(decoder\.conv_out\.bias\)"),
+        ("extra", r"1 unexpected \(loss\.logvar\)"),
+        ("shape", r"1 wrong shape \(decoder\.conv_out\.bias is \(5,\) but should be \(3,\)\)"),
+    ],
+)
+def test_state_dict_that_does_not_fit(
+    pipeline_folder: Path, vae: Arrays, tmp_path: Path, change: str, said: str
+):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "other")
+    changed = {
+        "missing": {name: array for name, array in vae.items() if name != "decoder.conv_out.bias"},
+        "extra": vae | {"loss.logvar": np.zeros(1, np.float32)},
+        "shape": vae | {"decoder.conv_out.bias": np.zeros(5, np.float32)},
+    }[change]
+    save_file(changed, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(TreeMismatch, match=f"{folder}, VAE: {said}$"):
+        frozen_params(folder)
+
+
+def test_names_of_one_model_on_another(pipeline_folder: Path, tmp_path: Path):
+    """A long list is shortened, and what is left out is counted."""
+    folder = shutil.copytree(pipeline_folder, tmp_path / "other")
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "vae")
+    with pytest.raises(TreeMismatch) as caught:
+        frozen_params(folder)
+    assert " more); " in str(caught.value)
+    assert len(str(caught.value)) < 2000
