@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from fyp_jax.config import SampleConfig, describe, load_config, save_config
+from fyp_jax.config import SampleConfig, describe, load_config
 from fyp_jax.errors import exit_status
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini" / "sample.yaml"
@@ -20,7 +20,9 @@ def parse(argv: list[str]) -> SampleConfig:
         epilog="config fields, with their defaults:\n" + "\n".join(describe(SampleConfig)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="YAML (default: %(default)s)")
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="FILE", help="YAML file (default: that of the mini model)"
+    )
     parser.add_argument("--pose", metavar="FILE", help="as pose.path=FILE")
     parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="one clip is made for each")
     parser.add_argument("--out", metavar="DIR", help="as out=DIR")

@@ -1,7 +1,7 @@
 """Orbax checkpoints: `FOLDER/STEP/`, with one item for each thing that is read on its own.
 
-    inference/   {"unet": ..., "pose_encoder": ...}: all that sampling needs, in the dtype it was saved in
-    config/      JSON: sizes of the UNet, and whatever the writer wants to be remembered
+inference/   {"unet": ..., "pose_encoder": ...}: all that sampling needs, in the dtype it was saved in
+config/      JSON: sizes of the UNet, and whatever the writer wants to be remembered
 """
 
 import logging
@@ -36,12 +36,16 @@ def save_inference(
 ) -> None:
     """Write the parameters that sampling reads; `origin` says where they are from.
 
-    Raises CheckpointError where the folder has this step already, TreeMismatch where the parameters are
-    not those of `config`.
+    Raises CheckpointError where the folder has this step already or cannot be made, TreeMismatch where the
+    parameters are not those of `config`.
     """
     trees.check_same(trees.flatten(params), trees.flatten(inference_shapes(config)), str(folder))
     if (folder / str(step)).exists():
         raise CheckpointError(f"{folder}: has a step {step} already, and is not overwritten")
+    try:  # before Orbax, whose threads would wait for minutes
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no folder can be made here ({error.strerror})") from error
     items = {
         "inference": ocp.args.StandardSave(dict(params)),
         "config": ocp.args.JsonSave({"unet": config.to_json(), "origin": dict(origin)}),
@@ -72,7 +76,9 @@ def load_inference(
         raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason})") from error
 
 
-def _load_step(folder: Path, step: int, dtype: DTypeLike) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
+def _load_step(
+    folder: Path, step: int, dtype: DTypeLike
+) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
     with _manager(folder, create=False) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
         config = UNet3DConfig.from_json(saved["unet"])
@@ -80,7 +86,7 @@ def _load_step(folder: Path, step: int, dtype: DTypeLike) -> tuple[UNet3DConfig,
         found = manager.item_metadata(step)["inference"]
         if found is None:
             raise CheckpointError(f"{folder}: step {step} has no inference parameters")
-        trees.check_same(trees.flatten(found), trees.flatten(shapes), f"{folder}, step {step}")
+        trees.check_same(trees.flatten(found.tree), trees.flatten(shapes), f"{folder}, step {step}")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes)
         restore = ocp.args.Composite(inference=ocp.args.StandardRestore(target))

@@ -80,7 +80,7 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
     if not Path(file).is_file():
         raise UserError(f"{file}: no such config file")
     try:
-        config = OmegaConf.merge(config, OmegaConf.load(file))
+        config = OmegaConf.merge(config, OmegaConf.load(Path(file)))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:

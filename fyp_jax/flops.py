@@ -42,8 +42,7 @@ def _walk(jaxpr: Jaxpr, times: int, products: Counter[Product]) -> None:
     for eqn in jaxpr.eqns:
         kind, params = eqn.primitive.name, eqn.params
         if kind in {"dot_general", "conv_general_dilated"}:
-            left, right = (var.aval.shape for var in eqn.invars[:2])
-            out = eqn.outvars[0].aval.shape
+            left, right, out = (tuple(var.aval.shape) for var in (*eqn.invars[:2], eqn.outvars[0]))  # pyright: ignore
             if kind == "dot_general":
                 (contracted, _), _ = params["dimension_numbers"]
                 depth, strides = math.prod(left[axis] for axis in contracted), ()

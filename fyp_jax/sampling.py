@@ -78,7 +78,9 @@ class Sampler:
             ("pixels for one latent", DOWNSCALE, self.frozen.downscale),
         ):
             if ours != theirs:
-                raise UserError(f"the UNet does not fit the VAE and text encoder: {what} {ours} against {theirs}")
+                raise UserError(
+                    f"the UNet does not fit the VAE and text encoder: {what} {ours} against {theirs}"
+                )
 
     def __call__(
         self,
@@ -192,7 +194,7 @@ def checksum(params: Params) -> int:
     """CRC-32 of all arrays, in the order of their paths."""
     crc = 0
     for _, leaf in sorted(trees.flatten(params).items()):
-        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).reshape(-1), crc)
+        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, crc)
     return crc
 
 
@@ -209,7 +211,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     frames = {name: getattr(config.pose, name) for name in ("frames", "stride", "start")}
     poses = load_pose(pose_file, **frames, height=config.height, width=config.width)
     sampler, params, weights = load_sampler(config)
-    sampler.schedule.timesteps(config.steps)  # a number of steps that does not fit is told before the folder is made
+    sampler.schedule.timesteps(config.steps)  # tell of a wrong number before a folder is made
     folder = new_run_folder(Path(config.out))
     save_config(config, folder / "config.yaml")
     record = {"weights": weights, "versions": versions(), "config": dataclasses.asdict(config)}
@@ -228,6 +230,5 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
                 decode_frames=config.decode_frames,
                 on_step=bar.update,
             )
-            yield write_clip(
-                folder, number, prompt, video, poses, config.fps, {"prompt": prompt, "seed": config.seed} | record
-            )
+            of_this = {"prompt": prompt, "seed": config.seed} | record
+            yield write_clip(folder, number, prompt, video, poses, config.fps, of_this)

@@ -9,7 +9,7 @@ SHOWN = 8
 """Names that an error lists of each kind; the rest is counted."""
 
 
-class TreeMismatch(UserError):
+class TreeMismatch(UserError):  # noqa: N818  (names the fact)
     """Two sets of named arrays differ in names or shapes."""
 
 

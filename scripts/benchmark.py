@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.flops import Product, count_products
@@ -64,7 +64,7 @@ def main() -> None:
         return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
 
     ours = jax.jit(denoise)
-    theirs = UNet2DConditionModel.from_config(folder.json("unet")).eval()
+    theirs = UNet2DConditionModel(**{key: value for key, value in folder.json("unet").items() if key[0] != "_"})
     images, words = torch.randn(frames, 4, args.side, args.side), torch.randn(frames, *text.shape[1:])
     square = jnp.ones((MATRIX, MATRIX))
     products = count_products(denoise, params, latents)

@@ -43,6 +43,6 @@ def _replace_pose(
     state_dict: Mapping[str, np.ndarray], pose: Mapping[str, np.ndarray], pose_file: Path
 ) -> dict[str, np.ndarray]:
     inside = {name: value for name, value in state_dict.items() if name.startswith(POSE_PREFIX)}
-    if inside and any(not np.array_equal(inside[name], pose.get(name)) for name in inside):
+    if inside and not all(name in pose and np.array_equal(value, pose[name]) for name, value in inside.items()):
         log.warning("the UNet's file holds another pose encoder than %s, which is taken", pose_file)
     return {name: value for name, value in state_dict.items() if name not in inside} | dict(pose)

@@ -134,7 +134,7 @@ def unet_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
     """The config whose UNet has arrays of these sizes; numbers of heads and groups cannot be seen."""
     levels = _count(state_dict, r"down_blocks\.(\d+)\.")
     with_text = [f"down_blocks.{i}.attentions.0.norm.weight" in state_dict for i in range(levels)]
-    attention = "down_blocks.{}.attentions.0.".format(with_text.index(True) if any(with_text) else 0)
+    attention = f"down_blocks.{with_text.index(True) if any(with_text) else 0}.attentions.0."
     return UNet3DConfig(
         in_channels=_shape(state_dict, "conv_in.weight")[1],
         out_channels=_shape(state_dict, "conv_out.weight")[0],
@@ -156,8 +156,13 @@ def pose_encoder_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
     """A config whose pose encoder has arrays of these sizes (only `block_out_channels` counts)."""
     levels = _count(state_dict, POSE_PREFIX + r"body\.(\d+)\.") // 2
     widths = [_shape(state_dict, f"{POSE_PREFIX}body.{2 * i}.block1.weight")[0] for i in range(levels)]
-    kinds = {"down_block_types": ["DownBlock2D"] * levels, "up_block_types": ["UpBlock2D"] * levels}
-    return UNet3DConfig(block_out_channels=widths, attention_head_dim=1, norm_num_groups=1, **kinds)
+    return UNet3DConfig(
+        down_block_types=["DownBlock2D"] * levels,
+        up_block_types=["UpBlock2D"] * levels,
+        block_out_channels=widths,
+        attention_head_dim=1,
+        norm_num_groups=1,
+    )
 
 
 def _count(state_dict: Mapping[str, Any], pattern: str) -> int:

@@ -15,9 +15,9 @@ from fyp_jax.types import Denoise, Latents
 class Moves(NamedTuple):
     """Moves of the latents from noise level `alpha` to `alpha_next`; the model is asked at timestep `t`."""
 
-    t: Int[np.ndarray, "steps"]
-    alpha: Float[np.ndarray, "steps"]
-    alpha_next: Float[np.ndarray, "steps"]
+    t: Int[Array, "*steps"]
+    alpha: Float[Array, "*steps"]
+    alpha_next: Float[Array, "*steps"]
 
 
 def sampling_moves(schedule: ScheduleConfig, steps: int) -> Moves:
@@ -26,7 +26,8 @@ def sampling_moves(schedule: ScheduleConfig, steps: int) -> Moves:
     alphas = schedule.alphas()
     below = t - schedule.num_train_timesteps // steps
     clean = np.float32(1) if schedule.set_alpha_to_one else alphas[0]
-    return Moves(t, alphas[t], np.where(below < 0, clean, alphas[np.maximum(below, 0)]))
+    alpha_next = np.where(below < 0, clean, alphas[np.maximum(below, 0)])
+    return Moves(jnp.asarray(t), jnp.asarray(alphas[t]), jnp.asarray(alpha_next))
 
 
 def sample(
@@ -46,23 +47,19 @@ def sample(
     if eta and key is None:
         raise ValueError(f"eta={eta} draws noise: give a key")
 
-    def fresh_noise(z: Latents, step: Moves, i: Int[Array, ""]) -> tuple[Latents | float, Array | float]:
-        if key is None or not eta:
-            return 0.0, 0.0
-        sigma2 = eta**2 * (1 - step.alpha_next) / (1 - step.alpha) * (1 - step.alpha / step.alpha_next)
-        return jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype), sigma2
-
     def move(z: Latents, xs: tuple[Moves, Int[Array, ""]]) -> tuple[Latents, None]:
         step, i = xs
-        noise, sigma2 = fresh_noise(z, step, i)
         z0, eps = to_z0_and_eps(denoise(z, step.t), z, step.alpha, schedule.prediction_type)
-        # eq. 12: predicted z_0, direction to z_t, fresh noise.
-        z = jnp.sqrt(step.alpha_next) * z0 + jnp.sqrt(1 - step.alpha_next - sigma2) * eps + noise
+        sigma2 = eta**2 * (1 - step.alpha_next) / (1 - step.alpha) * (1 - step.alpha / step.alpha_next)
+        # eq. 12: predicted z_0, direction to z_t, and below, fresh noise.
+        z = jnp.sqrt(step.alpha_next) * z0 + jnp.sqrt(1 - step.alpha_next - sigma2) * eps
+        if eta and key is not None:
+            z += jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype)
         if on_step is not None:
             jax.debug.callback(on_step)
         return z, None
 
-    return jax.lax.scan(move, z, (sampling_moves(schedule, steps), np.arange(steps)))[0]
+    return jax.lax.scan(move, z, (sampling_moves(schedule, steps), jnp.arange(steps)))[0]
 
 
 def invert(denoise: Denoise, z: Latents, steps: int, schedule: ScheduleConfig) -> Latents:

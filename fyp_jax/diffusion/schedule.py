@@ -79,9 +79,7 @@ class ScheduleConfig:
         return visited.astype(np.int32)
 
 
-def add_noise(
-    z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig
-) -> Latents:
+def add_noise(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
     """z_t = sqrt(alpha_t) z_0 + sqrt(1 - alpha_t) eps, with a training timestep for each clip."""
     alpha = jnp.asarray(schedule.alphas())[t][:, None, None, None, None]
     return jnp.sqrt(alpha) * z0 + jnp.sqrt(1 - alpha) * noise

@@ -38,7 +38,7 @@ def write_clip(
     prompt: str,
     video: Clip,
     poses: Float32[np.ndarray, "f h w 3"],
-    fps: float,
+    fps: int | float,
     record: Mapping[str, Any],
 ) -> Path:
     """Write NUMBER-PROMPT.mp4, .gif, .png (poses above, frames below) and .json; returns the mp4."""

@@ -33,9 +33,7 @@ class DownBlock(nn.Module):
         if not self.last:
             self.downsamplers = [Downsample(self.width, self.dtype)]
 
-    def __call__(
-        self, x: Maps, time: Time, text: Text, pose: Maps | None
-    ) -> tuple[Maps, list[Maps]]:
+    def __call__(self, x: Maps, time: Time, text: Text, pose: Maps | None) -> tuple[Maps, list[Maps]]:
         """Also gives the skips, one a layer and one behind the downsampler; `pose` joins the last layer's."""
         skips = []
         for i, resnet in enumerate(self.resnets):

@@ -72,8 +72,8 @@ class FrozenModels:
     def tokenize(self, prompt: str) -> tuple[Int[np.ndarray, "1 l"], str]:
         """Token ids, padded to the length that the text encoder was trained with, and the text cut off."""
         length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        kept = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
-        whole = self.tokenizer(prompt, verbose=False)["input_ids"]
+        kept = self.tokenizer.encode(prompt, padding="max_length", max_length=length, truncation=True)
+        whole = self.tokenizer.encode(prompt, verbose=False)
         # Both end with a token of their own.
         cut = self.tokenizer.decode(whole[length - 1 : -1]) if len(whole) > length else ""
         return np.asarray([kept], np.int32), cut

@@ -61,9 +61,7 @@ class PoseEncoder(nn.Module):
         H and W are multiples of 8 times 2 for each level but the first.
         """
         # Colour-major, then row, then column: the channel order of PyTorch's pixel_unshuffle.
-        x = rearrange(
-            skeleton, "b f (h i) (w j) c -> b f h w (c i j)", i=DOWNSCALE, j=DOWNSCALE
-        )
+        x = rearrange(skeleton, "b f (h i) (w j) c -> b f h w (c i j)", i=DOWNSCALE, j=DOWNSCALE)
         x = self.conv_in(x)
         maps = []
         for i, block in enumerate(self.body):
@@ -76,7 +74,7 @@ class PoseEncoder(nn.Module):
 def init_pose_encoder(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
     """Freshly drawn float32 parameters, with the zeros that the class describes."""
     side = DOWNSCALE * 2 ** (len(config.block_out_channels) - 1)
-    return PoseEncoder(config).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
+    return dict(PoseEncoder(config).init(key, jnp.zeros((1, 1, side, side, 3)))["params"])
 
 
 def pose_encoder_shapes(config: UNet3DConfig) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Random weights for a model that only its shapes are known of: for a first look, and for profiles."""
+"""Random weights for a model of which only the shapes are known: for a first look, and for profiles."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fyp_jax import trees
@@ -16,13 +18,13 @@ def random_params(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
     drawing a billion numbers takes seconds, where compiling their initialisers takes a minute.
     """
     rng = np.random.default_rng(seed)
-    flat = {path: _draw(path, tuple(leaf.shape), rng) for path, leaf in sorted(trees.flatten(shapes).items())}
-    return trees.unflatten(flat)
+    flat = sorted(trees.flatten(shapes).items())
+    return trees.unflatten({path: _draw(path, tuple(leaf.shape), rng) for path, leaf in flat})
 
 
-def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
     kind = path.rpartition("/")[2]
     if kind in {"bias", "scale"}:
-        return np.full(shape, float(kind == "scale"), np.float32)
+        return jnp.full(shape, float(kind == "scale"), jnp.float32)
     fan_in = shape[-1] if kind == "embedding" else math.prod(shape[:-1])
-    return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
+    return jnp.asarray(rng.standard_normal(shape, np.float32)) / math.sqrt(fan_in)

@@ -49,13 +49,15 @@ class UNet3D(nn.Module):
         self.conv_in = conv3x3(widths[0], dtype=self.dtype)
         self.time_embedding = TimestepMLP(config.time_width, self.dtype)
         self.down_blocks = [
-            DownBlock(config, widths[i], heads[i] if DOWN_BLOCKS[kind] else None, i == last, self.dtype)
-            for i, kind in enumerate(config.down_block_types)
+            DownBlock(config, width, head if DOWN_BLOCKS[kind] else None, i == last, self.dtype)
+            for i, (width, head, kind) in enumerate(zip(widths, heads, config.down_block_types, strict=True))
         ]
         self.mid_block = MidBlock(config, widths[-1], heads[-1], self.dtype)
         self.up_blocks = [
-            UpBlock(config, widths[last - i], heads[last - i] if UP_BLOCKS[kind] else None, i == last, self.dtype)
-            for i, kind in enumerate(config.up_block_types)
+            UpBlock(config, width, head if UP_BLOCKS[kind] else None, i == last, self.dtype)
+            for i, (width, head, kind) in enumerate(
+                zip(widths[::-1], heads[::-1], config.up_block_types, strict=True)
+            )
         ]
         self.conv_norm_out = clip_norm(config, self.dtype)
         self.conv_out = conv3x3(config.out_channels, dtype=self.dtype)
@@ -94,7 +96,7 @@ def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
     side = 2 ** (len(config.block_out_channels) - 1)
     latents = jnp.zeros((1, 1, side, side, config.in_channels))
     text = jnp.zeros((1, 1, config.cross_attention_dim))
-    return UNet3D(config).init(key, latents, jnp.zeros(1, jnp.int32), text)["params"]
+    return dict(UNet3D(config).init(key, latents, jnp.zeros(1, jnp.int32), text)["params"])
 
 
 def unet_shapes(config: UNet3DConfig) -> dict[str, Any]:

@@ -59,19 +59,23 @@ class UNet3DConfig:
             if isinstance(value, Sequence):
                 object.__setattr__(self, name, tuple(value))
         levels = len(self.block_out_channels)
-        per_level = {"down_block_types": self.down_block_types, "up_block_types": self.up_block_types}
+        per_level: dict[str, Sequence[Any]] = {
+            "down_block_types": self.down_block_types,
+            "up_block_types": self.up_block_types,
+        }
         if not isinstance(self.attention_head_dim, int):
             per_level["attention_head_dim"] = self.attention_head_dim
         for name, value in per_level.items():
             if len(value) != levels:
-                raise UserError(f"unet config: {name} has {len(value)} entries for {levels} block_out_channels")
+                raise UserError(f"unet config: {name} has {len(value)} entries for {levels} levels")
         for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             if unknown := set(getattr(self, name)) - set(known):
                 raise UserError(f"unet config: {name} {sorted(unknown)} not among {sorted(known)}")
         for width, heads in zip(self.block_out_channels, self.heads, strict=True):
             if width % self.norm_num_groups or width % heads:
                 raise UserError(
-                    f"unet config: {width} channels do not split into {self.norm_num_groups} groups and {heads} heads"
+                    f"unet config: {width} channels do not split into {self.norm_num_groups} groups "
+                    f"and {heads} heads"
                 )
 
     @property

@@ -1,0 +1,72 @@
+"""At the size of Stable Diffusion 1.4, and the tools that measure it. Minutes, and 10 GB."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import synthesise
+from fyp_jax.convert.torch_names import from_torch_2d
+from fyp_jax.models.unet import UNet3D, UNet3DConfig
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+def test_image_unet_agrees_with_pytorch():
+    torch = pytest.importorskip("torch")
+    from diffusers import UNet2DConditionModel
+
+    config = UNet3DConfig()
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(cross_attention_dim=768, block_out_channels=config.block_out_channels)
+    state_dict = {name: synthesise(name, tuple(value.shape)) for name, value in theirs.state_dict().items()}
+    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in state_dict.items()}, assign=True)
+    latents, text = (
+        np.random.default_rng(0).standard_normal((1, 1, 16, 16, 4), np.float32),
+        np.ones((1, 9, 768)),
+    )
+    with torch.no_grad():
+        images = torch.from_numpy(latents[:, 0].transpose(0, 3, 1, 2))
+        expected = theirs(images, 321, torch.from_numpy(text).float()).sample.numpy()
+    del theirs
+
+    params = from_torch_2d(state_dict, config, seed=0)
+    apply = jax.jit(UNet3D(config).apply)
+    eps = apply({"params": params}, jnp.asarray(latents), jnp.array([321]), jnp.asarray(text, jnp.float32))
+    error = np.abs(np.asarray(eps)[:, 0].transpose(0, 3, 1, 2) - expected).max() / np.abs(expected).max()
+    assert error < 1e-4, f"relative error {error:.1e}"
+
+
+def test_benchmark_prints_its_figures():
+    """Small, as the figures of a full run are for people."""
+    command = [sys.executable, "scripts/benchmark.py", "--size", "mini", "--side", "8", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        r"one denoise step +\d+\.\d+ s",
+        r"ratio +\d+\.\d+",
+        r"FLOPs of our step +\d",
+        r"\d+% of that",
+    ):
+        assert re.search(line, done.stdout), f"{line} not in\n{done.stdout}"
+
+
+def test_clip_script_shows_what_it_draws(tmp_path: Path):
+    command = [
+        sys.executable,
+        "scripts/draw_pose_clip.py",
+        "--out",
+        tmp_path / "x.json",
+        "--preview",
+        tmp_path / "x.png",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").stat().st_size > 1000
