@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jax.typing import DTypeLike
 
 from fyp_jax import trees
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, reason
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import UNet3DConfig, unet_shapes
 
@@ -71,9 +71,8 @@ def load_inference(
         return _load_step(folder, step, dtype)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
 
 
 def _load_step(

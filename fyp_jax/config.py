@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, reason
 from fyp_jax.media.pose import PoseConfig
 
 Config = TypeVar("Config")
@@ -121,9 +121,8 @@ def _keys(kind: type) -> list[str]:
 
 
 def _reason(kind: type, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     key = getattr(error, "full_key", None)
     if key and key not in _keys(kind) and not any(known.startswith(f"{key}.") for known in _keys(kind)):
         near = difflib.get_close_matches(key, _keys(kind), n=1)
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    return f"{key}: {reason}" if key else reason
+    return f"{key}: {reason(error)}" if key else reason(error)

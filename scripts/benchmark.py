@@ -45,7 +45,9 @@ def convolution_pair(product: Product) -> tuple[Callable[[], Any], Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="sd14", choices=["sd14", "mini"])
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--frames", type=int, default=4)
@@ -64,7 +66,9 @@ def main() -> None:
         return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
 
     ours = jax.jit(denoise)
-    theirs = UNet2DConditionModel(**{key: value for key, value in folder.json("unet").items() if key[0] != "_"})
+    theirs = UNet2DConditionModel(
+        **{key: value for key, value in folder.json("unet").items() if key[0] != "_"}
+    )
     images, words = torch.randn(frames, 4, args.side, args.side), torch.randn(frames, *text.shape[1:])
     square = jnp.ones((MATRIX, MATRIX))
     products = count_products(denoise, params, latents)
@@ -88,13 +92,21 @@ def main() -> None:
     ratios = [a / b for a, b in zip(took["step"], took["torch"], strict=True)]
     flops, peak = sum(p.flops * n for p, n in products.items()), 2 * MATRIX**3 / matrix
     conv_flops = sum(p.flops * n for p, n in convolutions.items())
-    print(f"{config.block_out_channels}, {args.clips} x {args.frames} frames, {args.side}x{args.side} latents")
+    print(
+        f"{config.block_out_channels}, {args.clips} x {args.frames} frames, {args.side}x{args.side} latents"
+    )
     print(f"one denoise step                   {step:8.2f} s  (compiled, float32, {jax.default_backend()})")
     print(f"PyTorch diffusers' image UNet      {torch_step:8.2f} s  ({torch.get_num_threads()} threads)")
-    print(f"ratio                              {statistics.median(ratios):8.2f}    ({min(ratios):.2f} to {max(ratios):.2f})")
-    print(f"FLOPs of our step                  {flops / 1e12:8.3f} T ({conv_flops / flops:.0%} in 3x3 convolutions)")
+    print(
+        f"ratio                              {statistics.median(ratios):8.2f}    ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    print(
+        f"FLOPs of our step                  {flops / 1e12:8.3f} T ({conv_flops / flops:.0%} in 3x3 convolutions)"
+    )
     print(f"matrix product, {MATRIX}^3             {peak / 1e9:8.0f} GFLOP/s")
-    print(f"our step                           {flops / step / 1e9:8.0f} GFLOP/s, {flops / step / peak:.0%} of that")
+    print(
+        f"our step                           {flops / step / 1e9:8.0f} GFLOP/s, {flops / step / peak:.0%} of that"
+    )
     print(f"our 3x3 convolutions alone, XLA    {conv[0]:8.2f} s  {conv_flops / conv[0] / 1e9:.0f} GFLOP/s")
     print(f"the same convolutions, PyTorch     {conv[1]:8.2f} s  {conv_flops / conv[1] / 1e9:.0f} GFLOP/s")
 

@@ -22,9 +22,15 @@ from fyp_jax.models.pose_encoder import init_pose_encoder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True, metavar="NAME", help="folder or Hub id; has the UNet's sizes")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="published checkpoint; without it, inflate")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pipeline", required=True, metavar="NAME", help="folder or Hub id; has the UNet's sizes"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="published checkpoint; without it, inflate"
+    )
     parser.add_argument("--pose-encoder", type=Path, metavar="FILE", help="pose_encoder.pth, wherever it is")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new Orbax checkpoint")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="its step number (default: 0)")

@@ -45,7 +45,9 @@ def test_default_run(default_run: tuple):
 def test_files_of_a_run(default_run: tuple):
     folder = default_run[1] / "0000"
     stem = "00-a-robot-on-the-beach"
-    assert clip_files(folder) == sorted(["config.yaml", *(f"{stem}.{e}" for e in ("gif", "json", "mp4", "png"))])
+    assert clip_files(folder) == sorted(
+        ["config.yaml", *(f"{stem}.{e}" for e in ("gif", "json", "mp4", "png"))]
+    )
     assert read_frames(folder / f"{stem}.mp4", range(8)).shape == (8, 64, 64, 3)
     with Image.open(folder / f"{stem}.gif") as gif:
         assert (gif.n_frames, gif.size) == (8, (64, 64))

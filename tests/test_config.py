@@ -61,7 +61,9 @@ def test_bad_overrides(file: Path, override: str, message: str):
         load_config(SampleConfig, file, [override])
 
 
-@pytest.mark.parametrize("text", ["steps: [", "- 1\n- 2\n", "stepz: 3\n", "pose: {framez: 3}\n", "just words", "\0"])
+@pytest.mark.parametrize(
+    "text", ["steps: [", "- 1\n- 2\n", "stepz: 3\n", "pose: {framez: 3}\n", "just words", "\0"]
+)
 def test_bad_files(tmp_path: Path, text: str):
     bad = tmp_path / "bad.yaml"
     bad.write_text(text)

@@ -89,7 +89,9 @@ def test_eta_depends_on_the_key_and_needs_one():
 
 def test_each_step_is_told():
     told = []
-    z = jax.jit(lambda z: ddim.sample(linear_model, z, 7, SCHEDULE, on_step=lambda: told.append(1)))(normal(0))
+    z = jax.jit(lambda z: ddim.sample(linear_model, z, 7, SCHEDULE, on_step=lambda: told.append(1)))(
+        normal(0)
+    )
     z.block_until_ready()
     jax.effects_barrier()
     assert len(told) == 7
@@ -121,7 +123,8 @@ def test_steps_that_do_not_fit(steps: int):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("beta_schedule", "squaredcos_cap_v2"), ("prediction_type", "sample"), ("clip_sample", True)]
+    ("field", "value"),
+    [("beta_schedule", "squaredcos_cap_v2"), ("prediction_type", "sample"), ("clip_sample", True)],
 )
 def test_other_processes_are_refused(field: str, value: object):
     with pytest.raises(UserError, match=field):

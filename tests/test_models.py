@@ -33,14 +33,20 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def run(config: UNet3DConfig, latents: jax.Array, text: jax.Array, t: int = 500, **options: object) -> jax.Array:
+def run(
+    config: UNet3DConfig, latents: jax.Array, text: jax.Array, t: int = 500, **options: object
+) -> jax.Array:
     apply = compiled(config)
-    return apply(random_params(unet_shapes(config), seed=0), latents, text, jnp.full(len(latents), t), **options)
+    return apply(
+        random_params(unet_shapes(config), seed=0), latents, text, jnp.full(len(latents), t), **options
+    )
 
 
 @functools.cache
 def compiled(config: UNet3DConfig) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, z, text, t, **options: UNet3D(config).apply({"params": params}, z, t, text, **options))
+    return jax.jit(
+        lambda params, z, text, t, **options: UNet3D(config).apply({"params": params}, z, t, text, **options)
+    )
 
 
 def test_clips_of_a_batch_do_not_touch():

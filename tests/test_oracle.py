@@ -50,7 +50,9 @@ def test_noise_prediction_with_pose(oracle: Oracle, intermediates: tuple[jax.Arr
 
 def test_noise_prediction_without_pose(oracle: Oracle):
     unet = UNet3D(oracle.config)
-    eps = jax.jit(unet.apply)({"params": oracle.params["unet"]}, oracle.latents, jnp.array([501]), oracle.text)
+    eps = jax.jit(unet.apply)(
+        {"params": oracle.params["unet"]}, oracle.latents, jnp.array([501]), oracle.text
+    )
     assert_close(eps, channels_last(oracle.arrays["eps_no_pose"]))
 
 

@@ -227,9 +227,8 @@ def test_image_unet_on_a_still_clip(like_sd2: ImageUNet):
 
 
 def test_inflation_draws_temporal_parameters_from_the_seed(like_sd2: ImageUNet):
-    first, other = (
-        flatten(p) for p in (like_sd2.params, PipelineFolder(str(like_sd2.folder)).unet_2d(seed=1))
-    )
+    first = flatten(like_sd2.params)
+    other = flatten(PipelineFolder(str(like_sd2.folder)).unet_2d(seed=1))
     drawn = {path for path in first if not np.array_equal(first[path], other[path])}
     down, up = "conv_temporal/down/kernel", "conv_temporal/up/kernel"
     random = ("attn_temp/to_q/kernel", "attn_temp/to_k/kernel", "attn_temp/to_v/kernel", down)

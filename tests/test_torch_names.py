@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from conftest import FIXTURES, Oracle
-from fyp_jax.convert.torch_names import POSE_PREFIX, TEMPORAL, from_torch, from_torch_2d, to_torch, torch_layout
+from fyp_jax.convert.torch_names import (
+    POSE_PREFIX,
+    TEMPORAL,
+    from_torch,
+    from_torch_2d,
+    to_torch,
+    torch_layout,
+)
 from fyp_jax.errors import UserError
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import UNet3DConfig, unet_shapes
@@ -85,14 +92,18 @@ UP = "up_blocks.1.attentions.2.transformer_blocks.0.conv_temporal.up.weight"
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["sizes read off", "config given"])
-@pytest.mark.parametrize("name", [UP, "conv_out.bias", "skeleton_adapter.body.3.block2.bias", "conv_in.weight"])
+@pytest.mark.parametrize(
+    "name", [UP, "conv_out.bias", "skeleton_adapter.body.3.block2.bias", "conv_in.weight"]
+)
 def test_missing_name(oracle: Oracle, name: str, known: bool):
     state_dict = {key: value for key, value in oracle.state_dict.items() if key != name}
     with pytest.raises(TreeMismatch, match=name.replace(".", r"\.")):
         from_torch(state_dict, oracle.config if known else None)
 
 
-@pytest.mark.parametrize("name", ["mid_block.extra.weight", "skeleton_adapter.extra", "module.conv_in.weight"])
+@pytest.mark.parametrize(
+    "name", ["mid_block.extra.weight", "skeleton_adapter.extra", "module.conv_in.weight"]
+)
 def test_leftover_name(oracle: Oracle, name: str):
     with pytest.raises(TreeMismatch, match=rf"1 unexpected \({name}\)"):
         from_torch(oracle.state_dict | {name: np.zeros(3, np.float32)})
@@ -142,7 +153,12 @@ def test_image_unet_is_inflated(oracle: Oracle):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("class_embed_type", "timestep"), ("addition_embed_type", "text_time"), ("act_fn", "gelu"), ("freq_shift", 1)],
+    [
+        ("class_embed_type", "timestep"),
+        ("addition_embed_type", "text_time"),
+        ("act_fn", "gelu"),
+        ("freq_shift", 1),
+    ],
 )
 def test_other_networks_are_refused(field: str, value: object):
     with pytest.raises(UserError, match=field):

@@ -1,8 +1,8 @@
 """A Stable Diffusion pipeline as diffusers lays it out: a folder, a Hub id, or one of our own sizes.
 
-    vae/ text_encoder/ unet/       config.json and weights
-    tokenizer/                     vocab.json, merges.txt
-    scheduler/                     scheduler_config.json
+vae/ text_encoder/ unet/       config.json and weights
+tokenizer/                     vocab.json, merges.txt
+scheduler/                     scheduler_config.json
 """
 
 import json
@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, read_weights
 from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like
 from fyp_jax.diffusion.schedule import ScheduleConfig
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, reason
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.unet_config import UNet3DConfig
 
@@ -115,8 +115,8 @@ def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
                 return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{nowhere}; as a Hub id it cannot be had ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            f"offline, download it elsewhere with `hf download {hub_id}` and give the folder"
+            f"{nowhere}; as a Hub id it cannot be had ({type(error).__name__}: {reason(error)}); offline, "
+            f"download it elsewhere with `hf download {hub_id}` and give the folder"
         ) from error
     raise WeightsError(f"{hub_id}: the repository has no weights for {', '.join(parts)}")
 

@@ -32,10 +32,11 @@ def read_published(folder: Path | None, pose_file: Path | None, config: UNet3DCo
         beside = [place / name for place in (folder, folder.parent) for name in POSE_FILES]
         pose_file = pose_file or next((file for file in beside if file.is_file()), None)
         if pose_file is None and not any(name.startswith(POSE_PREFIX) for name in state_dict):
-            raise WeightsError(f"{folder}: no pose encoder, neither in the UNet's file nor as {POSE_FILES[-1]}")
+            raise WeightsError(f"{folder}: no pose encoder, in the UNet's file or as {POSE_FILES[-1]}")
     if pose_file is not None:
-        pose = {POSE_PREFIX + name.removeprefix(POSE_PREFIX): value for name, value in read_weights(pose_file).items()}
-        state_dict = _replace_pose(state_dict, pose, pose_file)
+        pose = read_weights(pose_file)
+        prefixed = {POSE_PREFIX + name.removeprefix(POSE_PREFIX): value for name, value in pose.items()}
+        state_dict = _replace_pose(state_dict, prefixed, pose_file)
     return from_torch(state_dict, config) if state_dict else {}
 
 
@@ -43,6 +44,8 @@ def _replace_pose(
     state_dict: Mapping[str, np.ndarray], pose: Mapping[str, np.ndarray], pose_file: Path
 ) -> dict[str, np.ndarray]:
     inside = {name: value for name, value in state_dict.items() if name.startswith(POSE_PREFIX)}
-    if inside and not all(name in pose and np.array_equal(value, pose[name]) for name, value in inside.items()):
+    if inside and not all(
+        name in pose and np.array_equal(value, pose[name]) for name, value in inside.items()
+    ):
         log.warning("the UNet's file holds another pose encoder than %s, which is taken", pose_file)
     return {name: value for name, value in state_dict.items() if name not in inside} | dict(pose)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, reason
 
 # As diffusers and transformers name them; what stands first is taken.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -96,9 +96,11 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{file}: damaged, or holds more than tensors, and was refused ({reason})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(
+            f"{file}: damaged, or holds more than tensors; refused ({reason(error)})"
+        ) from error
+    named = tensors.values() if isinstance(tensors, dict) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in named):
         raise WeightsError(f"{file}: not a state dict of named tensors")
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()

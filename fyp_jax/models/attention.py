@@ -10,7 +10,6 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-
 HEAD_BY_HEAD = 128 * 128
 """Scores of one head (queries times keys) from which on heads are computed one after the other."""
 

@@ -1,5 +1,6 @@
 """The pose encoder: a skeleton picture becomes one feature map for each level of the UNet."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -77,6 +78,7 @@ def init_pose_encoder(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
     return dict(PoseEncoder(config).init(key, jnp.zeros((1, 1, side, side, 3)))["params"])
 
 
+@functools.cache
 def pose_encoder_shapes(config: UNet3DConfig) -> dict[str, Any]:
     """Names and shapes of the parameters, without computing them."""
     return jax.eval_shape(lambda: init_pose_encoder(config, jax.random.key(0)))

@@ -1,5 +1,6 @@
 """The denoising UNet for clips: Stable Diffusion's, inflated in time (Follow Your Pose, section 3.2)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,7 @@ def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
     return dict(UNet3D(config).init(key, latents, jnp.zeros(1, jnp.int32), text)["params"])
 
 
+@functools.cache
 def unet_shapes(config: UNet3DConfig) -> dict[str, Any]:
     """Names and shapes of the parameters, without computing them."""
     return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))

@@ -24,6 +24,9 @@ FIXED = {
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_class_embeds": (None,),
     "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1,),
+    "resnet_skip_time_act": (False,),
+    "time_embedding_act_fn": (None,),
     "resnet_time_scale_shift": ("default",),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
@@ -58,6 +61,10 @@ class UNet3DConfig:
             value = getattr(self, name)
             if isinstance(value, Sequence):
                 object.__setattr__(self, name, tuple(value))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and type(value) is not int:
+                raise UserError(f"unet config: {field.name}={value!r} is not a whole number")
         levels = len(self.block_out_channels)
         per_level: dict[str, Sequence[Any]] = {
             "down_block_types": self.down_block_types,
