@@ -92,23 +92,19 @@ def main() -> None:
     ratios = [a / b for a, b in zip(took["step"], took["torch"], strict=True)]
     flops, peak = sum(p.flops * n for p, n in products.items()), 2 * MATRIX**3 / matrix
     conv_flops = sum(p.flops * n for p, n in convolutions.items())
-    print(
-        f"{config.block_out_channels}, {args.clips} x {args.frames} frames, {args.side}x{args.side} latents"
-    )
-    print(f"one denoise step                   {step:8.2f} s  (compiled, float32, {jax.default_backend()})")
-    print(f"PyTorch diffusers' image UNet      {torch_step:8.2f} s  ({torch.get_num_threads()} threads)")
-    print(
-        f"ratio                              {statistics.median(ratios):8.2f}    ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
-    print(
-        f"FLOPs of our step                  {flops / 1e12:8.3f} T ({conv_flops / flops:.0%} in 3x3 convolutions)"
-    )
-    print(f"matrix product, {MATRIX}^3             {peak / 1e9:8.0f} GFLOP/s")
-    print(
-        f"our step                           {flops / step / 1e9:8.0f} GFLOP/s, {flops / step / peak:.0%} of that"
-    )
-    print(f"our 3x3 convolutions alone, XLA    {conv[0]:8.2f} s  {conv_flops / conv[0] / 1e9:.0f} GFLOP/s")
-    print(f"the same convolutions, PyTorch     {conv[1]:8.2f} s  {conv_flops / conv[1] / 1e9:.0f} GFLOP/s")
+    gflops = lambda count, time: f"{count / time / 1e9:.0f} GFLOP/s"  # noqa: E731
+    print(f"{args.size}, {args.clips} x {args.frames} frames of {args.side}x{args.side} latents, float32")
+    for name, value in (
+        ("one denoise step", f"{step:.2f} s on {jax.default_backend()}, {gflops(flops, step)}"),
+        ("PyTorch's image UNet", f"{torch_step:.2f} s with {torch.get_num_threads()} threads"),
+        ("ratio", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"),
+        ("FLOPs of our step", f"{flops / 1e12:.3f} T, {conv_flops / flops:.0%} in 3x3 convolutions"),
+        ("matrix product", f"{gflops(2 * MATRIX**3, matrix)} at {MATRIX} x {MATRIX}"),
+        ("share of that peak", f"{flops / step / peak:.0%}"),
+        ("3x3 convolutions, XLA", f"{conv[0]:.2f} s alone, {gflops(conv_flops, conv[0])}"),
+        ("the same, PyTorch", f"{conv[1]:.2f} s alone, {gflops(conv_flops, conv[1])}"),
+    ):
+        print(f"{name:24}{value}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,12 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Most of a test's time is compilation: small programs do not need the best code.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 from jaxtyping import install_import_hook
 
@@ -27,6 +24,8 @@ from fyp_jax.convert.torch_names import from_torch  # noqa: E402
 from fyp_jax.models.unet import UNet3DConfig  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of a test's time is compilation: small programs do not need the best code.
+jax.config.update("jax_disable_most_optimizations", True)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -57,7 +56,7 @@ def synthetic_model(config: UNet3DConfig, layout: dict[str, Any]) -> dict[str, A
 
 
 class Oracle(NamedTuple):
-    """A small model with the oracle's weights, its inputs (channels last) and its outputs (PyTorch's axes)."""
+    """A small model with the oracle's weights, its inputs (channels last), its outputs (PyTorch's axes)."""
 
     config: UNet3DConfig
     state_dict: dict[str, np.ndarray]
@@ -140,11 +139,3 @@ def fill_torch(model: Any) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(synthesise(name, tuple(parameter.shape))))
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile() -> Iterator[None]:
-    """For tests that compile for longer than they run, and mind what is computed, not how fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

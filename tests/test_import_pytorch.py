@@ -31,8 +31,6 @@ from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3DConfig
 from fyp_jax.trees import TreeMismatch, flatten, unflatten
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 SCRIPT = Path(__file__).parents[1] / "scripts" / "import_pytorch.py"
 ORIGIN = {"made_by": "a test"}
 

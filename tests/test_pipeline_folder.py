@@ -22,8 +22,6 @@ from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
 from fyp_jax.trees import TreeMismatch, flatten
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 PROMPTS = [
     "",
     "a robot dances on the moon",
