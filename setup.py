@@ -40,6 +40,13 @@ setup(
     extras_require={
         "torch": TORCH,  # reads .bin and .pth
         "tpu": ["jax[tpu]>=0.10,<0.11"],
-        "dev": [*TORCH, "beartype>=0.21", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12,<1", "pyright>=1.1.400"],
+        "dev": [
+            *TORCH,
+            "beartype>=0.21",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "pyright>=1.1.400",
+            "ruff>=0.12,<1",
+        ],
     },
 )

@@ -34,7 +34,7 @@ class SampleConfig:
 
     pretrained: str = _option("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
     checkpoint: str | None = _option(None, "Orbax checkpoint with UNet and pose encoder")
-    random_weights: bool = _option(False, "draw all weights from the seed; of `pretrained` only sizes count")
+    random_weights: bool = _option(False, "draw weights, always the same; of `pretrained` take the sizes")
     pose: PoseConfig = field(default_factory=PoseConfig)
     prompt: list[str] = field(default_factory=list, metadata={"help": "one clip is made for each"})
     negative_prompt: str = _option("", "what guidance leads away from")

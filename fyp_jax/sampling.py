@@ -167,8 +167,8 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
         return Sampler(frozen, folder.schedule(), *models)
 
     if config.random_weights:
-        sampler, origin = build(folder.unet_config()), {"random_from_seed": config.seed}
-        drawn = random_params(inference_shapes(sampler.unet.config) | frozen.shapes(), config.seed)
+        sampler, origin = build(folder.unet_config()), {"random": True}
+        drawn = random_params(inference_shapes(sampler.unet.config) | frozen.shapes(), seed=0)
         params = drawn | {part: _cast(drawn[part], dtype) for part in ("unet", "pose_encoder")}
     elif config.checkpoint is None:
         raise UserError(

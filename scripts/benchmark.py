@@ -6,28 +6,22 @@ All in one run, in turns, since shared machines drift; quote ratios. Needs the `
 """
 
 import argparse
+import logging
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.flops import Product, count_products
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
+from fyp_jax.timing import in_turns, seconds
 
 MATRIX = 4096
-
-
-def seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
 
 
 def convolution_pair(product: Product) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -55,6 +49,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="turns; each figure is the median")
     args = parser.parse_args()
 
+    logging.getLogger("diffusers.models.embeddings_flax").setLevel(logging.ERROR)  # speaks at import
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     folder = PipelineFolder(args.size, parts=())
     config, frames = folder.unet_config(), args.clips * args.frames
     params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
@@ -80,12 +77,7 @@ def main() -> None:
         "matrix": lambda: square @ square,
     }
     with torch.no_grad():
-        for function in turns.values():
-            seconds(function)  # compiles, allocates
-        took = {name: [] for name in turns}
-        for _ in range(args.runs):
-            for name, function in turns.items():
-                took[name].append(seconds(function))
+        took = in_turns(turns, args.runs)
         conv = [sum(n * min(seconds(pair[i]) for _ in range(3)) for n, *pair in pairs) for i in range(2)]
 
     step, torch_step, matrix = (statistics.median(took[name]) for name in turns)

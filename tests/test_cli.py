@@ -64,7 +64,7 @@ def test_the_record_makes_it_again(default_run: tuple):
     assert record["prompt"] == "A robot, on the beach"
     assert record["seed"] == 0
     assert {"jax", "flax", "fyp_jax", "device"} <= set(record["versions"])
-    assert record["weights"]["origin"] == {"random_from_seed": 0}
+    assert record["weights"]["origin"] == {"random": True}
     assert record["config"]["steps"] == 20
     command = [sys.executable, str(ROOT / "sample.py"), "--config", str(out / "0000" / "config.yaml")]
     again = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -58,6 +58,14 @@ def test_benchmark_prints_its_figures():
         assert re.search(line, done.stdout), f"{line} not in\n{done.stdout}"
 
 
+def test_attention_benchmark_shows_ours():
+    small = ["--side", "16", "--frames", "2", "--runs", "1"]
+    command = [sys.executable, "scripts/benchmark_attention.py", *small]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"head by head \(ours\) +\d+ ms +\d+ GFLOP/s", done.stdout), done.stdout
+
+
 def test_clip_script_shows_what_it_draws(tmp_path: Path):
     command = [
         sys.executable,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports from its own room, or from a floor below.
 FLOORS = (
     ("errors", "types"),
-    ("trees", "flops", "versions"),
+    ("trees", "flops", "timing", "versions"),
     ("media", "diffusion", "models"),
     ("convert",),
     ("config", "checkpoint"),
