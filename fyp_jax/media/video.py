@@ -192,7 +192,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> N
         av.open(str(file.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         # One thread, as the bytes depend on how many there are; and no B-frames, as x264's search for them
-        # gave three different files for the same 64x64 frames, about one time in four.
+        # gives different files for the same small frames (tests/test_video.py).
         options = {"crf": "18", "threads": "1", "bf": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
