@@ -16,8 +16,8 @@ from fyp_jax.types import Maps, Text
 Time = Float[Array, "b t"]
 
 
-class DownBlock(nn.Module):
-    """ResNet layers and transformers, then half the size unless it is the last block."""
+class Layers(nn.Module):
+    """What a down block and an up block share: ResNet layers, each with a transformer behind it or none."""
 
     config: UNet3DConfig
     width: int
@@ -25,21 +25,31 @@ class DownBlock(nn.Module):
     last: bool
     dtype: DTypeLike = jnp.float32
 
-    def setup(self):
-        layers = range(self.config.layers_per_block)
-        self.resnets = [ResnetBlock(self.config, self.width, self.dtype) for _ in layers]
+    def add_layers(self, count: int) -> None:
+        self.resnets = [ResnetBlock(self.config, self.width, self.dtype) for _ in range(count)]
         if self.heads is not None:
-            self.attentions = [Transformer(self.config, self.heads, self.width, self.dtype) for _ in layers]
+            self.attentions = [
+                Transformer(self.config, self.heads, self.width, self.dtype) for _ in range(count)
+            ]
+
+    def run_layer(self, i: int, x: Maps, time: Time, text: Text) -> Maps:
+        x = self.resnets[i](x, time)
+        return x if self.heads is None else self.attentions[i](x, text)
+
+
+class DownBlock(Layers):
+    """Layers, then half the size unless it is the last block."""
+
+    def setup(self):
+        self.add_layers(self.config.layers_per_block)
         if not self.last:
             self.downsamplers = [Downsample(self.width, self.dtype)]
 
     def __call__(self, x: Maps, time: Time, text: Text, pose: Maps | None) -> tuple[Maps, list[Maps]]:
         """Also gives the skips, one a layer and one behind the downsampler; `pose` joins the last layer's."""
         skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
-            if self.heads is not None:
-                x = self.attentions[i](x, text)
+        for i in range(len(self.resnets)):
+            x = self.run_layer(i, x, time, text)
             if pose is not None and i == len(self.resnets) - 1:
                 x = x + pose.astype(x.dtype)
             skips.append(x)
@@ -67,27 +77,16 @@ class MidBlock(nn.Module):
         return self.resnets[1](x, time)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Layers):
     """One layer more than a down block, each fed with a skip; then twice the size unless it is the last."""
 
-    config: UNet3DConfig
-    width: int
-    heads: int | None
-    last: bool
-    dtype: DTypeLike = jnp.float32
-
     def setup(self):
-        layers = range(self.config.layers_per_block + 1)
-        self.resnets = [ResnetBlock(self.config, self.width, self.dtype) for _ in layers]
-        if self.heads is not None:
-            self.attentions = [Transformer(self.config, self.heads, self.width, self.dtype) for _ in layers]
+        self.add_layers(self.config.layers_per_block + 1)
         if not self.last:
             self.upsamplers = [Upsample(self.width, self.dtype)]
 
     def __call__(self, x: Maps, skips: list[Maps], time: Time, text: Text) -> Maps:
         """Takes its skips from the end of `skips`, so that the list is empty behind the last block."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), time)
-            if self.heads is not None:
-                x = self.attentions[i](x, text)
+        for i in range(len(self.resnets)):
+            x = self.run_layer(i, jnp.concatenate([x, skips.pop()], axis=-1), time, text)
         return x if self.last else self.upsamplers[0](x)
