@@ -7,17 +7,20 @@ import re
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from fyp_jax.config import SampleConfig, describe, load_config
 from fyp_jax.errors import exit_status
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini" / "sample.yaml"
-OVERRIDE = re.compile(r"[a-z_.]+=\S*")
+OVERRIDE = re.compile(r"[a-z_]+([.][a-z_]+)*=.*", re.DOTALL)
 
 
 def parse(argv: list[str]) -> SampleConfig:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="config fields, with their defaults:\n" + "\n".join(describe(SampleConfig)),
+        epilog="config fields, and what they are where the config file is silent:\n"
+        + "\n".join(describe(SampleConfig)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -28,7 +31,7 @@ def parse(argv: list[str]) -> SampleConfig:
     parser.add_argument("--out", metavar="DIR", help="as out=DIR")
     parser.add_argument("--seed", metavar="N", help="as seed=N")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     # argparse gives all words behind --prompt to it, overrides among them.
     prompts = [text for text in args.prompt or [] if not OVERRIDE.fullmatch(text)]
     overrides = args.overrides + [text for text in args.prompt or [] if OVERRIDE.fullmatch(text)]
@@ -47,7 +50,7 @@ def main() -> None:
     from fyp_jax.sampling import sample_to_files  # after the arguments are known to be good: it takes seconds
 
     for clip in sample_to_files(config):
-        print(clip)
+        tqdm.write(str(clip))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ setup(
         "einops>=0.8,<1",
         "jaxtyping>=0.3,<0.4",
         "omegaconf>=2.3,<3",
+        "pyyaml>=6",
         "numpy>=2.0,<3",
         "av>=15",
         "pillow>=11",

@@ -31,6 +31,14 @@ def inference_shapes(config: UNet3DConfig) -> dict[str, Any]:
     return {"unet": unet_shapes(config), "pose_encoder": pose_encoder_shapes(config)}
 
 
+def require_free(folder: Path, step: int) -> None:
+    """Raise CheckpointError where a step cannot be written: it is there already, or no number of a step."""
+    if step < 0:
+        raise CheckpointError(f"{folder}: a step is 0 or more, not {step}")
+    if (folder / str(step)).exists():
+        raise CheckpointError(f"{folder}: has a step {step} already, and is not overwritten")
+
+
 def save_inference(
     folder: Path, step: int, config: UNet3DConfig, params: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> None:
@@ -40,8 +48,7 @@ def save_inference(
     parameters are not those of `config`.
     """
     trees.check_same(trees.flatten(params), trees.flatten(inference_shapes(config)), str(folder))
-    if (folder / str(step)).exists():
-        raise CheckpointError(f"{folder}: has a step {step} already, and is not overwritten")
+    require_free(folder, step)
     try:  # before Orbax, whose threads would wait for minutes
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +96,11 @@ def _load_step(
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes)
         restore = ocp.args.Composite(inference=ocp.args.StandardRestore(target))
-        return config, manager.restore(step, args=restore)["inference"], {**saved["origin"], "step": step}
+        try:
+            params = manager.restore(step, args=restore)["inference"]
+        except Exception as error:  # Orbax raises no narrower class for files that are missing or cut off
+            raise CheckpointError(f"{folder}: step {step} cannot be read whole ({reason(error)})") from error
+        return config, params, {**saved["origin"], "step": step}
 
 
 def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:

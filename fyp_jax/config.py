@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.pose import PoseConfig
+from fyp_jax.media.video import writing
 
 Config = TypeVar("Config")
 
@@ -67,8 +68,10 @@ class SampleConfig:
         for name in ("decode_frames", "steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
+        if self.checkpoint is not None and self.random_weights:
+            raise UserError(f"checkpoint={self.checkpoint} and random_weights=true: add random_weights=false")
 
 
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
@@ -87,8 +90,8 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
         if "=" not in override:
             raise UserError(f"{override!r} is not of the form a.b=c")
         try:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            config = OmegaConf.merge(config, _parse(kind, override))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
             raise UserError(f"{override}: {_reason(kind, error)}") from error
     try:
         return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
@@ -97,8 +100,10 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
 
 
 def save_config(config: Any, file: Path) -> None:
-    """Write a config so that `load_config` reads the same back."""
-    OmegaConf.save(OmegaConf.structured(config), file)
+    """Write a config so that `load_config` reads the same back. Raises UserError where the disk says no."""
+    plain = _literal(dataclasses.asdict(config))
+    with writing(file):
+        file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def describe(kind: type, prefix: str = "") -> Iterator[str]:
@@ -110,6 +115,33 @@ def describe(kind: type, prefix: str = "") -> Iterator[str]:
             continue
         default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # pyright: ignore
         yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
+
+
+def _parse(kind: type, override: str) -> DictConfig:
+    """`a.b=c` as a config; what is for a text field is taken as it stands, and not read as YAML."""
+    key, _, value = override.partition("=")
+    parsed = OmegaConf.from_dotlist([f"{key}=null" if _is_text(kind, key) else override])
+    if _is_text(kind, key) and value != "null":
+        OmegaConf.update(parsed, key, _literal(value))
+    return parsed
+
+
+def _is_text(kind: type, key: str) -> bool:
+    name, _, rest = key.partition(".")
+    types = {item.name: item.type for item in dataclasses.fields(kind)}
+    inner = types.get(name)
+    if rest:
+        return isinstance(inner, type) and dataclasses.is_dataclass(inner) and _is_text(inner, rest)
+    return inner in (str, str | None)
+
+
+def _literal(value: Any) -> Any:
+    """The same, with no `${...}` left that OmegaConf would look up."""
+    if isinstance(value, str):
+        return value.replace("${", r"\${")
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> str:

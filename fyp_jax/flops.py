@@ -5,7 +5,7 @@ Compilers count a loop's body once, and what they themselves add; this counts wh
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,9 +33,9 @@ def count_products(function: Callable[..., Any], *args: Any) -> Counter[Product]
     return products
 
 
-def count_flops(function: Callable[..., Any], *args: Any) -> int:
+def total_flops(products: Mapping[Product, int]) -> int:
     """FLOPs of all matrix products and convolutions; all else is small beside them and not counted."""
-    return sum(product.flops * times for product, times in count_products(function, *args).items())
+    return sum(product.flops * times for product, times in products.items())
 
 
 def _walk(jaxpr: Jaxpr, times: int, products: Counter[Product]) -> None:

@@ -111,12 +111,16 @@ class Sampler:
         latents = self.denoise(
             params, noise, text, negative, features, guidance, step_key, steps=steps, eta=eta, on_step=on_step
         )
-        return np.asarray(self.decode(params, latents, chunk=decode_frames)[0])
+        video = np.asarray(self.decode(params, latents, chunk=decode_frames)[0])
+        jax.effects_barrier()  # the last call of on_step is done
+        return video
 
     def _tokenize(self, prompt: str) -> Int[np.ndarray, "1 l"]:
         ids, cut = self.frozen.tokenize(prompt)
         if cut:
-            log.warning("the prompt is longer than %d tokens; this part is not seen: %r", ids.shape[1], cut)
+            log.warning(
+                "a prompt is longer than %d tokens; this part of it is not seen: %r", ids.shape[1], cut
+            )
         return ids
 
     @functools.partial(jax.jit, static_argnames=("self",))
@@ -182,6 +186,7 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
     params = jax.tree.map(jnp.asarray, params)
     record = {
         "pretrained": config.pretrained,
+        "folder": str(folder.path),
         "checkpoint": config.checkpoint,
         "origin": origin,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -214,7 +219,12 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     sampler.schedule.timesteps(config.steps)  # tell of a wrong number before a folder is made
     folder = new_run_folder(Path(config.out))
     save_config(config, folder / "config.yaml")
-    record = {"weights": weights, "versions": versions(), "config": dataclasses.asdict(config)}
+    record = {
+        "pose": {"file": str(pose_file.absolute()), "crc32": zlib.crc32(poses.data)},
+        "weights": weights,
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+    }
     with tqdm(total=config.steps * len(config.prompt), unit="step") as bar:
         for number, prompt in enumerate(config.prompt):
             bar.set_description(prompt[:32])

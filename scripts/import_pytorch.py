@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from fyp_jax.checkpoint import save_inference
+from fyp_jax.checkpoint import require_free, save_inference
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.published import read_published
 from fyp_jax.errors import exit_status
@@ -37,7 +37,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of parameters that start fresh")
     args = parser.parse_args()
 
-    origin = {key: None if value is None else str(value) for key, value in vars(args).items() if key != "out"}
+    require_free(args.out, args.step)
+    origin = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(args).items()
+        if key != "out"
+    }
     if args.checkpoint is None:
         folder = PipelineFolder(args.pipeline, parts=("unet",))
         config = folder.unet_config()

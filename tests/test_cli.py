@@ -78,6 +78,11 @@ def test_words_behind_prompt():
     config = sample.parse(["--prompt", "a robot", "a panda, x=1", "steps=3", "--seed", "4", "pose.frames=2"])
     assert config.prompt == ["a robot", "a panda, x=1"]
     assert (config.steps, config.seed, config.pose.frames) == (3, 4, 2)
+    config = sample.parse(
+        ["steps=3", "--prompt", "a robot", "negative_prompt=dark, blurry", "--seed", "4", "height=64"]
+    )
+    assert (config.prompt, config.negative_prompt) == (["a robot"], "dark, blurry")
+    assert (config.steps, config.seed, config.height) == (3, 4, 64)
     with pytest.raises(UserError, match="stpes"):
         sample.parse(["--prompt", "a robot", "stpes=3"])
 
@@ -119,6 +124,8 @@ def files(tmp_path: Path) -> Path:
         (["pose.start=-1"], "start is -1"),
         (["steps=1001"], "steps=1001 is not between"),
         (["random_weights=false"], "no trained weights"),
+        (["checkpoint={files}/folder"], "add random_weights=false"),
+        (["--seed", "99999999999999999999"], "seed=9+ is not between"),
         (["checkpoint={files}/folder", "random_weights=false"], "no checkpoint in it"),
         (["pretrained=nosuchmodel"], "nosuchmodel: no such folder, and no size of ours .*mini, sd14"),
         (["pretrained=some/model"], "offline, download it elsewhere"),

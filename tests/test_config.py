@@ -54,6 +54,7 @@ def test_our_configs_open_and_begin_with_their_command(path: Path):
         ("pose=3", "pose"),
         ("steps", "a.b=c"),
         ("steps=[", "steps="),
+        ("prompt[0]=x", "prompt"),
     ],
 )
 def test_bad_overrides(file: Path, override: str, message: str):
@@ -89,6 +90,8 @@ def test_missing_file_and_empty_file(tmp_path: Path):
         ({"eta": 2.0}, "eta=2.0"),
         ({"fps": 0.0}, "fps=0.0"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"checkpoint": "x", "random_weights": True}, "random_weights=false"),
         ({"steps": 0}, "steps=0"),
         ({"decode_frames": 0}, "decode_frames=0"),
     ],
@@ -98,6 +101,17 @@ def test_values_that_make_no_clip(change: dict, message: str):
     config.check()
     with pytest.raises(UserError, match=message):
         dataclasses.replace(config, **change).check()
+
+
+@pytest.mark.parametrize("text", ["clip #2.mov", "0001", "yes", "a: b", "no", "${x}", "-", "'", "[a"])
+def test_text_is_taken_as_it_stands(file: Path, tmp_path: Path, text: str):
+    overrides = [f"pose.path={text}", f"negative_prompt={text}", f"checkpoint={text}"]
+    config = load_config(SampleConfig, file, overrides)
+    assert (config.pose.path, config.negative_prompt, config.checkpoint) == (text, text, text)
+    config = dataclasses.replace(config, prompt=[text])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(SampleConfig, tmp_path / "saved.yaml", []) == config
+    assert load_config(SampleConfig, file, ["checkpoint=x", "checkpoint=null"]).checkpoint is None
 
 
 def test_every_field_is_described():

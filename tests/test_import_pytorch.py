@@ -21,12 +21,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import sample
 from conftest import Oracle, fill_torch, synthesise
 from fyp_jax.checkpoint import CheckpointError, inference_shapes, load_inference, save_inference
 from fyp_jax.convert.published import read_published
 from fyp_jax.convert.torch_files import WeightsError
 from fyp_jax.convert.torch_names import POSE_PREFIX, to_torch
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, exit_status
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3DConfig
 from fyp_jax.trees import TreeMismatch, flatten, unflatten
@@ -140,6 +141,32 @@ def test_published_checkpoint(oracle: Oracle, tmp_path: Path):
     assert_same(params, oracle.params)
     assert origin["step"] == 7
     assert origin["checkpoint"] == str(tmp_path / "checkpoint-7")
+
+
+def test_sampling_from_what_was_imported(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Import, then sample.py, as the README has it; and with a text encoder of another width."""
+    out = tmp_path / "checkpoint"
+    assert import_pytorch("--pipeline", pipeline_folder, "--out", out).status == 0
+    (tmp_path / "sample.yaml").write_text("steps: 2\nheight: 64\nwidth: 64\npose: {frames: 2}\n")
+    command = ["sample.py", "--config", str(tmp_path / "sample.yaml"), "--prompt", "a robot"]
+    command += [f"checkpoint={out}", f"out={tmp_path / 'runs'}"]
+    monkeypatch.setattr(sys, "argv", [*command, f"pretrained={pipeline_folder}"])
+    assert exit_status(sample.main) == 0
+    record = json.loads((tmp_path / "runs" / "0000" / "00-a-robot.json").read_text())
+    assert record["weights"]["checkpoint"] == str(out)
+    assert record["weights"]["origin"]["pipeline"] == str(pipeline_folder)
+    assert "random" not in capsys.readouterr().out
+
+    other = shutil.copytree(pipeline_folder, tmp_path / "other")
+    config = json.loads((other / "text_encoder" / "config.json").read_text()) | {"hidden_size": 48}
+    (other / "text_encoder" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "argv", [*command, f"pretrained={other}"])
+    assert exit_status(sample.main) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "does not fit" in line
+    assert "text width 32 against 48" in line
 
 
 def test_checkpoint_of_another_size(tiny_torch: dict[str, np.ndarray], tmp_path: Path):

@@ -14,7 +14,7 @@ from conftest import Oracle
 from fyp_jax.models.attention import HEAD_BY_HEAD, CrossFrameAttention, attend
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
 from fyp_jax.models.random_params import random_params
-from fyp_jax.models.resnet import clip_norm
+from fyp_jax.models.resnet import clip_group_norm
 from fyp_jax.models.transformer import TemporalConv, TransformerBlock
 from fyp_jax.models.unet import UNet3D, UNet3DConfig, unet_shapes
 
@@ -169,9 +169,9 @@ def test_large_scores_do_not_overflow():
     assert jnp.isfinite(attend(q, q, q)).all()
 
 
-def test_clip_norm_sees_all_frames():
+def test_clip_group_norm_sees_all_frames():
     x = normal(0, 1, 3, 4, 4, 8) * jnp.arange(1.0, 4)[None, :, None, None, None]
-    y = clip_norm(TINY).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)
+    y = clip_group_norm(TINY).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)
     groups = rearrange(y, "b f h w (g c) -> g (b f h w c)", g=4)
     np.testing.assert_allclose(groups.mean(axis=1), 0, atol=1e-5)
     np.testing.assert_allclose(groups.std(axis=1), 1, atol=1e-3)

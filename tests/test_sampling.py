@@ -12,6 +12,7 @@ import pytest
 
 from fyp_jax.config import SampleConfig
 from fyp_jax.errors import UserError
+from fyp_jax.flops import count_products, total_flops
 from fyp_jax.media.pose import load_pose, pose_path
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.sampling import Sampler, checksum, guided, load_sampler
@@ -90,10 +91,31 @@ def test_a_prompt_that_is_too_long_is_cut_and_told(
     assert "umbrella" in caplog.text
 
 
+def test_a_step_is_the_unet_on_both_halves_and_nothing_else(loaded: tuple):
+    """The loop's FLOPs are those of the UNet times its steps: no pose, no text, no VAE in it."""
+    sampler, params, _ = loaded
+    config, steps = sampler.unet.config, 7
+    z, text = jnp.zeros((1, 2, 8, 8, 4)), jnp.zeros((1, 77, config.cross_attention_dim))
+    maps = jax.eval_shape(sampler.encode_pose, params, jnp.zeros((1, 2, 64, 64, 3)))
+    features = [jnp.zeros(leaf.shape) for leaf in maps]
+
+    def loop(z: jax.Array) -> jax.Array:
+        options = {"steps": steps, "eta": 0.0, "on_step": None}
+        return sampler.denoise(params, z, text, text, features, 2.0, jax.random.key(0), **options)
+
+    def unet(z: jax.Array) -> jax.Array:
+        two = lambda x: jnp.concatenate([x, x])  # noqa: E731
+        variables = {"params": params["unet"]}
+        return sampler.unet.apply(
+            variables, two(z), jnp.zeros(2, jnp.int32), two(text), [two(f) for f in features]
+        )
+
+    assert total_flops(count_products(loop, z)) == steps * total_flops(count_products(unet, z))
+
+
 def test_pose_encoder_runs_once_and_text_twice(
     loaded: tuple, poses: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
-    """Outside of the loop: their programs are called as often for 2 steps as for any number."""
     calls = {"encode_pose": 0, "encode_text": 0}
     for name in calls:
         original = getattr(Sampler, name)

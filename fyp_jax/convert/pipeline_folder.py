@@ -118,7 +118,9 @@ def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
             f"{nowhere}; as a Hub id it cannot be had ({type(error).__name__}: {reason(error)}); offline, "
             f"download it elsewhere with `hf download {hub_id}` and give the folder"
         ) from error
-    raise WeightsError(f"{hub_id}: the repository has no weights for {', '.join(parts)}")
+    raise WeightsError(
+        f"{hub_id}: no weights for {', '.join(parts)} in the repository, or offline in its cache"
+    )
 
 
 def _has_weights(folder: Path) -> bool:

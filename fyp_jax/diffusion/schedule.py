@@ -52,8 +52,12 @@ class ScheduleConfig:
                 raise UserError(
                     f"scheduler config: {name}={values[name]!r} is not supported, only {list(allowed)}"
                 )
-        ours = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in ours})
+        known = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+        for name, value in known.items():
+            kind = type(getattr(cls, name))
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise UserError(f"scheduler config: {name}={value!r} is not a {kind.__name__}")
+        return cls(**known)
 
     def alphas(self) -> np.ndarray:
         """alpha_t for each training timestep, float32 [num_train_timesteps], falling from 1 to 0."""

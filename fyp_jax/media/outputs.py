@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fyp_jax.errors import UserError
-from fyp_jax.media.video import Clip, contact_sheet, write_gif, write_mp4, write_png
+from fyp_jax.media.video import Clip, contact_sheet, write_gif, write_mp4, write_png, writing
 
 NAME_LENGTH = 48
 
@@ -47,5 +47,6 @@ def write_clip(
     write_mp4(stem.with_suffix(".mp4"), video, fps)
     write_gif(stem.with_suffix(".gif"), video, fps)
     write_png(stem.with_suffix(".png"), contact_sheet([np.round(poses * 255).astype(np.uint8), video]))
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    with writing(stem.with_suffix(".json")) as file:
+        file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return stem.with_suffix(".mp4")

@@ -196,7 +196,7 @@ def _people(file: Path, frame: int, persons: object) -> Float[np.ndarray, "p 17 
         where = f"frame {frame}, person {number}"
         try:
             joints = np.asarray(person, dtype=float)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise BadPoseError(file, f"{where}: not 17 joints of [x, y, confidence] ({error})") from error
         if joints.shape not in {(17, 3), (51,)}:
             raise BadPoseError(file, f"{where}: needs 17x3 or 51 numbers, got the shape {joints.shape}")

@@ -167,7 +167,7 @@ def fit(frames: Clip, height: int, width: int) -> UInt8[np.ndarray, "f {height} 
 
 
 @contextmanager
-def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The path, its folder made; MediaError where the disk says no."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> N
     if height % 2 or width % 2:
         raise ValueError(f"H.264 in yuv420p needs an even height and width, got {height}x{width}")
     with (
-        _writing(path) as file,
+        writing(path) as file,
         av.open(str(file.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         # One thread, as the bytes depend on how many there are; and no B-frames, as x264's search for them
@@ -216,7 +216,7 @@ def write_gif(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> N
     images = [Image.fromarray(frame).quantize(256) for frame in frames]
     # a GIF counts in 1/100 s: round the ends of the frames, so that the clip as a whole keeps time
     ends = [round(100 * i / fps) for i in range(len(images) + 1)]
-    with _writing(path) as file, file.open("wb") as out:
+    with writing(path) as file, file.open("wb") as out:
         out.writelines(GifImagePlugin.getheader(images[0], info={"loop": 0})[0])
         for image, begin, end in zip(images, ends, ends[1:], strict=False):
             milliseconds = 10 * (end - begin)
@@ -226,7 +226,7 @@ def write_gif(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> N
 
 def write_png(path: str | os.PathLike[str], image: Picture) -> None:
     """One RGB picture, lossless."""
-    with _writing(path) as file:
+    with writing(path) as file:
         Image.fromarray(image).save(file, format="PNG")
 
 

@@ -19,8 +19,9 @@ def attend(
 ) -> Float[Array, "g n h d"]:
     """softmax(q k^T / sqrt(d)) v, group by group and head by head; the softmax is in float32.
 
-    Large scores are never in memory for all groups and heads together: 32 frames of 64x64 latents would
-    need 70 GB. On a CPU those of one head stay in the cache, five times as fast (fyp_jax/README.md).
+    Without a gradient, large scores are never in memory for all groups and heads together: 32 frames of
+    64x64 latents would need 70 GB. On a CPU those of one head stay in the cache, which is four times as fast
+    (fyp_jax/README.md).
     """
     if q.shape[1] * k.shape[1] < HEAD_BY_HEAD:
         return jax.nn.dot_product_attention(q, k, v)

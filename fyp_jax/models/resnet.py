@@ -14,7 +14,9 @@ def conv3x3(width: int, stride: int = 1, dtype: DTypeLike = jnp.float32, name: s
     return nn.Conv(width, (3, 3), strides=stride, padding=1, dtype=dtype, name=name)
 
 
-def clip_norm(config: UNet3DConfig, dtype: DTypeLike = jnp.float32, name: str | None = None) -> nn.GroupNorm:
+def clip_group_norm(
+    config: UNet3DConfig, dtype: DTypeLike = jnp.float32, name: str | None = None
+) -> nn.GroupNorm:
     """GroupNorm with one mean and variance for *all frames* of a clip; transformers have one per frame."""
     return nn.GroupNorm(config.norm_num_groups, epsilon=config.norm_eps, dtype=dtype, name=name)
 
@@ -37,7 +39,7 @@ class ResnetBlock(nn.Module):
         return x + hidden
 
     def _norm_and_activate(self, name: str, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        return nn.silu(clip_norm(self.config, self.dtype, name)(x))
+        return nn.silu(clip_group_norm(self.config, self.dtype, name)(x))
 
 
 class Downsample(nn.Module):

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
-from fyp_jax.models.resnet import clip_norm, conv3x3
+from fyp_jax.models.resnet import clip_group_norm, conv3x3
 from fyp_jax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet3DConfig
 from fyp_jax.types import Latents, Maps, Text
 
@@ -60,7 +60,7 @@ class UNet3D(nn.Module):
                 zip(widths[::-1], heads[::-1], config.up_block_types, strict=True)
             )
         ]
-        self.conv_norm_out = clip_norm(config, self.dtype)
+        self.conv_norm_out = clip_group_norm(config, self.dtype)
         self.conv_out = conv3x3(config.out_channels, dtype=self.dtype)
 
     def __call__(

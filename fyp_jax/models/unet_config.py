@@ -22,6 +22,7 @@ FIXED = {
     "freq_shift": (0,),
     "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
     "num_class_embeds": (None,),
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1,),
@@ -63,8 +64,13 @@ class UNet3DConfig:
                 object.__setattr__(self, name, tuple(value))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and type(value) is not int:
-                raise UserError(f"unet config: {field.name}={value!r} is not a whole number")
+            if field.type is int and not _is_count(value):
+                raise UserError(f"unet config: {field.name}={value!r} is not a whole number above 0")
+        for name in ("block_out_channels", "attention_head_dim"):
+            value = getattr(self, name)
+            counts = value if isinstance(value, tuple) else [value]
+            if not all(map(_is_count, counts)) or (name == "block_out_channels" and counts is not value):
+                raise UserError(f"unet config: {name}={value!r} is not made of whole numbers above 0")
         levels = len(self.block_out_channels)
         per_level: dict[str, Sequence[Any]] = {
             "down_block_types": self.down_block_types,
@@ -108,3 +114,7 @@ class UNet3DConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
         return dataclasses.asdict(self)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
