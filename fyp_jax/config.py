@@ -5,6 +5,7 @@ A field's meaning is its `help`; `describe` lists them all for `--help`.
 
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class SampleConfig:
                 raise UserError(f"{name}={value} is not a multiple of {LATENT_GRID}; {near} is the nearest")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance={self.guidance} is not a finite number")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta={self.eta} is not between 0 and 1")
         if not 0 < self.fps <= 50:

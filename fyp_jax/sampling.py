@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax import trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
@@ -218,14 +219,17 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     sampler, params, weights = load_sampler(config)
     sampler.schedule.timesteps(config.steps)  # tell of a wrong number before a folder is made
     folder = new_run_folder(Path(config.out))
-    save_config(config, folder / "config.yaml")
+    # The pose by its whole path, so that the run can be made again from another folder.
+    own_clip = not Path(config.pose.path).exists()
+    pose = config.pose if own_clip else dataclasses.replace(config.pose, path=str(pose_file.absolute()))
+    save_config(dataclasses.replace(config, pose=pose), folder / "config.yaml")
     record = {
         "pose": {"file": str(pose_file.absolute()), "crc32": zlib.crc32(poses.data)},
         "weights": weights,
         "versions": versions(),
         "config": dataclasses.asdict(config),
     }
-    with tqdm(total=config.steps * len(config.prompt), unit="step") as bar:
+    with tqdm(total=config.steps * len(config.prompt), unit="step") as bar, logging_redirect_tqdm():
         for number, prompt in enumerate(config.prompt):
             bar.set_description(prompt[:32])
             video = sampler(

@@ -8,12 +8,17 @@ All in one run, in turns, since shared machines drift; quote ratios. Needs the `
 import argparse
 import logging
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
+
+try:
+    import torch
+except ImportError:
+    sys.exit("benchmark.py compares with PyTorch: pip install -e '.[torch]'")
 
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.flops import Product, count_products, total_flops

@@ -9,12 +9,14 @@ wave in turn and then together. After 150 frames it repeats.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from fyp_jax.errors import exit_status
 from fyp_jax.media.pose import JOINTS, draw_skeleton
-from fyp_jax.media.video import contact_sheet, write_gif, write_png
+from fyp_jax.media.video import contact_sheet, write_gif, write_png, writing
 
 FRAMES, FPS, SIZE = 150, 30, 512
 PIXELS_A_METRE, FLOOR = 228, 494  # the floor's row in the image
@@ -76,7 +78,8 @@ def main() -> None:
     x, y = SIZE / 2 + PIXELS_A_METRE * space[..., 0], FLOOR - PIXELS_A_METRE * space[..., 1]
     people = np.stack([x.round(1), y.round(1), np.ones_like(x)], axis=-1)
     clip = {"width": SIZE, "height": SIZE, "fps": FPS, "frames": people[:, None].tolist()}
-    args.out.write_text(json.dumps(clip, separators=(",", ":")) + "\n", encoding="utf-8")
+    with writing(args.out) as file:
+        file.write_text(json.dumps(clip, separators=(",", ":")) + "\n", encoding="utf-8")
     if args.preview:
         drawn = np.stack([draw_skeleton(person[None], SIZE, SIZE) for person in people])
         if args.preview.suffix == ".gif":
@@ -86,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

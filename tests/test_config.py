@@ -88,6 +88,7 @@ def test_missing_file_and_empty_file(tmp_path: Path):
         ({"prompt": ["a", "  "]}, "prompt is empty"),
         ({"dtype": "float16"}, "dtype=float16"),
         ({"eta": 2.0}, "eta=2.0"),
+        ({"guidance": float("nan")}, "guidance=nan"),
         ({"fps": 0.0}, "fps=0.0"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed=4294967296"),

@@ -157,6 +157,7 @@ def test_sampling_from_what_was_imported(
     record = json.loads((tmp_path / "runs" / "0000" / "00-a-robot.json").read_text())
     assert record["weights"]["checkpoint"] == str(out)
     assert record["weights"]["origin"]["pipeline"] == str(pipeline_folder)
+    assert (tmp_path / "runs" / "0000" / "config.yaml").is_file()
     assert "random" not in capsys.readouterr().out
 
     other = shutil.copytree(pipeline_folder, tmp_path / "other")

@@ -298,7 +298,9 @@ def test_our_own_clip_is_what_the_script_writes(tmp_path, monkeypatch):
     script = ROOT / "scripts" / "draw_pose_clip.py"
     out = tmp_path / "dance.json"
     monkeypatch.setattr(sys, "argv", [str(script), "--out", str(out)])
-    runpy.run_path(str(script), run_name="__main__")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stop.value.code == 0
     assert out.read_bytes() == pose.pose_path("dance").read_bytes()
 
 

@@ -59,7 +59,7 @@ class ClipTooShort(MediaError):  # noqa: N818  (names the fact, as a caller says
         if most_frames >= 1:
             fits.append(f"{most_frames} frames at most with stride {stride} from frame {start}")
         if not fits:
-            fits.append(f"a start below {has}")
+            fits.append(f"a start below {has}" if has else "nothing, there is no frame")
         super().__init__(
             path,
             f"has {has} frames, but {frames} frames with stride {stride} from frame {start} need "
