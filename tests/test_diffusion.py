@@ -68,6 +68,12 @@ def test_inversion_is_undone_by_sampling():
     assert jnp.abs(back - z0).max() < 0.01 * jnp.abs(z0).max() + 0.01
 
 
+def test_inversion_may_begin_at_clean_latents():
+    """With `set_alpha_to_one` the lowest level has no noise at all: nothing is divided by it."""
+    z = ddim.invert(linear_model, normal(0), 5, ScheduleConfig(set_alpha_to_one=True))
+    assert jnp.isfinite(z).all()
+
+
 def test_eta_draws_noise_of_the_right_size():
     """With eta 1, a model that sees no noise leaves sigma of eq. 16 behind at each step."""
     moves = ddim.sampling_moves(SCHEDULE, 1)

@@ -47,19 +47,7 @@ def sample(
     if eta and key is None:
         raise ValueError(f"eta={eta} draws noise: give a key")
 
-    def move(z: Latents, xs: tuple[Moves, Int[Array, ""]]) -> tuple[Latents, None]:
-        step, i = xs
-        z0, eps = to_z0_and_eps(denoise(z, step.t), z, step.alpha, schedule.prediction_type)
-        sigma2 = eta**2 * (1 - step.alpha_next) / (1 - step.alpha) * (1 - step.alpha / step.alpha_next)
-        # eq. 12: predicted z_0, direction to z_t, and below, fresh noise.
-        z = jnp.sqrt(step.alpha_next) * z0 + jnp.sqrt(1 - step.alpha_next - sigma2) * eps
-        if eta and key is not None:
-            z += jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype)
-        if on_step is not None:
-            jax.debug.callback(on_step)
-        return z, None
-
-    return jax.lax.scan(move, z, (sampling_moves(schedule, steps), jnp.arange(steps)))[0]
+    return _follow(denoise, z, sampling_moves(schedule, steps), schedule, eta, key, on_step)
 
 
 def invert(denoise: Denoise, z: Latents, steps: int, schedule: ScheduleConfig) -> Latents:
@@ -70,9 +58,29 @@ def invert(denoise: Denoise, z: Latents, steps: int, schedule: ScheduleConfig) -
     """
     down = sampling_moves(schedule, steps)
     up = Moves(down.t[::-1], down.alpha_next[::-1], down.alpha[::-1])
+    return _follow(denoise, z, up, schedule)
 
-    def move(z: Latents, step: Moves) -> tuple[Latents, None]:
+
+def _follow(
+    denoise: Denoise,
+    z: Latents,
+    moves: Moves,
+    schedule: ScheduleConfig,
+    eta: float = 0.0,
+    key: jax.Array | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Latents:
+    def move(z: Latents, xs: tuple[Moves, Int[Array, ""]]) -> tuple[Latents, None]:
+        step, i = xs
         z0, eps = to_z0_and_eps(denoise(z, step.t), z, step.alpha, schedule.prediction_type)
-        return jnp.sqrt(step.alpha_next) * z0 + jnp.sqrt(1 - step.alpha_next) * eps, None
+        # eq. 12: predicted z_0, direction to z_t, fresh noise of variance sigma^2 (eq. 16).
+        fresh, sigma2 = 0.0, 0.0
+        if eta and key is not None:
+            sigma2 = eta**2 * (1 - step.alpha_next) / (1 - step.alpha) * (1 - step.alpha / step.alpha_next)
+            fresh = jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype)
+        z = jnp.sqrt(step.alpha_next) * z0 + jnp.sqrt(1 - step.alpha_next - sigma2) * eps + fresh
+        if on_step is not None:
+            jax.debug.callback(on_step)
+        return z, None
 
-    return jax.lax.scan(move, z, up)[0]
+    return jax.lax.scan(move, z, (moves, jnp.arange(len(moves.t))))[0]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -218,7 +219,7 @@ def write_gif(path: str | os.PathLike[str], frames: Clip, fps: int | float) -> N
     ends = [round(100 * i / fps) for i in range(len(images) + 1)]
     with writing(path) as file, file.open("wb") as out:
         out.writelines(GifImagePlugin.getheader(images[0], info={"loop": 0})[0])
-        for image, begin, end in zip(images, ends, ends[1:], strict=False):
+        for image, (begin, end) in zip(images, pairwise(ends), strict=True):
             milliseconds = 10 * (end - begin)
             out.writelines(GifImagePlugin.getdata(image, duration=milliseconds, include_color_table=True))
         out.write(b";")

@@ -27,10 +27,16 @@ FIXED = {
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
-    "time_embedding_act_fn": (None,),
     "resnet_time_scale_shift": ("default",),
+    "time_embedding_act_fn": (None,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
+}
+# Fields of these types hold numbers of something: the Python types that they may come in.
+COUNTS: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    Sequence[int]: (tuple,),
+    int | Sequence[int]: (int, tuple),
 }
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -64,13 +70,9 @@ class UNet3DConfig:
                 object.__setattr__(self, name, tuple(value))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and not _is_count(value):
-                raise UserError(f"unet config: {field.name}={value!r} is not a whole number above 0")
-        for name in ("block_out_channels", "attention_head_dim"):
-            value = getattr(self, name)
-            counts = value if isinstance(value, tuple) else [value]
-            if not all(map(_is_count, counts)) or (name == "block_out_channels" and counts is not value):
-                raise UserError(f"unet config: {name}={value!r} is not made of whole numbers above 0")
+            kinds, counts = COUNTS.get(field.type), value if isinstance(value, tuple) else (value,)
+            if kinds and not (isinstance(value, kinds) and all(type(n) is int and n > 0 for n in counts)):
+                raise UserError(f"unet config: {field.name}={value!r} is not made of whole numbers above 0")
         levels = len(self.block_out_channels)
         per_level: dict[str, Sequence[Any]] = {
             "down_block_types": self.down_block_types,
@@ -114,7 +116,3 @@ class UNet3DConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
         return dataclasses.asdict(self)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
