@@ -5,8 +5,9 @@ n m tokens of a query and of what it attends to, l text tokens, d text width.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Params = Mapping[str, Any]
@@ -23,3 +24,14 @@ Text = Float[Array, "b l d"]
 
 Denoise = Callable[[Latents, Int[Array, ""]], Latents]
 """(noisy latents, one timestep for all clips) -> what the model predicts, epsilon or v."""
+
+
+class Batch(NamedTuple):
+    """What a training step sees, whatever dataset it is from; an image is a clip of one frame."""
+
+    video: Float[Array | np.ndarray, "b f H W 3"]
+    """RGB in [-1, 1]."""
+    ids: Int[Array | np.ndarray, "b l"]
+    """Token ids of each clip's caption."""
+    skeleton: Float[Array | np.ndarray, "b f H W 3"] | None = None
+    """RGB in [0, 1] on black, or None for data without poses."""
