@@ -24,6 +24,7 @@ from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from fyp_jax.media.outputs import new_run_folder, write_clip
 from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.models.compute import Compute
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.random_params import random_params
@@ -168,7 +169,7 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
     dtype = jnp.dtype(config.dtype)
 
     def build(unet_config: UNet3DConfig) -> Sampler:
-        models = UNet3D(unet_config, dtype), PoseEncoder(unet_config, dtype)
+        models = UNet3D(unet_config, Compute(dtype)), PoseEncoder(unet_config, dtype)
         return Sampler(frozen, folder.schedule(), *models)
 
     if config.random_weights:

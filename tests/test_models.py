@@ -12,6 +12,7 @@ from einops import rearrange
 
 from conftest import Oracle
 from fyp_jax.models.attention import HEAD_BY_HEAD, CrossFrameAttention, attend
+from fyp_jax.models.compute import REMAT, Compute
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.resnet import clip_group_norm
@@ -110,7 +111,7 @@ def test_text_timestep_and_pose_count():
 
 
 def test_bfloat16_is_near_float32(oracle: Oracle):
-    unet = UNet3D(oracle.config, jnp.bfloat16)
+    unet = UNet3D(oracle.config, Compute(jnp.bfloat16))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), oracle.params["unet"])
     eps = jax.jit(unet.apply)({"params": params}, oracle.latents, jnp.array([501]), oracle.text)
     assert eps.dtype == jnp.bfloat16
@@ -205,3 +206,55 @@ def test_pose_encoder_sees_colour_and_place():
     assert jnp.any(dot[0, 0, 3])
     assert not jnp.any(dot[0, 0, 4])  # three 3x3 convolutions on a grid of 8 pixels do not reach this row
     assert jnp.abs(apply(black.at[0, 0, 4, 20, 1].set(1)) - apply(black) - dot).max() > 1e-3
+
+
+@pytest.mark.parametrize("shares", [2, 4])
+def test_frames_apart_are_the_whole_clip(shares: int):
+    """`vmap` with an axis name runs the collectives that frames on several devices need."""
+    latents, text = normal(0, 2, 8, 6, 4, 4), normal(1, 2, 5, 6)
+    features = [normal(2, 2, 8, 6, 4, 8), normal(3, 2, 8, 3, 2, 16)]
+    params = random_params(unet_shapes(TINY), seed=0)
+    unet = UNet3D(TINY, Compute(frame_axis="frame"))
+
+    def one_share(latents: jax.Array, features: list[jax.Array]) -> jax.Array:
+        return unet.apply({"params": params}, latents, jnp.full(2, 500), text, features)  # pyright: ignore
+
+    split, joined = "b (s f) h w c -> s b f h w c", "s b f h w c -> b (s f) h w c"
+    apart = jax.vmap(one_share, axis_name="frame", axis_size=shares)
+    with jax.numpy_rank_promotion("allow"):  # vmap of a sum with a bias
+        eps = jax.jit(apart)(
+            rearrange(latents, split, s=shares), [rearrange(f, split, s=shares) for f in features]
+        )
+    whole = run(TINY, latents, text, pose_features=features)
+    np.testing.assert_allclose(rearrange(eps, joined), whole, atol=2e-5)
+
+
+def test_rematerialisation_changes_memory_and_no_number():
+    latents, text = normal(0, 1, 2, 16, 16, 4), normal(1, 1, 5, 6)
+    params = random_params(unet_shapes(TINY), seed=0)
+    kept, gradients = {}, {}
+    for remat in REMAT:
+        unet = UNet3D(TINY, Compute(remat=remat))
+
+        def loss(params: dict, unet: UNet3D = unet) -> jax.Array:
+            eps = unet.apply({"params": params}, latents, jnp.full(1, 500), text)
+            return jnp.mean(jnp.square(eps))  # pyright: ignore
+
+        backward = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params)
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(backward))
+        gradients[remat] = jax.jit(jax.grad(loss))(params)
+    assert kept["all"] < kept["transformers"] < kept["none"], kept
+    for remat in ("transformers", "all"):
+        jax.tree.map(
+            lambda ours, plain: np.testing.assert_allclose(ours, plain, atol=1e-5),
+            gradients[remat],
+            gradients["none"],
+        )
+
+
+def test_gradient_holds_the_scores_of_one_head():
+    groups, heads, n, m = 8, 8, HEAD_BY_HEAD // 256, 512
+    q, k = (jax.ShapeDtypeStruct((groups, size, heads, 8), jnp.float32) for size in (n, m))
+    gradient = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v).sum(), argnums=(0, 1, 2)))
+    temporaries = gradient.lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < groups * heads * n * m * 4 / 2, f"{temporaries / 2**20:.1f} MiB"

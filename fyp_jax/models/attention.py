@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from fyp_jax.models.compute import Compute, first_and_previous
 
 HEAD_BY_HEAD = 128 * 128
 """Scores of one head (queries times keys) from which on heads are computed one after the other."""
@@ -19,14 +20,16 @@ def attend(
 ) -> Float[Array, "g n h d"]:
     """softmax(q k^T / sqrt(d)) v, group by group and head by head; the softmax is in float32.
 
-    Without a gradient, large scores are never in memory for all groups and heads together: 32 frames of
-    64x64 latents would need 70 GB. On a CPU those of one head stay in the cache, which is four times as fast
+    Large scores are never in memory for all groups and heads together: 32 frames of 64x64 latents would need
+    70 GB. On a CPU those of one head stay in the cache, which is four times as fast
     (fyp_jax/README.md).
     """
     if q.shape[1] * k.shape[1] < HEAD_BY_HEAD:
         return jax.nn.dot_product_attention(q, k, v)
     heads = tuple(rearrange(t, "g n h d -> (g h) n d") for t in (q, k, v))
-    return rearrange(jax.lax.map(_attend_one_head, heads), "(g h) n d -> g n h d", g=q.shape[0])
+    # A gradient computes the scores again, head by head, instead of keeping those of all heads.
+    attend_one_head = jax.checkpoint(_attend_one_head, prevent_cse=False)
+    return rearrange(jax.lax.map(attend_one_head, heads), "(g h) n d -> g n h d", g=q.shape[0])
 
 
 def _attend_one_head(
@@ -46,14 +49,14 @@ class Attention(nn.Module):
     heads: int
     width: int
     zero_init: bool = False
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
-        self.to_q = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
-        self.to_k = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
-        self.to_v = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
+        self.to_q = nn.Dense(self.width, use_bias=False, dtype=self.compute.dtype)
+        self.to_k = nn.Dense(self.width, use_bias=False, dtype=self.compute.dtype)
+        self.to_v = nn.Dense(self.width, use_bias=False, dtype=self.compute.dtype)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        self.to_out = [nn.Dense(self.width, kernel_init=init, dtype=self.dtype)]
+        self.to_out = [nn.Dense(self.width, kernel_init=init, dtype=self.compute.dtype)]
 
     def __call__(
         self, x: Float[Array, "*g n c"], context: Float[Array, "*g m d"] | None = None
@@ -76,11 +79,5 @@ class CrossFrameAttention(Attention):
     """Frame i reads frame 0 and frame max(i-1, 0), in this order (Follow Your Pose, eq. 4)."""
 
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
-        return self.mix(self.to_q(x), first_and_previous(self.to_k(x)), first_and_previous(self.to_v(x)))
-
-
-def first_and_previous(tokens: Float[Array, "b f n c"]) -> Float[Array, "b f m c"]:
-    """For each frame, the tokens of frame 0 followed by those of the frame before it; m = 2 n."""
-    first = tokens[:, :1]
-    previous = jnp.concatenate([first, tokens[:, :-1]], axis=1)
-    return jnp.concatenate([jnp.broadcast_to(first, tokens.shape), previous], axis=2)
+        keys, values = (first_and_previous(t, self.compute.frame_axis) for t in (self.to_k(x), self.to_v(x)))
+        return self.mix(self.to_q(x), keys, values)

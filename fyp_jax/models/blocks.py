@@ -5,9 +5,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fyp_jax.models.compute import Compute
 from fyp_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from fyp_jax.models.transformer import Transformer
 from fyp_jax.models.unet_config import UNet3DConfig
@@ -23,13 +23,14 @@ class Layers(nn.Module):
     width: int
     heads: int | None
     last: bool
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def add_layers(self, count: int) -> None:
-        self.resnets = [ResnetBlock(self.config, self.width, self.dtype) for _ in range(count)]
+        resnet, transformer = map(self.compute.rematerialised, (ResnetBlock, Transformer))
+        self.resnets = [resnet(self.config, self.width, self.compute) for _ in range(count)]
         if self.heads is not None:
             self.attentions = [
-                Transformer(self.config, self.heads, self.width, self.dtype) for _ in range(count)
+                transformer(self.config, self.heads, self.width, self.compute) for _ in range(count)
             ]
 
     def run_layer(self, i: int, x: Maps, time: Time, text: Text) -> Maps:
@@ -43,7 +44,7 @@ class DownBlock(Layers):
     def setup(self):
         self.add_layers(self.config.layers_per_block)
         if not self.last:
-            self.downsamplers = [Downsample(self.width, self.dtype)]
+            self.downsamplers = [Downsample(self.width, self.compute.dtype)]
 
     def __call__(self, x: Maps, time: Time, text: Text, pose: Maps | None) -> tuple[Maps, list[Maps]]:
         """Also gives the skips, one a layer and one behind the downsampler; `pose` joins the last layer's."""
@@ -65,11 +66,12 @@ class MidBlock(nn.Module):
     config: UNet3DConfig
     width: int
     heads: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
-        self.resnets = [ResnetBlock(self.config, self.width, self.dtype) for _ in range(2)]
-        self.attentions = [Transformer(self.config, self.heads, self.width, self.dtype)]
+        resnet, transformer = map(self.compute.rematerialised, (ResnetBlock, Transformer))
+        self.resnets = [resnet(self.config, self.width, self.compute) for _ in range(2)]
+        self.attentions = [transformer(self.config, self.heads, self.width, self.compute)]
 
     def __call__(self, x: Maps, time: Time, text: Text) -> Maps:
         x = self.resnets[0](x, time)
@@ -83,7 +85,7 @@ class UpBlock(Layers):
     def setup(self):
         self.add_layers(self.config.layers_per_block + 1)
         if not self.last:
-            self.upsamplers = [Upsample(self.width, self.dtype)]
+            self.upsamplers = [Upsample(self.width, self.compute.dtype)]
 
     def __call__(self, x: Maps, skips: list[Maps], time: Time, text: Text) -> Maps:
         """Takes its skips from the end of `skips`, so that the list is empty behind the last block."""

@@ -6,6 +6,7 @@ from einops import repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fyp_jax.models.compute import DEFAULT, Compute
 from fyp_jax.models.unet_config import UNet3DConfig
 
 
@@ -15,10 +16,16 @@ def conv3x3(width: int, stride: int = 1, dtype: DTypeLike = jnp.float32, name: s
 
 
 def clip_group_norm(
-    config: UNet3DConfig, dtype: DTypeLike = jnp.float32, name: str | None = None
+    config: UNet3DConfig, compute: Compute = DEFAULT, name: str | None = None
 ) -> nn.GroupNorm:
     """GroupNorm with one mean and variance for *all frames* of a clip; transformers have one per frame."""
-    return nn.GroupNorm(config.norm_num_groups, epsilon=config.norm_eps, dtype=dtype, name=name)
+    return nn.GroupNorm(
+        config.norm_num_groups,
+        epsilon=config.norm_eps,
+        dtype=compute.dtype,
+        axis_name=compute.frame_axis,
+        name=name,
+    )
 
 
 class ResnetBlock(nn.Module):
@@ -26,20 +33,21 @@ class ResnetBlock(nn.Module):
 
     config: UNet3DConfig
     width: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], time: Float[Array, "b t"]) -> Float[Array, "b f h w d"]:
-        hidden = conv3x3(self.width, dtype=self.dtype, name="conv1")(self._norm_and_activate("norm1", x))
-        shift = nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))
+        dtype = self.compute.dtype
+        hidden = conv3x3(self.width, dtype=dtype, name="conv1")(self._norm_and_activate("norm1", x))
+        shift = nn.Dense(self.width, dtype=dtype, name="time_emb_proj")(nn.silu(time))
         hidden = hidden + shift[:, None, None, None]
-        hidden = conv3x3(self.width, dtype=self.dtype, name="conv2")(self._norm_and_activate("norm2", hidden))
+        hidden = conv3x3(self.width, dtype=dtype, name="conv2")(self._norm_and_activate("norm2", hidden))
         if x.shape[-1] != self.width:
-            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+            x = nn.Conv(self.width, (1, 1), dtype=dtype, name="conv_shortcut")(x)
         return x + hidden
 
     def _norm_and_activate(self, name: str, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        return nn.silu(clip_group_norm(self.config, self.dtype, name)(x))
+        return nn.silu(clip_group_norm(self.config, self.compute, name)(x))
 
 
 class Downsample(nn.Module):

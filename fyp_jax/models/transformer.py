@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fyp_jax.models.attention import Attention, CrossFrameAttention
+from fyp_jax.models.compute import Compute, frames_apart, frames_together
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import Text
 
@@ -59,17 +60,18 @@ class TransformerBlock(nn.Module):
     config: UNet3DConfig
     heads: int
     width: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
+        dtype = self.compute.dtype
         self.norm1, self.norm2, self.norm3, self.norm_temp = (
-            nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in range(4)
+            nn.LayerNorm(epsilon=1e-5, dtype=dtype) for _ in range(4)
         )
-        self.attn1 = CrossFrameAttention(self.heads, self.width, dtype=self.dtype)
-        self.attn2 = Attention(self.heads, self.width, dtype=self.dtype)
-        self.ff = FeedForward(self.dtype)
-        self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.dtype)
-        self.conv_temporal = TemporalConv(self.dtype)
+        self.attn1 = CrossFrameAttention(self.heads, self.width, compute=self.compute)
+        self.attn2 = Attention(self.heads, self.width, compute=self.compute)
+        self.ff = FeedForward(dtype)
+        self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.compute)
+        self.conv_temporal = TemporalConv(dtype)
 
     def __call__(self, x: Float[Array, "b f n c"], text: Text) -> Float[Array, "b f n c"]:
         frames, tokens = x.shape[1:3]
@@ -79,10 +81,12 @@ class TransformerBlock(nn.Module):
         x = x + rearrange(self.attn2(queries, text), "b (f n) c -> b f n c", f=frames)
         x = x + self.ff(self.norm3(x))
 
+        x = frames_together(x, self.compute.frame_axis)
+        here = x.shape[2]
         x = rearrange(x, "b f n c -> (b n) f c")
         x = x + self.attn_temp(self.norm_temp(x))
         x = self.conv_temporal(x)
-        return rearrange(x, "(b n) f c -> b f n c", n=tokens)
+        return frames_apart(rearrange(x, "(b n) f c -> b f n c", n=here), self.compute.frame_axis, tokens)
 
 
 class Transformer(nn.Module):
@@ -91,20 +95,20 @@ class Transformer(nn.Module):
     config: UNet3DConfig
     heads: int
     width: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
-        self.norm = nn.GroupNorm(self.config.norm_num_groups, epsilon=1e-6, dtype=self.dtype)
+        self.norm = nn.GroupNorm(self.config.norm_num_groups, epsilon=1e-6, dtype=self.compute.dtype)
         self.proj_in, self.proj_out = self._projection(), self._projection()
         self.transformer_blocks = [
-            TransformerBlock(self.config, self.heads, self.width, self.dtype)
+            TransformerBlock(self.config, self.heads, self.width, self.compute)
             for _ in range(self.config.transformer_layers_per_block)
         ]
 
     def _projection(self) -> nn.Module:
         if self.config.use_linear_projection:
-            return nn.Dense(self.width, dtype=self.dtype)
-        return nn.Conv(self.width, (1, 1), dtype=self.dtype)
+            return nn.Dense(self.width, dtype=self.compute.dtype)
+        return nn.Conv(self.width, (1, 1), dtype=self.compute.dtype)
 
     def __call__(self, x: Float[Array, "b f h w c"], text: Text) -> Float[Array, "b f h w c"]:
         frames, height = x.shape[1:3]

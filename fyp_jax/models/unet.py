@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
+from fyp_jax.models.compute import Compute
 from fyp_jax.models.resnet import clip_group_norm, conv3x3
 from fyp_jax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet3DConfig
 from fyp_jax.types import Latents, Maps, Text
@@ -42,26 +43,26 @@ class UNet3D(nn.Module):
     """Predicts the noise (or v) in a clip of latents, from a timestep, a text and, if given, a pose."""
 
     config: UNet3DConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     def setup(self):
         config, widths, heads = self.config, self.config.block_out_channels, self.config.heads
-        last = len(widths) - 1
-        self.conv_in = conv3x3(widths[0], dtype=self.dtype)
-        self.time_embedding = TimestepMLP(config.time_width, self.dtype)
+        last, dtype = len(widths) - 1, self.compute.dtype
+        self.conv_in = conv3x3(widths[0], dtype=dtype)
+        self.time_embedding = TimestepMLP(config.time_width, dtype)
         self.down_blocks = [
-            DownBlock(config, width, head if DOWN_BLOCKS[kind] else None, i == last, self.dtype)
+            DownBlock(config, width, head if DOWN_BLOCKS[kind] else None, i == last, self.compute)
             for i, (width, head, kind) in enumerate(zip(widths, heads, config.down_block_types, strict=True))
         ]
-        self.mid_block = MidBlock(config, widths[-1], heads[-1], self.dtype)
+        self.mid_block = MidBlock(config, widths[-1], heads[-1], self.compute)
         self.up_blocks = [
-            UpBlock(config, width, head if UP_BLOCKS[kind] else None, i == last, self.dtype)
+            UpBlock(config, width, head if UP_BLOCKS[kind] else None, i == last, self.compute)
             for i, (width, head, kind) in enumerate(
                 zip(widths[::-1], heads[::-1], config.up_block_types, strict=True)
             )
         ]
-        self.conv_norm_out = clip_group_norm(config, self.dtype)
-        self.conv_out = conv3x3(config.out_channels, dtype=self.dtype)
+        self.conv_norm_out = clip_group_norm(config, self.compute)
+        self.conv_out = conv3x3(config.out_channels, dtype=dtype)
 
     def __call__(
         self,
@@ -70,7 +71,7 @@ class UNet3D(nn.Module):
         text: Text,
         pose_features: Sequence[Maps] | None = None,
     ) -> Latents:
-        """Noise in `latents` at training timesteps `t` (0 to 999), in this module's `dtype`.
+        """Noise in `latents` at training timesteps `t` (0 to 999), in the dtype of `compute`.
 
         `pose_features` are the maps of `PoseEncoder`, one a level; None runs the text-to-video model.
         Raises ValueError where their number differs from that of the levels.
