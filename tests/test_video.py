@@ -1,5 +1,7 @@
 """Frames in and out of files: the right ones, the right way up, in the right colours, or a clear error."""
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -35,18 +37,33 @@ def write(path: Path, clip: np.ndarray) -> Path:
     return path
 
 
-def encode(path: Path, clip: np.ndarray, codec: str, rotation: int = 0) -> Path:
-    """Other containers and tags than the library writes."""
+def encode(
+    path: Path,
+    clip: np.ndarray,
+    codec: str,
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+) -> Path:
+    """Other containers, codecs, tags and times (in tenths of a second) than the library writes."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=10, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.set_display_rotation(rotation)
-        for image in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for i, image in enumerate(clip):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = (i if times is None else times[i]), Fraction(1, 10)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def moving(frames: int) -> np.ndarray:
+    """A clip of waves in which no frame is like another."""
+    i, y, x, colour = np.ogrid[:frames, :64, :96, :3]
+    return (127 + 100 * np.sin((x + 3 * i) / 9 + colour) * np.cos((y - 2 * i) / 7)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif"])
@@ -102,6 +119,99 @@ def test_decoding_stops_at_the_last_index(tmp_path):
     np.testing.assert_array_equal(video.read_frames(cut, range(5)), video.read_frames(whole, range(5)))
     with pytest.raises(video.BrokenVideoError, match=r"cut.mp4: decoding fails after \d+ frames"):
         video.read_frames(cut, range(40))
+
+
+B_FRAMES = {"g": "12", "bf": "3"}
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=4:scenecut=0:bframes=3"}
+REFRESH = {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}  # its keyframes are not whole at once
+UNEVEN = [2 * i + (i % 3 == 1) + 3 * (i > 7) for i in range(40)]
+
+
+def windows_match(path: Path, has: int) -> None:
+    whole, data = video.read_frames(path, range(has)), path.read_bytes()
+    assert len(np.unique(whole.reshape(has, -1), axis=0)) == has  # or a wrong frame would not be seen
+    for start in range(has):
+        indices = [i for i in (start, start + 3, start + 6) if i < has]
+        read = video.read_window(data, path.name, indices, has)
+        np.testing.assert_array_equal(read, whole[indices], err_msg=f"{path.name} from frame {start}")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "more"),
+    [
+        ("b.mp4", "libx264", {"options": B_FRAMES}),
+        ("open.mp4", "libx264", {"options": OPEN_GOP}),
+        ("open.ts", "libx264", {"options": OPEN_GOP}),
+        ("refresh.mkv", "libx264", {"options": REFRESH}),
+        ("untimed.avi", "libx264", {"options": B_FRAMES}),
+        ("uneven.mp4", "libx264", {"options": B_FRAMES, "times": UNEVEN}),
+        ("phone.mp4", "libx264", {"options": B_FRAMES, "rotation": 90}),
+        ("hevc.mp4", "libx265", {"options": {"x265-params": "keyint=12:bframes=3:log-level=none"}}),
+        ("mpeg4.mp4", "mpeg4", {"options": {"g": "12", "bf": "2"}}),
+        ("vp8.webm", "libvpx", {"options": {"g": "24", "lag-in-frames": "16", "auto-alt-ref": "1"}}),
+        ("vp9.webm", "libvpx-vp9", {"options": {"g": "12", "deadline": "realtime", "cpu-used": "8"}}),
+    ],
+)
+def test_windows_are_what_reading_from_the_start_gives(tmp_path, name, codec, more):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    windows_match(encode(tmp_path / name, moving(40), codec, **more), 40)
+
+
+def test_windows_skip_what_an_edit_list_hides(tmp_path):
+    encode(tmp_path / "whole.mp4", moving(40), "libx264", options=B_FRAMES)
+    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        source = whole.streams.video[0]
+        copy = cut.add_stream_from_template(source)
+        hidden = 5 * (source.duration or 0) // 40
+        for packet in whole.demux(source):
+            if packet.size and packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+                packet.stream = copy
+                cut.mux(packet)
+    windows_match(tmp_path / "cut.mp4", 35)
+    with pytest.raises(video.ClipTooShort, match="has 35 frames"):
+        video.read_frames(tmp_path / "cut.mp4", range(36))
+
+
+def test_a_window_needs_nothing_before_its_keyframe(tmp_path):
+    path = encode(tmp_path / "clip.mp4", moving(40), "libx264", options=B_FRAMES)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    key = [i for i, packet in enumerate(packets) if packet.is_keyframe][2]
+    for packet in packets[:key]:
+        assert packet.pos is not None
+        data[packet.pos + 4 : packet.pos + packet.size] = bytes(packet.size - 4)
+    late = range(key, key + 9, 4)
+    np.testing.assert_array_equal(
+        video.read_window(bytes(data), "damaged", late, 40), video.read_frames(path, late)
+    )
+    with pytest.raises(video.BrokenVideoError, match="damaged: "):
+        video.read_window(bytes(data), "damaged", range(8), 40)
+
+
+@pytest.mark.parametrize("has", [30, 41])
+def test_a_wrong_count_gives_the_right_frames_or_an_error(tmp_path, has):
+    path = encode(tmp_path / "clip.mp4", moving(40), "libx264", options=B_FRAMES)
+    np.testing.assert_array_equal(
+        video.read_window(path.read_bytes(), "clip", range(20, 30), has),
+        video.read_frames(path, range(20, 30)),
+    )
+    if has > 40:
+        with pytest.raises(video.BrokenVideoError, match="clip: frame 40 does not decode, though 41"):
+            video.read_window(path.read_bytes(), "clip", [35, 40], has)
+    with pytest.raises(video.ClipTooShort, match=f"clip: has {has} frames"):
+        video.read_window(path.read_bytes(), "clip", [has], has)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [(b"", "n: "), (b"no video\n" * 99, "n: "), (b"WEBVTT\n\n00:01.000 --> 00:02.000\nx", "n: ")],
+)
+def test_bytes_that_are_no_video_are_named(data, says):
+    with pytest.raises(video.NotAVideoError, match=says):
+        video.read_window(data, "n", range(1), 1)
 
 
 def test_indices_must_ascend_evenly(tmp_path):

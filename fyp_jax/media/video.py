@@ -4,8 +4,10 @@ What counts as a frame is what decodes: the frame count in a container's header 
 All writers are deterministic: the same frames give the same bytes.
 """
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
@@ -100,6 +103,94 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Clip:
     if has == 0:
         raise NotAVideoError(path, "no frame of its video stream decodes")
     require_frames(path, has, wanted)
+    return _stack(path, pictures)
+
+
+def read_window(data: bytes, name: str, indices: Sequence[int], has: int) -> Clip:
+    """The frames that `read_frames` gives, of a video in memory, decoded from the keyframe before the first.
+
+    `has` is how many frames decode, counted beforehand: where the container tells of as many, its times
+    lead to the frame of an index; where it does not, or where what decodes has other times, decoding
+    begins at frame 0. Errors are those of `read_frames`, with `name` for the path. One thread: it is
+    processes that run beside each other where windows are read.
+    """
+    wanted = _even_range(indices)
+    require_frames(name, has, wanted)
+    with _opened(io.BytesIO(data), name) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        try:
+            packets = list(container.demux(video=0))  # reading them is cheap, decoding is not
+        except (FFmpegError, OSError) as error:
+            raise BrokenVideoError(name, f"reading fails ({_reason(error)})") from error
+        pictures = _jump(packets, wanted, has)
+        if pictures is None:
+            try:
+                pictures = _pick(enumerate(_frames(packets)), wanted)
+            except (FFmpegError, OSError) as error:
+                raise BrokenVideoError(name, f"decoding fails ({_reason(error)})") from error
+    if len(pictures) < len(wanted):
+        raise BrokenVideoError(
+            name, f"frame {wanted[len(pictures)]} does not decode, though {has} were counted"
+        )
+    return _stack(name, pictures)
+
+
+def _jump(packets: Sequence[av.Packet], wanted: range, has: int) -> list[Picture] | None:
+    """The wanted pictures by way of the last keyframe before them; None where that way cannot be trusted."""
+    shown = [packet for packet in packets if packet.size and not packet.is_discard]
+    times = sorted({packet.pts for packet in shown if packet.pts is not None})
+    if not len(times) == len(shown) == has or any(packet.has_sidedata("new_extradata") for packet in packets):
+        return None
+    # by time of display: a picture shown before its keyframe may need the pictures before that one
+    keys = [
+        i for i, p in enumerate(packets) if p.is_keyframe and p.pts is not None and p.pts <= times[wanted[0]]
+    ]
+    if not keys:
+        return None
+    begin = packets[keys[-1]].pts or 0
+    first = bisect_left(times, begin)
+    frames = (frame for frame in _frames(packets[keys[-1] :]) if (frame.pts or 0) >= begin)
+    try:
+        pictures = _pick(_as_timed(enumerate(frames, first), times), wanted)
+    except (FFmpegError, OSError):
+        return None
+    return pictures if len(pictures) == len(wanted) else None
+
+
+def _frames(packets: Sequence[av.Packet]) -> Iterator[av.VideoFrame]:
+    """What decodes from these packets alone, in order of display; the last packet is empty and flushes."""
+    for packet in packets[:1]:
+        packet.stream.codec_context.flush_buffers()
+    for packet in packets:
+        yield from packet.decode()
+
+
+def _as_timed(
+    frames: Iterable[tuple[int, av.VideoFrame]], times: Sequence[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames as long as they are whole and are shown at the times of their indices."""
+    for index, frame in frames:
+        if frame.pts != times[index] or frame.is_corrupt:
+            return
+        yield index, frame
+
+
+def _pick(frames: Iterable[tuple[int, av.VideoFrame]], wanted: range) -> list[Picture]:
+    pictures = []
+    for index, frame in frames:
+        if index in wanted:
+            pictures.append(_picture(frame))
+        if index == wanted[-1]:
+            break
+    return pictures
+
+
+def _picture(frame: av.VideoFrame) -> Picture:
+    # how a phone was held: tagged in degrees counter-clockwise, and left to the player to turn
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def _stack(path: str | os.PathLike[str], pictures: Sequence[Picture]) -> Clip:
     if len({picture.shape for picture in pictures}) > 1:
         raise BrokenVideoError(path, "the frame size changes on the way")
     return np.stack(pictures)
@@ -122,8 +213,19 @@ def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Picture | N
         raise NotAVideoError(path, "is a folder, not a video")
     if os.path.getsize(path) == 0:
         raise NotAVideoError(path, "is empty (0 bytes)")
+    with _opened(os.path.abspath(path), path) as container:  # absolute: FFmpeg reads "a:b.mp4" as protocol a
+        count = 0
+        try:
+            for count, frame in enumerate(container.decode(video=0), start=1):
+                yield _picture(frame) if count - 1 in wanted else None
+        except (FFmpegError, OSError) as error:
+            raise BrokenVideoError(path, f"decoding fails after {count} frames ({_reason(error)})") from error
+
+
+@contextmanager
+def _opened(source: str | io.BytesIO, path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     try:
-        container = av.open(os.path.abspath(path))  # absolute: FFmpeg reads "a:b.mp4" as protocol a
+        container = av.open(source, "r")
     except (FFmpegError, OSError) as error:
         raise NotAVideoError(path, f"is not a video, or is cut off ({_reason(error)})") from error
     with container:
@@ -132,17 +234,7 @@ def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Picture | N
         if not container.streams.video:
             kinds = sorted({stream.type for stream in container.streams})
             raise NotAVideoError(path, f"has no video stream (streams in it: {', '.join(kinds) or 'none'})")
-        count = 0
-        try:
-            for count, frame in enumerate(container.decode(video=0), start=1):
-                if count - 1 not in wanted:
-                    yield None
-                    continue
-                picture = frame.to_ndarray(format="rgb24")
-                # how a phone was held: tagged in degrees counter-clockwise, and left to the player to turn
-                yield np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
-        except (FFmpegError, OSError) as error:
-            raise BrokenVideoError(path, f"decoding fails after {count} frames ({_reason(error)})") from error
+        yield container
 
 
 def _reason(error: Exception) -> str:
@@ -154,10 +246,7 @@ def fit(frames: Clip, height: int, width: int) -> UInt8[np.ndarray, "f {height} 
     h, w = frames.shape[1:3]
     if (h, w) == (height, width):
         return frames
-    # the centred window of the target's aspect; resize() then reads just that, to a fraction of a pixel
-    crop_h, crop_w = min(h, w * height / width), min(w, h * width / height)
-    top, left = (h - crop_h) / 2, (w - crop_w) / 2
-    box = (left, top, left + crop_w, top + crop_h)
+    box = centre_box(h, w, height, width)  # resize() reads just that, to a fraction of a pixel
     # BICUBIC: Pillow widens it when reducing, so nothing aliases, and thin lines ring less than by LANCZOS
     return np.stack(
         [
@@ -165,6 +254,13 @@ def fit(frames: Clip, height: int, width: int) -> UInt8[np.ndarray, "f {height} 
             for frame in frames
         ]
     )
+
+
+def centre_box(h: int, w: int, height: int, width: int) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what `fit` shows of a frame of h x w, in its pixels."""
+    crop_h, crop_w = min(h, w * height / width), min(w, h * width / height)
+    top, left = (h - crop_h) / 2, (w - crop_w) / 2
+    return left, top, left + crop_w, top + crop_h
 
 
 @contextmanager
