@@ -1,0 +1,106 @@
+"""Draw the curves of training runs, over each other, from their metrics.csv.
+
+python scripts/plot.py runs/motion --out curves.png
+python scripts/plot.py runs/motion runs/motion_lr1e-4 --smooth 20
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from fyp_jax.errors import UserError, exit_status
+from fyp_jax.media.video import writing
+from fyp_jax.training.logs import read_metrics
+
+Columns = dict[str, Float64[np.ndarray, "rows"]]
+
+QUARTERS = [f"loss/timesteps_{first}_{first + 249}" for first in range(0, 1000, 250)]
+TITLES = {
+    "loss/all": "loss",
+    **{name: f"loss, timesteps {name.split('_', 1)[1].replace('_', ' to ')}" for name in QUARTERS},
+    "norm/gradient": "gradient norm",
+    "optimizer/learning_rate": "learning rate",
+    "speed/step_seconds": "time of a step, seconds",
+    "speed/data_wait_seconds": "of it waiting for data, seconds",
+}
+MOSAIC: Any = [["loss/all"] * 4, QUARTERS, list(TITLES)[5:]]
+
+
+def smoothed(curve: Float64[np.ndarray, "rows"], rows: int) -> Float64[np.ndarray, "rows"]:
+    """Each row's mean with those before it, `rows` in all where there are as many."""
+    return np.array([curve[max(0, end - rows) : end].mean() for end in range(1, len(curve) + 1)])
+
+
+def draw(axes: Axes, runs: dict[str, Columns], name: str, rows: int) -> None:
+    """A panel: one line for each run, and where it is smoothed, what it was, faint behind it."""
+    for i, (label, columns) in enumerate(runs.items()):
+        known = np.isfinite(columns[name])  # a quarter that no clip fell into is no gap in its line
+        steps, curve = columns["step"][known], columns[name][known]
+        marker = "." if len(steps) < 30 else ""
+        if rows > 1:
+            axes.plot(steps, curve, color=f"C{i}", alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smoothed(curve, rows), color=f"C{i}", marker=marker, linewidth=1.2, label=label)
+    axes.set_title(TITLES[name], loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3, linewidth=0.5)
+
+
+def scale_y(axes: Axes, runs: dict[str, Columns], names: list[str]) -> None:
+    """From 0; but on a logarithmic scale where the values span more than a factor of 10."""
+    values = np.concatenate([columns[name] for columns in runs.values() for name in names])
+    values = values[np.isfinite(values)]
+    if len(values) and 0 < 10 * values.min() < values.max() and names != ["optimizer/learning_rate"]:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def figure(runs: dict[str, Columns], rows: int) -> Figure:
+    """Loss above, its timestep quarters on one scale, then the optimizer and the time (not smoothed)."""
+    drawing = Figure(figsize=(14, 10), layout="constrained")
+    panels = drawing.subplot_mosaic(MOSAIC, height_ratios=[1.5, 1, 1])
+    for name, axes in panels.items():
+        if name in QUARTERS[1:]:
+            axes.sharey(panels[QUARTERS[0]])
+        draw(axes, runs, name, rows if name.startswith(("loss", "norm")) else 1)
+    for name, axes in panels.items():  # after all is drawn, as the quarters' limits are those of all four
+        scale_y(axes, runs, QUARTERS if name in QUARTERS else [name])
+    panels["loss/all"].legend(frameon=False)
+    return drawing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="has a metrics.csv")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: curves.png in the first run")
+    parser.add_argument(
+        "--smooth", type=int, default=1, metavar="N", help="losses and norm: mean of N rows (default: 1)"
+    )
+    args = parser.parse_args()
+
+    if args.smooth < 1:
+        raise UserError(f"--smooth {args.smooth} must be at least 1")
+    names = [folder.absolute().name for folder in args.runs]
+    labels = names if len(set(names)) == len(names) else map(str, args.runs)
+    runs = dict(zip(labels, [read_metrics(folder / "metrics.csv") for folder in args.runs], strict=False))
+    out = args.out or args.runs[0] / "curves.png"
+    with writing(out) as file:
+        figure(runs, args.smooth).savefig(file, format="png")
+    print(out)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
