@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +87,7 @@ class TrainingLog:
         self._steps: list[Metrics] = []  # of the row to come
         self._step = first_step
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingLog":
         if not self._active:
             return self
         with ExitStack() as stack:
@@ -209,7 +209,8 @@ def _row(steps: Sequence[Metrics]) -> dict[str, float]:
 def _device_peak() -> float:
     """Bytes that were in use at most on one of this process's devices; NaN where they do not say (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max((float(stat.get("peak_bytes_in_use", math.nan)) for stat in stats), default=math.nan)
+    peaks = [float(stat["peak_bytes_in_use"]) for stat in stats if "peak_bytes_in_use" in stat]
+    return max(peaks, default=math.nan)
 
 
 def _host_peak() -> float:

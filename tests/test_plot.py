@@ -1,0 +1,152 @@
+"""The curves of training runs as a picture."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fyp_jax.errors import exit_status
+from fyp_jax.training.logs import COLUMNS, LogConfig, TrainingLog, read_metrics
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "plot.py"
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # of the first and the second run
+
+
+def run(*args: object) -> int:
+    """Run the script as a user does, but in this process."""
+    with mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, args)]):
+        return exit_status(runpy.run_path(str(SCRIPT))["main"])
+
+
+def panels(runs: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The axes of the figure by their titles."""
+    return {
+        axes.get_title(loc="left"): axes for axes in runpy.run_path(str(SCRIPT))["figure"](runs, rows).axes
+    }
+
+
+def training_run(folder: Path, losses: list[float], quarter: float | None = None) -> Path:
+    """A run's folder; `quarter` stands in all timestep quarters."""
+    with TrainingLog(folder, 0, len(losses) - 1, LogConfig(every=1), active=True) as log:
+        for step, loss in enumerate(losses):
+            quarters = {f"loss_quarter_{i}": loss if quarter is None else quarter for i in range(4)}
+            norms = {"grad_norm": 2 * loss, "param_norm": 1.0, "lr": 1e-4 / (step + 1), "skipped": 0}
+            times = {"step_time": 0.5, "data_wait": 0.0, "clips": 8}
+            log.step(step, {"loss": loss, **quarters, **norms, **times})
+    return folder
+
+
+def colours(file: Path) -> set[tuple[int, ...]]:
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+
+
+def test_a_run_is_drawn_in_its_folder(tmp_path, capsys):
+    folder = training_run(tmp_path / "motion", [3.0, 2.0, 1.5, 1.2])
+    assert run(folder) == 0
+    assert capsys.readouterr().out == f"{folder / 'curves.png'}\n"
+    drawn = colours(folder / "curves.png")
+    assert BLUE in drawn
+    assert ORANGE not in drawn
+
+
+def test_runs_are_drawn_over_each_other(tmp_path):
+    folders = [training_run(tmp_path / name, [3.0, 2.0, level]) for name, level in (("a", 1.0), ("b", 1.5))]
+    assert run(*folders, "--out", tmp_path / "new" / "both.png", "--smooth", 2) == 0
+    assert {BLUE, ORANGE} <= colours(tmp_path / "new" / "both.png")
+    assert not (folders[0] / "curves.png").exists()
+    runs = {folder.name: read_metrics(folder / "metrics.csv") for folder in folders}
+    legend = panels(runs, 1)["loss"].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
+def test_panels_show_their_column(tmp_path):
+    losses = [3.0, 2.0, np.inf, 1.0]
+    columns = read_metrics(training_run(tmp_path, losses) / "metrics.csv")
+    columns["loss/timesteps_250_499"] = np.array([np.nan, 4.0, np.nan, 5.0])
+    shown = {
+        title: axes.get_lines()[0].get_xydata().tolist()
+        for title, axes in panels({"run": columns}, 1).items()
+    }
+    assert shown == {
+        "loss": [[0, 3], [1, 2], [3, 1]],
+        "loss, timesteps 0 to 249": [[0, 3], [1, 2], [3, 1]],
+        "loss, timesteps 250 to 499": [[1, 4], [3, 5]],
+        "loss, timesteps 500 to 749": [[0, 3], [1, 2], [3, 1]],
+        "loss, timesteps 750 to 999": [[0, 3], [1, 2], [3, 1]],
+        "gradient norm": [[0, 6], [1, 4], [3, 2]],
+        "learning rate": [[i, 1e-4 / (i + 1)] for i in range(4)],
+        "time of a step, seconds": [[i, 0.5] for i in range(4)],
+        "of it waiting for data, seconds": [[i, 0] for i in range(4)],
+    }
+
+
+def test_smoothing_is_a_mean_over_the_past_of_losses_and_norm(tmp_path):
+    columns = read_metrics(training_run(tmp_path, [6.0, 2.0, 4.0, 9.0]) / "metrics.csv")
+    shown = panels({"run": columns}, 3)
+    raw, smooth = (line.get_ydata().tolist() for line in shown["loss"].get_lines())
+    assert raw == [6, 2, 4, 9]
+    assert smooth == [6, 4, 4, 5]
+    assert [line.get_ydata().tolist() for line in shown["gradient norm"].get_lines()][1] == [12, 8, 8, 10]
+    assert len(shown["learning rate"].get_lines()) == 1
+
+
+def test_a_loss_that_spans_decades_is_on_a_logarithmic_scale(tmp_path):
+    wide = read_metrics(training_run(tmp_path / "wide", [11.0, 5.0, 1.0], quarter=2.0) / "metrics.csv")
+    near = read_metrics(training_run(tmp_path / "near", [2.0, 1.5, 1.0], quarter=30.0) / "metrics.csv")
+    alone, both = panels({"near": near}, 1), panels({"near": near, "wide": wide}, 1)
+    assert {axes.get_yscale() for axes in alone.values()} == {"linear"}
+    logarithmic = {title for title, axes in both.items() if axes.get_yscale() == "log"}
+    assert logarithmic == {"loss", "gradient norm", *(title for title in both if "timesteps" in title)}
+
+
+def test_nothing_is_cut_off(tmp_path):
+    """The four quarters share an axis, which must hold the highest of them, not the first."""
+    columns = read_metrics(training_run(tmp_path, [1.0, 1.0]) / "metrics.csv")
+    columns["loss/timesteps_750_999"] = np.array([7.0, 8.0])
+    for axes in panels({"run": columns}, 1).values():
+        low, high = axes.get_ylim()
+        for line in axes.get_lines():
+            assert low <= line.get_ydata().min() <= line.get_ydata().max() <= high, axes.get_title(loc="left")
+
+
+def test_a_run_of_one_row_is_seen(tmp_path):
+    folder = training_run(tmp_path / "one", [1.0], quarter=float("nan"))
+    assert run(folder) == 0
+    assert BLUE in colours(folder / "curves.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "args", "says"),
+    [
+        (None, [], "metrics.csv: no such file"),
+        ("", [], "metrics.csv: has no rows"),
+        (",".join(COLUMNS) + "\n", [], "metrics.csv: has no rows"),
+        ("epoch,loss\n1,2\n", [], "metrics.csv: begins with 'epoch,loss'"),
+        (",".join(COLUMNS) + "\n", ["--smooth", 0], "--smooth 0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, content, args, says):
+    if content is not None:
+        (tmp_path / "metrics.csv").write_text(content)
+    assert run(tmp_path, *args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    folder = training_run(tmp_path / "run", [1.0])
+    capsys.readouterr()
+    assert run(folder, "--out", folder / "metrics.csv" / "x.png") == 2
+    err = capsys.readouterr().err
+    assert "x.png: cannot be written" in err
+    assert err.count("\n") == 1
