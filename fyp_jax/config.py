@@ -77,6 +77,39 @@ class SampleConfig:
             raise UserError(f"checkpoint={self.checkpoint} and random_weights=true: add random_weights=false")
 
 
+@dataclass
+class OptimizerConfig:
+    """AdamW; the published motion stage has the defaults."""
+
+    lr: float = _option(3e-5, "learning rate")
+    schedule: str = _option("constant", "of the learning rate behind the warm-up: constant or cosine (to 0)")
+    warmup: int = _option(0, "updates over which the learning rate rises from 0")
+    beta1: float = _option(0.9, "decay of the mean of gradients")
+    beta2: float = _option(0.999, "decay of the mean of squared gradients")
+    eps: float = _option(1e-8, "added to the root of that mean")
+    weight_decay: float = _option(1e-2, "times the learning rate, of each parameter at each update")
+    clip: float | None = _option(1.0, "largest global norm of a gradient; null does not clip")
+    accumulate: int = _option(1, "parts in which a batch is computed one after the other, to save memory")
+    ema: float | None = _option(None, "decay of a moving average of the weights, which sampling then uses")
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot train."""
+        for name, fits in {
+            "lr": 0 < self.lr < math.inf,
+            "schedule": self.schedule in ("constant", "cosine"),
+            "warmup": self.warmup >= 0,
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": 0 <= self.beta2 < 1,
+            "eps": 0 < self.eps < math.inf,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "clip": self.clip is None or 0 < self.clip < math.inf,
+            "accumulate": self.accumulate >= 1,
+            "ema": self.ema is None or 0 < self.ema < 1,
+        }.items():
+            if not fits:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} is out of range (train.py --help)")
+
+
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
     """Defaults, then the YAML file, then `a.b=c` in order.
 

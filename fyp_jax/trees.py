@@ -1,12 +1,20 @@
-"""Nested dictionaries of arrays: paths, and a check of names and shapes."""
+"""Nested dictionaries of arrays: paths, rules on paths, and a check of names and shapes."""
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fyp_jax.errors import UserError
 
 SHOWN = 8
 """Names that an error lists of each kind; the rest is counted."""
+
+
+Value = TypeVar("Value")
+
+
+class RuleMismatch(UserError):  # noqa: N818  (names the fact)
+    """Paths and rules do not belong together."""
 
 
 class TreeMismatch(UserError):  # noqa: N818  (names the fact)
@@ -55,6 +63,23 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str)
     ]
     if any(problems):
         raise TreeMismatch(f"{what}: " + "; ".join(problem for problem in problems if problem))
+
+
+def match_rules(rules: Sequence[tuple[str, Value]], paths: Iterable[str]) -> dict[str, Value]:
+    """For each path the value of its rule, a regular expression that matches all of the path.
+
+    Raises RuleMismatch, with the names, for paths with no rule or several, and for rules without a path.
+    """
+    found = {path: [rule for rule in rules if re.fullmatch(rule[0], path)] for path in paths}
+    used = {pattern for matching in found.values() for pattern, _ in matching}
+    problems = [
+        _listed("without a rule", sorted(path for path, matching in found.items() if not matching)),
+        _listed("with several rules", sorted(path for path, matching in found.items() if len(matching) > 1)),
+        _listed("rules that match nothing", [pattern for pattern, _ in rules if pattern not in used]),
+    ]
+    if any(problems):
+        raise RuleMismatch("parameters: " + "; ".join(problem for problem in problems if problem))
+    return {path: matching[0][1] for path, matching in found.items()}
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -89,6 +89,14 @@ def add_noise(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: Schedul
     return jnp.sqrt(alpha) * z0 + jnp.sqrt(1 - alpha) * noise
 
 
+def target(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
+    """What a model shall predict at z_t: the noise, or v where the schedule says so (`to_z0_and_eps`)."""
+    if schedule.prediction_type == "epsilon":
+        return noise
+    alpha = jnp.asarray(schedule.alphas())[t][:, None, None, None, None]
+    return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * z0
+
+
 def to_z0_and_eps(
     prediction: Latents, z: Latents, alpha: Float[Array, ""], prediction_type: str
 ) -> tuple[Latents, Latents]:

@@ -26,7 +26,8 @@ class Layers(nn.Module):
     compute: Compute = Compute()
 
     def add_layers(self, count: int) -> None:
-        resnet, transformer = map(self.compute.rematerialised, (ResnetBlock, Transformer))
+        resnet = self.compute.rematerialised(ResnetBlock)
+        transformer = self.compute.rematerialised(Transformer)
         self.resnets = [resnet(self.config, self.width, self.compute) for _ in range(count)]
         if self.heads is not None:
             self.attentions = [
@@ -69,7 +70,8 @@ class MidBlock(nn.Module):
     compute: Compute = Compute()
 
     def setup(self):
-        resnet, transformer = map(self.compute.rematerialised, (ResnetBlock, Transformer))
+        resnet = self.compute.rematerialised(ResnetBlock)
+        transformer = self.compute.rematerialised(Transformer)
         self.resnets = [resnet(self.config, self.width, self.compute) for _ in range(2)]
         self.attentions = [transformer(self.config, self.heads, self.width, self.compute)]
 

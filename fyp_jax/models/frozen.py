@@ -84,12 +84,17 @@ class FrozenModels:
         out = self.text_encoder.apply({"params": params["text_encoder"]}, ids, jnp.ones_like(ids), positions)
         return out.last_hidden_state  # pyright: ignore[reportAttributeAccessIssue]
 
-    def encode_images(self, params: Params, video: Video, key: jax.Array | None = None) -> Latents:
-        """RGB in [-1, 1] -> latents times the scaling factor; a draw with a `key`, else their mean."""
+    def encode_images(self, params: Params, video: Video, noise: Latents | None = None) -> Latents:
+        """RGB in [-1, 1] -> latents times the scaling factor.
+
+        With standard normal `noise` of their shape a draw from the VAE's posterior, else its mean.
+        """
         images = rearrange(video, "b f h w c -> (b f) c h w")
         posterior = self._vae(params, images, self.vae.encode).latent_dist
-        latents = posterior.mode() if key is None else posterior.sample(key)
-        return rearrange(latents, "(b f) h w c -> b f h w c", b=len(video)) * self.vae.scaling_factor
+        mean, std = (
+            rearrange(t, "(b f) h w c -> b f h w c", b=len(video)) for t in (posterior.mean, posterior.std)
+        )
+        return (mean if noise is None else mean + std * noise) * self.vae.scaling_factor
 
     def decode_latents(self, params: Params, latents: Latents, chunk: int) -> Video:
         """Latents times the scaling factor -> RGB, about in [-1, 1], `chunk` frames at a time."""

@@ -1,0 +1,180 @@
+"""The mesh of devices, and what stands where on it. Nothing below this module knows that there is a mesh.
+
+Axes: `data` and `fsdp` divide the clips of a batch, `frame` the frames of each clip. Large parameters, and
+all that is shaped like them, are divided over `fsdp`; the rest is on every device.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fyp_jax.errors import UserError, reason
+
+AXES = ("data", "fsdp", "frame")
+CLIPS = ("data", "fsdp")
+"""Axes that divide the clips of a batch, the first one slowest."""
+
+SHARDED_SIZE = 2**14
+"""Elements from which on a parameter is divided: below, a message costs more than what it saves."""
+
+
+@dataclass
+class MeshConfig:
+    """How many devices along each axis, and for several hosts without a cluster manager, who they are."""
+
+    data: int = field(default=-1, metadata={"help": "devices that share the clips; -1: all that are left"})
+    fsdp: int = field(
+        default=1,
+        metadata={"help": "devices that share clips and large parameters; -1: the rest"},
+    )
+    frame: int = field(default=1, metadata={"help": "devices that share the frames of a clip; -1: the rest"})
+    coordinator: str | None = field(
+        default=None,
+        metadata={"help": "HOST:PORT of process 0, for hosts that are no Cloud TPU pod"},
+    )
+    processes: int | None = field(default=None, metadata={"help": "with coordinator: how many"})
+    process: int | None = field(default=None, metadata={"help": "with coordinator: which one, from 0"})
+
+
+def initialize(config: MeshConfig) -> None:
+    """Join the other processes, before JAX touches a device: on Cloud TPU by itself, elsewhere by the config.
+
+    Raises UserError where only some of the three fields are given, or the others cannot be reached.
+    """
+    flags = {name: getattr(config, name) for name in ("coordinator", "processes", "process")}
+    given = [name for name, value in flags.items() if value is not None]
+    if given and len(given) < len(flags):
+        missing = [f"mesh.{name}" for name in flags if name not in given]
+        raise UserError(f"mesh.{given[0]} is given, but not {' and '.join(missing)}")
+    if not given and not _on_tpu_pod():
+        return
+    try:
+        if given:
+            jax.distributed.initialize(config.coordinator, config.processes, config.process)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        where = f"mesh.coordinator={config.coordinator}" if given else "the TPU pod"
+        raise UserError(f"{where}: the processes do not find each other ({reason(error)})") from error
+
+
+def _on_tpu_pod() -> bool:
+    """Whether Cloud TPU (or GKE) has told this host of others."""
+    return len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """All devices, neighbours in `frame` nearest to each other. Raises UserError where they do not fit."""
+    count, shape = jax.device_count(), {axis: getattr(config, axis) for axis in AXES}
+    text = " ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
+    if any(size < 1 and size != -1 for size in shape.values()) or list(shape.values()).count(-1) > 1:
+        raise UserError(f"{text}: sizes are 1 or more, and one of them may be -1")
+    known = math.prod(size for size in shape.values() if size != -1)
+    if count % known or (-1 not in shape.values() and known != count):
+        raise UserError(f"{text} does not fit the {count} device{'s' if count > 1 else ''} that there are")
+    sizes = tuple(count // known if size == -1 else size for size in shape.values())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Divides the largest dimension that can be (of equal ones the last); none of a small array."""
+    size = mesh.shape["fsdp"]
+    fitting = [i for i, length in enumerate(shape) if length % size == 0]
+    if size == 1 or math.prod(shape) < SHARDED_SIZE or not fitting:
+        return P()
+    axis = max(fitting, key=lambda i: (shape[i], i))
+    return P(*(None,) * axis, "fsdp")
+
+
+def parameter_specs(tree: Any, mesh: Mesh) -> Any:
+    """`parameter_spec` of each leaf, for parameters, gradients and optimizer moments alike."""
+    return jax.tree.map(lambda leaf: parameter_spec(tuple(leaf.shape), mesh), tree)
+
+
+def shardings(specs: Any, mesh: Mesh) -> Any:
+    """Partition specs as shardings on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole -> the same, each device with its share (`parameter_spec`)."""
+
+    def one(leaf: Any) -> jax.Array:
+        sharding = NamedSharding(mesh, parameter_spec(leaf.shape, mesh))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
+
+
+def clip_spec(axes: int) -> P:
+    """Of an array of a batch: clips first and, if it has more than two axes, frames second."""
+    return P(CLIPS, "frame") if axes > 2 else P(CLIPS)
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> range:
+    """Which clips of a global batch this process has to load: those of which a device of it holds a part.
+
+    Raises UserError where the clips cannot be shared out evenly.
+    """
+    shares = math.prod(mesh.shape[axis] for axis in CLIPS)
+    if batch_size % shares:
+        raise UserError(
+            f"data.batch_size={batch_size} is not a multiple of {shares} (mesh.data times mesh.fsdp)"
+        )
+    sharding = NamedSharding(mesh, P(CLIPS))
+    rows = [index[0].indices(batch_size)[:2] for index in _local_indices(sharding, (batch_size,)).values()]
+    first, last = min(start for start, _ in rows), max(stop for _, stop in rows)
+    return range(first, last)
+
+
+def _local_indices(sharding: NamedSharding, shape: tuple[int, ...]) -> Mapping[Any, tuple[slice, ...]]:
+    return sharding.addressable_devices_indices_map(shape)  # pyright: ignore[reportReturnType]
+
+
+def place_batch(batch: Any, rows: range, batch_size: int, mesh: Mesh) -> Any:
+    """Arrays with this process's `rows` of a batch -> global arrays, clips and frames shared out."""
+
+    def one(leaf: np.ndarray) -> jax.Array:
+        shape = (batch_size, *leaf.shape[1:])
+        sharding = NamedSharding(mesh, clip_spec(leaf.ndim))
+
+        def share(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return leaf[(slice(start - rows.start, stop - rows.start), *index[1:])]
+
+        return jax.make_array_from_callback(shape, sharding, share)
+
+    return jax.tree.map(one, batch)
+
+
+# What follows runs inside of a `shard_map` over the mesh.
+
+FETCHED = "fetched_parameters"
+"""Name (`jax.ad_checkpoint.checkpoint_name`) of what `whole` fetched from other devices."""
+
+
+def whole(share: jax.Array, spec: P) -> jax.Array:
+    """The parameter of which this device holds a share; under a gradient, the gradient's share."""
+    if "fsdp" not in tuple(spec):
+        return share
+    fetched = jax.lax.all_gather(share, "fsdp", axis=tuple(spec).index("fsdp"), tiled=True)
+    return checkpoint_name(fetched, FETCHED)
+
+
+def varying(x: jax.Array) -> jax.Array:
+    """The same numbers, with a type that says that each device may have its own."""
+    return jax.lax.pcast(x, tuple(axis for axis in AXES if axis not in jax.typeof(x).vma), to="varying")
+
+
+def sum_of_shares(gradient: jax.Array, spec: P) -> jax.Array:
+    """The sum over all devices; for a divided parameter the gradient of `whole` did it over `fsdp`."""
+    return jax.lax.psum(gradient, tuple(axis for axis in AXES if axis not in tuple(spec)))
