@@ -323,6 +323,12 @@ def bad_cut(folder: Path) -> Path:
     return path
 
 
+def bad_codec(folder: Path) -> Path:
+    path = encode(folder / "codec.avi", counted(3), "mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
@@ -334,6 +340,7 @@ def bad_cut(folder: Path) -> Path:
         (bad_sound, video.NotAVideoError, "sound.mp4: has no video stream .*audio"),
         (bad_no_frames, video.NotAVideoError, "none.mp4: no frame"),
         (bad_cut, video.NotAVideoError, "cut.mov: is not a video, or is cut off"),
+        (bad_codec, video.NotAVideoError, "codec.avi: is in a format that this FFmpeg does not decode"),
     ],
 )
 def test_bad_files_are_named(tmp_path, make, error, says):
@@ -341,6 +348,20 @@ def test_bad_files_are_named(tmp_path, make, error, says):
         video.read_frames(make(tmp_path), range(1))
     assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
+
+
+def test_a_title_in_another_encoding_does_no_harm(tmp_path):
+    path = tmp_path / "titled.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "QQQQ"
+        stream = container.add_stream("mpeg4", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = 64, 96
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(counted(1)[0], format="rgb24")))
+        container.mux(stream.encode())
+    assert path.read_bytes().count(b"QQQQ") == 1
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", "déjà".encode("latin-1")))
+    assert which(video.read_frames(path, range(1))) == [0]
 
 
 def test_fit_keeps_the_centre_of_a_tall_frame():

@@ -225,7 +225,7 @@ def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Picture | N
 @contextmanager
 def _opened(source: str | io.BytesIO, path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     try:
-        container = av.open(source, "r")
+        container = av.open(source, "r", metadata_errors="replace")  # titles are in any encoding
     except (FFmpegError, OSError) as error:
         raise NotAVideoError(path, f"is not a video, or is cut off ({_reason(error)})") from error
     with container:
@@ -234,6 +234,8 @@ def _opened(source: str | io.BytesIO, path: str | os.PathLike[str]) -> Iterator[
         if not container.streams.video:
             kinds = sorted({stream.type for stream in container.streams})
             raise NotAVideoError(path, f"has no video stream (streams in it: {', '.join(kinds) or 'none'})")
+        if container.streams.video[0].codec_context is None:
+            raise NotAVideoError(path, "is in a format that this FFmpeg does not decode")
         yield container
 
 
