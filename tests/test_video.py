@@ -364,6 +364,43 @@ def test_a_title_in_another_encoding_does_no_harm(tmp_path):
     assert which(video.read_frames(path, range(1))) == [0]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("c.mp4", "libx264"), ("c.webm", "libvpx"), ("c.avi", "mpeg4")])
+def test_inspecting_counts_what_decodes(tmp_path, name, codec):
+    path = encode(tmp_path / name, counted(23), codec)
+    footage = video.inspect_video(path.read_bytes(), name)
+    assert footage == (23, 10)
+    assert len(video.read_frames(path, range(footage.frames))) == 23
+
+
+@pytest.mark.parametrize("name", ["c.mp4", "c.webm", "c.avi", "c.mkv"])
+def test_inspecting_refuses_what_is_cut_off(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3)).astype(np.uint8)
+    data = encode(tmp_path / name, noise, "libvpx" if name == "c.webm" else "mpeg4").read_bytes()
+    assert video.inspect_video(data, name).frames == 40
+    for share in range(1, 7):
+        with pytest.raises(
+            video.MediaError, match=rf"^{name}: (decoding fails|is not a video|is cut off|no f)"
+        ):
+            video.inspect_video(data[: len(data) * share // 10], name)
+
+
+@pytest.mark.parametrize("make", [bad_text, bad_empty, bad_sound, bad_no_frames, bad_cut])
+def test_inspecting_says_what_reading_says(tmp_path, make):
+    path = make(tmp_path)
+    with pytest.raises(video.NotAVideoError) as read:
+        video.read_frames(path, range(1))
+    with pytest.raises(video.NotAVideoError) as inspected:
+        video.inspect_video(path.read_bytes(), str(path))
+    assert str(inspected.value) == str(read.value)
+
+
+def test_inspecting_refuses_frames_of_two_sizes(tmp_path):
+    two = [encode(tmp_path / f"{side}.m2v", counted(5, side, side), "mpeg2video") for side in (64, 96)]
+    joined = two[0].read_bytes() + two[1].read_bytes()
+    with pytest.raises(video.BrokenVideoError, match="frame size changes"):
+        video.inspect_video(joined, "joined.m2v")
+
+
 def test_fit_keeps_the_centre_of_a_tall_frame():
     tall = np.zeros((1, 300, 100, 3), np.uint8)
     tall[:, 100:200] = 200  # the middle square

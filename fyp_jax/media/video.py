@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -133,6 +134,51 @@ def read_window(data: bytes, name: str, indices: Sequence[int], has: int) -> Cli
             name, f"frame {wanted[len(pictures)]} does not decode, though {has} were counted"
         )
     return _stack(name, pictures)
+
+
+class Footage(NamedTuple):
+    """What a video has, found by decoding all of it."""
+
+    frames: int
+    fps: float
+    """Frames a second on average; 0 where the container does not tell."""
+
+
+def inspect_video(data: bytes, name: str) -> Footage:
+    """Decode a video in memory from its first to its last frame, in one thread, and count.
+
+    Raises NotAVideoError, and BrokenVideoError where a frame does not decode or has another size, or where
+    the file is cut off; the message opens with `name`.
+    """
+    if not data:
+        raise NotAVideoError(name, "is empty (0 bytes)")
+    with _opened(io.BytesIO(data), name) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        sizes, count, end = set(), 0, 0.0
+        try:
+            for packet in container.demux():
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is not stream:
+                    continue
+                if packet.is_corrupt:
+                    raise BrokenVideoError(name, f"is cut off or damaged after {count} frames")
+                for frame in packet.decode():
+                    assert isinstance(frame, av.VideoFrame)
+                    sizes.add((frame.height, frame.width))
+                    count += 1
+        except (FFmpegError, OSError) as error:
+            raise BrokenVideoError(name, f"decoding fails after {count} frames ({_reason(error)})") from error
+        if count == 0:
+            raise NotAVideoError(name, "no frame of its video stream decodes")
+        if len(sizes) > 1:
+            raise BrokenVideoError(name, "the frame size changes on the way")
+        # FFmpeg takes a Matroska file that is cut off for a shorter one; its header says how long it was
+        told = (container.duration or 0) / av.time_base if "matroska" in container.format.name else 0
+        if told - end > max(1, told / 10):
+            raise BrokenVideoError(name, f"is cut off: {end:.1f} s are there of {told:.1f} s by its header")
+        return Footage(count, float(stream.average_rate or 0))
 
 
 def _jump(packets: Sequence[av.Packet], wanted: range, has: int) -> list[Picture] | None:
