@@ -220,6 +220,14 @@ def test_tensorboard_has_what_the_csv_has(tmp_path):
         np.testing.assert_allclose([value for _, value in points], column(tmp_path, tag), rtol=1e-6)
 
 
+def test_a_run_can_be_watched_while_it_goes(tmp_path):
+    with TrainingLog(tmp_path, 0, 7, LogConfig(every=5), active=True) as log:
+        for step, steps in enumerate([[0], [0], [0], [0], [0], [0, 5], [0, 5], [0, 5, 7]]):
+            log.step(step, metrics(step))
+            assert column(tmp_path, "step") == steps
+            assert [at for at, _ in scalars(tmp_path)["loss/all"]] == steps
+
+
 def test_pictures_and_texts(tmp_path):
     sheet = np.random.default_rng(0).integers(0, 255, (20, 31, 3)).astype(np.uint8)
     text = "lr: 3e-5\n\n# no headline\nstage:\n  name: motion\n"

@@ -99,18 +99,20 @@ def test_smoothing_is_a_mean_over_the_past_of_losses_and_norm(tmp_path):
 
 def test_a_loss_that_spans_decades_is_on_a_logarithmic_scale(tmp_path):
     wide = read_metrics(training_run(tmp_path / "wide", [11.0, 5.0, 1.0], quarter=2.0) / "metrics.csv")
-    near = read_metrics(training_run(tmp_path / "near", [2.0, 1.5, 1.0], quarter=30.0) / "metrics.csv")
+    near = read_metrics(training_run(tmp_path / "near", [4.0, 1.5, 1.0], quarter=30.0) / "metrics.csv")
+    wide["optimizer/learning_rate"] = np.array([1e-6, 1e-5, 1e-4])  # warms up, in a line
     alone, both = panels({"near": near}, 1), panels({"near": near, "wide": wide}, 1)
     assert {axes.get_yscale() for axes in alone.values()} == {"linear"}
     logarithmic = {title for title, axes in both.items() if axes.get_yscale() == "log"}
     assert logarithmic == {"loss", "gradient norm", *(title for title in both if "timesteps" in title)}
 
 
-def test_nothing_is_cut_off(tmp_path):
-    """The four quarters share an axis, which must hold the highest of them, not the first."""
-    columns = read_metrics(training_run(tmp_path, [1.0, 1.0]) / "metrics.csv")
+def test_quarters_share_a_scale_and_nothing_is_cut_off(tmp_path):
+    columns = read_metrics(training_run(tmp_path, [3.0, 1.0]) / "metrics.csv")
     columns["loss/timesteps_750_999"] = np.array([7.0, 8.0])
-    for axes in panels({"run": columns}, 1).values():
+    shown = panels({"run": columns}, 1)
+    assert len({axes.get_ylim() for title, axes in shown.items() if "timesteps" in title}) == 1
+    for axes in shown.values():
         low, high = axes.get_ylim()
         for line in axes.get_lines():
             assert low <= line.get_ydata().min() <= line.get_ydata().max() <= high, axes.get_title(loc="left")

@@ -98,9 +98,8 @@ class TrainingLog:
                 events = EventsWriter(str(self._events_folder / "events"), f".from_step_{self._first}")
             self._events = events
             stack.callback(self._close_events)
-            self._write_event(
-                session_log=SessionLog(status=SessionLog.START)
-            )  # hides later steps of old runs
+            # by which TensorBoard hides what an earlier run wrote of this step and later ones
+            self._write_event(session_log=SessionLog(status=SessionLog.START))
             self._bar = stack.enter_context(
                 tqdm(initial=self._first, total=self._last + 1, unit="step", dynamic_ncols=True)
             )
