@@ -6,7 +6,7 @@ all that is shaped like them, are divided over `fsdp`; the rest is on every devi
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +71,10 @@ def _on_tpu_pod() -> bool:
     return len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """All devices, neighbours in `frame` nearest to each other. Raises UserError where they do not fit."""
-    count, shape = jax.device_count(), {axis: getattr(config, axis) for axis in AXES}
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Of all devices, or of these; neighbours in `frame` are nearest. UserError where they do not fit."""
+    devices = jax.devices() if devices is None else devices
+    count, shape = len(devices), {axis: getattr(config, axis) for axis in AXES}
     text = " ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
     if any(size < 1 and size != -1 for size in shape.values()) or list(shape.values()).count(-1) > 1:
         raise UserError(f"{text}: sizes are 1 or more, and one of them may be -1")
@@ -81,7 +82,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     if count % known or (-1 not in shape.values() and known != count):
         raise UserError(f"{text} does not fit the {count} device{'s' if count > 1 else ''} that there are")
     sizes = tuple(count // known if size == -1 else size for size in shape.values())
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -170,9 +171,9 @@ def whole(share: jax.Array, spec: P) -> jax.Array:
     return checkpoint_name(fetched, FETCHED)
 
 
-def varying(x: jax.Array) -> jax.Array:
-    """The same numbers, with a type that says that each device may have its own."""
-    return jax.lax.pcast(x, tuple(axis for axis in AXES if axis not in jax.typeof(x).vma), to="varying")
+def varying(x: jax.Array, spec: P) -> jax.Array:
+    """The same numbers, with a type that says that each device may have its own, not along `spec` alone."""
+    return jax.lax.pcast(x, tuple(axis for axis in AXES if axis not in tuple(spec)), to="varying")
 
 
 def sum_of_shares(gradient: jax.Array, spec: P) -> jax.Array:

@@ -23,6 +23,7 @@ import pytest  # noqa: E402
 from fyp_jax.convert.torch_names import from_torch  # noqa: E402
 from fyp_jax.models.unet import UNet3DConfig  # noqa: E402
 
+jax.config.update("jax_num_cpu_devices", 8)  # a mesh to try; what is not told of it runs on the first
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of a test's time is compilation: small programs do not need the best code.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -1,4 +1,4 @@
-"""The published model's motion stage, one step on synthetic weights, against our stage, gradient and optimizer."""
+"""The published motion stage, one step on synthetic weights, against ours."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.torch_names import to_torch
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.models.unet import UNet3D
-from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
+from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.step import Draws, Networks, clip_losses
 

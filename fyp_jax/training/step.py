@@ -113,7 +113,7 @@ def make_step(
     `accumulate` is the number of parts in which a batch is computed, one after the other.
     """
     specs = state_specs(state, mesh)
-    gradient = _sharded_gradient(networks, mesh, specs, batch_size, accumulate)
+    gradient = sharded_gradient(networks, mesh, specs, batch_size, accumulate)
 
     def step(state: TrainState, batch: Batch, votes: Int[Array, "devices"]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -164,7 +164,7 @@ def _batch_specs(networks: Networks) -> Batch:
     return Batch(video, ids, None if networks.pose_encoder is None else video)  # pyright: ignore
 
 
-def _sharded_gradient(
+def sharded_gradient(
     networks: Networks, mesh: Mesh, specs: TrainState, batch_size: int, accumulate: int
 ) -> Callable[..., tuple[Arrays, Metrics]]:
     """(trainable, frozen, batch, key, votes) -> gradients that stand where the parameters do, and metrics.
@@ -202,7 +202,7 @@ def _sharded_gradient(
             objective = jax.checkpoint(objective, policy=policy)
 
         # Varying over the mesh, or JAX would add up gradients over devices at each use of a parameter.
-        mine = jax.tree.map(parallel.varying, trainable)
+        mine = jax.tree.map(parallel.varying, trainable, specs.trainable)
 
         def add_part(total: Arrays, part: tuple[Batch, Int[Array, "p"]]) -> tuple[Arrays, tuple[Any, Any]]:
             batch, clips = part
@@ -220,7 +220,7 @@ def _sharded_gradient(
             lambda leaf: rearrange(leaf, "(n b) ... -> n b ...", n=accumulate),
             (batch, first_clip + jnp.arange(share)),
         )
-        zeros = jax.tree.map(lambda leaf: parallel.varying(jnp.zeros_like(leaf)), mine)
+        zeros = jax.tree.map(lambda leaf: parallel.varying(jnp.zeros(leaf.shape, leaf.dtype), P()), mine)
         gradients, (losses, t) = jax.lax.scan(add_part, zeros, parts)
         gradients = jax.tree.map(parallel.sum_of_shares, gradients, specs.trainable)
 

@@ -1,0 +1,173 @@
+"""Eight simulated devices, shared in every way, give what one device gives."""
+
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from fyp_jax import parallel
+from fyp_jax.collectives import collectives
+from fyp_jax.errors import UserError
+from fyp_jax.models.compute import Compute
+from fyp_jax.parallel import MeshConfig, make_mesh
+from fyp_jax.training.state import state_specs
+from fyp_jax.training.step import sharded_gradient
+
+MESHES = {
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "frame": MeshConfig(data=1, frame=8),
+    "all": MeshConfig(data=2, fsdp=2, frame=2),
+}
+CLIPS, FRAMES, SIDE = 8, 8, 32
+
+
+@pytest.fixture(autouse=True)
+def small_parameters_are_divided(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "SHARDED_SIZE", 64)
+
+
+def gradient(mesh: jax.sharding.Mesh, stage: str, accumulate: int = 1) -> tuple[Any, Any, Any]:
+    """The compiled program, gradients and metrics."""
+    frame_axis = "frame" if mesh.shape["frame"] > 1 else None
+    models = tiny.networks(stage, Compute(frame_axis=frame_axis))
+    state = tiny.state(models, stage, optax.sgd(1.0), mesh)
+    frames = FRAMES if stage == "motion" else 1
+    batch = parallel.place_batch(tiny.batch(stage, CLIPS, frames, SIDE), range(CLIPS), CLIPS, mesh)
+    function = sharded_gradient(models, mesh, state_specs(state, mesh), CLIPS, accumulate)
+    arguments = (state.trainable, state.frozen, batch, jax.random.key(3), tiny.votes(mesh))
+    program = jax.jit(function).lower(*arguments).compile()
+    return program, *program(*arguments)
+
+
+@functools.cache
+def on_one_device(stage: str) -> tuple[Any, Any]:
+    return gradient(make_mesh(MeshConfig(), jax.devices()[:1]), stage)[1:]
+
+
+@functools.cache
+def on_mesh(name: str, stage: str) -> tuple[Any, Any, Any]:
+    return gradient(make_mesh(MESHES[name]), stage)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(theirs))
+    for path, x in theirs.items():
+        error = np.abs(np.asarray(ours[path]) - np.asarray(x)).max() / largest
+        assert error < 1e-5, f"{path} differs by {error:.1e} of the largest"
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_motion_stage_gives_what_one_device_gives(name: str):
+    gradients, metrics = on_one_device("motion")
+    _, ours, our_metrics = on_mesh(name, "motion")
+    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(our_metrics["loss_quarters"], metrics["loss_quarters"], rtol=1e-5)
+    assert_same(ours, gradients)
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp"])
+def test_pose_stage_gives_what_one_device_gives(name: str):
+    gradients, metrics = on_one_device("pose")
+    _, ours, our_metrics = on_mesh(name, "pose")
+    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
+    assert_same(ours, gradients)
+
+
+def test_data_parallelism_moves_the_trainable_gradients_and_scalars():
+    program, gradients, _ = on_mesh("data", "motion")
+    moved = collectives(program.as_text())
+    trainable = sum(x.nbytes for x in gradients.values())
+    assert {item.kind for item in moved} == {"all-reduce"}
+    assert trainable <= sum(item.bytes for item in moved) <= trainable + 100
+
+
+def test_frames_apart_are_never_in_one_place():
+    """No device gets more in a message than its own share of the widest activations."""
+    program, _, _ = on_mesh("frame", "motion")
+    moved = collectives(program.as_text())
+    kinds = {item.kind for item in moved}
+    assert kinds == {"all-reduce", "all-to-all", "collective-permute"}, "no all-gather, and each way is used"
+    pixels = (SIDE // 8) ** 2
+    share = CLIPS * FRAMES // 8 * pixels * max(tiny.UNET.block_out_channels)
+    largest = max(math.prod(shape) for item in moved for shape in item.arrays)
+    parameters = max(math.prod(x.shape) for x in on_one_device("motion")[0].values())
+    assert largest <= max(share, parameters)
+    # Nor does the program hold a whole clip of latents or wider anywhere else.
+    whole = re.compile(
+        rf"\[{CLIPS},{FRAMES},{SIDE // 8},{SIDE // 8},\d+\]|\[{CLIPS * FRAMES},{SIDE // 8},{SIDE // 8},\d+\]"
+    )
+    assert not whole.findall(program.as_text())
+
+
+def test_large_parameters_gradients_and_moments_are_divided():
+    _, gradients, _ = on_mesh("fsdp", "motion")
+    for path, x in gradients.items():
+        held = math.prod(x.addressable_shards[0].data.shape)
+        assert held == x.size // 8 if x.size >= 64 else held == x.size, path
+
+
+def test_parts_of_a_batch_add_up_to_the_batch():
+    gradients, metrics = on_one_device("motion")
+    _, ours, our_metrics = gradient(make_mesh(MeshConfig(data=2), jax.devices()[:2]), "motion", accumulate=4)
+    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
+    assert_same(ours, gradients)
+
+
+def test_a_vote_of_one_device_is_heard_by_all():
+    mesh = make_mesh(MESHES["all"])
+    votes = jax.device_put(
+        jnp.zeros(8, jnp.int32).at[5].set(2), jax.NamedSharding(mesh, jax.P(parallel.AXES))
+    )
+    heard = jax.shard_map(
+        lambda v: jax.lax.pmax(v[0], parallel.AXES),
+        mesh=mesh,
+        in_specs=jax.P(parallel.AXES),
+        out_specs=jax.P(),
+    )
+    assert heard(votes) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=3), "mesh.data=3 mesh.fsdp=1 mesh.frame=1 does not fit the 8 devices"),
+        (MeshConfig(data=-1, fsdp=-1), "one of them may be -1"),
+        (MeshConfig(data=0), "sizes are 1 or more"),
+        (MeshConfig(fsdp=16), "does not fit the 8 devices"),
+    ],
+)
+def test_meshes_that_do_not_fit(config: MeshConfig, message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_mesh(config)
+
+
+def test_batches_that_do_not_fit():
+    mesh = make_mesh(MESHES["all"])
+    assert parallel.local_rows(8, mesh) == range(8)
+    with pytest.raises(UserError, match="data.batch_size=6 is not a multiple of 4"):
+        parallel.local_rows(6, mesh)
+
+
+def test_several_hosts_need_all_three_flags():
+    with pytest.raises(UserError, match="mesh.coordinator is given, but not mesh.processes and mesh.process"):
+        parallel.initialize(MeshConfig(coordinator="127.0.0.1:1"))
+
+
+def test_collectives_are_read_off_a_program():
+    hlo = """
+  %all-reduce.3 = (f32[2,3]{1,0}, s32[]) all-reduce(%a, %b), replica_groups={{0,1}}
+  %x = bf16[4,8]{1,0} all-gather(%y), dimensions={0}
+  %s = (f32[1]{0}, f32[1]{0}) collective-permute-start(%y)
+  %d = f32[1]{0} collective-permute-done(%s)
+  %f = f32[100]{0} fusion(%x), calls=%all-reduce.3
+"""
+    found = [(item.kind, item.bytes) for item in collectives(hlo)]
+    assert found == [("all-reduce", 28), ("all-gather", 64), ("collective-permute", 4)]

@@ -1,0 +1,82 @@
+"""A whole Stable Diffusion so small that a gradient compiles in seconds, and a state to train it from."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fyp_jax import parallel, trees
+from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.diffusion.schedule import ScheduleConfig
+from fyp_jax.models.compute import Compute
+from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.pose_encoder import PoseEncoder
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.unet import UNet3D, UNet3DConfig
+from fyp_jax.training.stages import STAGES
+from fyp_jax.training.state import TrainState, init_state
+from fyp_jax.training.step import Networks
+from fyp_jax.types import Batch
+
+LEVELS = 4
+UNET = UNet3DConfig(
+    block_out_channels=[8, 16],
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    layers_per_block=1,
+    cross_attention_dim=8,
+    attention_head_dim=2,
+    norm_num_groups=4,
+)
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * LEVELS,
+    "up_block_types": ["UpDecoderBlock2D"] * LEVELS,
+    "block_out_channels": [4] * LEVELS,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+}
+TEXT_ENCODER = {
+    "vocab_size": 514,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+}
+
+
+def networks(stage: str, compute: Compute) -> Networks:
+    tokenizer = Path(str(resources.files("fyp_jax"))) / "assets" / "models" / "mini" / "tokenizer"
+    pose_encoder = PoseEncoder(UNET) if STAGES[stage].uses_pose else None
+    frozen = FrozenModels.build(VAE, TEXT_ENCODER, tokenizer)
+    return Networks(frozen, ScheduleConfig(), UNet3D(UNET, compute), pose_encoder)
+
+
+def params(models: Networks) -> dict[str, Any]:
+    """By path; nothing is zero, so that each gradient is felt."""
+    return trees.flatten(random_params(inference_shapes(UNET) | models.frozen.shapes(), seed=0))
+
+
+def state(models: Networks, stage: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    arrays = params(models)
+    trained = STAGES[stage].trains(arrays)
+    parts = [{path: x for path, x in arrays.items() if trained[path] is k} for k in (True, False)]
+    trainable, frozen = (parallel.place(part, mesh) for part in parts)
+    return init_state(trainable, frozen, optimizer, average=False, mesh=mesh)
+
+
+def batch(stage: str, clips: int, frames: int, side: int = 32) -> Batch:
+    rng = np.random.default_rng(0)
+    video = rng.uniform(-1, 1, (clips, frames, side, side, 3)).astype(np.float32)
+    ids = rng.integers(0, 512, (clips, 77)).astype(np.int32)
+    skeleton = rng.uniform(0, 1, video.shape).astype(np.float32) if STAGES[stage].uses_pose else None
+    return Batch(video, ids, skeleton)
+
+
+def votes(mesh: Mesh, vote: int = 0) -> jax.Array:
+    return jnp.full(mesh.size, vote, jnp.int32)
