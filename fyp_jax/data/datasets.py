@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from fyp_jax.errors import UserError, reason
@@ -139,7 +140,7 @@ def open_records(path: str | os.PathLike[str]) -> Records:
     try:
         builder = tfds.builder_from_directory(folder)
         summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else {}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ParseError) as error:
         raise RecordsError(folder, f"its metadata cannot be read ({reason(error)})") from error
     kinds = " or ".join(BUILDERS)
     if builder.name not in BUILDERS:

@@ -407,7 +407,10 @@ def _write_shard(path: Path, outcomes: Iterator[Outcome], shard_bytes: int, bar:
                 return
 
     unfinished = path.with_name(_UNFINISHED)
-    tfds.core.ExampleWriter(tfds.core.FileFormat(FILE_FORMAT)).write(unfinished, take())
+    try:
+        tfds.core.ExampleWriter(tfds.core.FileFormat(FILE_FORMAT)).write(unfinished, take())
+    except RuntimeError as error:  # array_record's, for a full disk too
+        raise UserError(f"{unfinished}: cannot be written ({reason(error)})") from error
     with open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     file_bytes = unfinished.stat().st_size if records else 0

@@ -166,7 +166,8 @@ def _rows(file: Path) -> Iterator[tuple[int, Row]]:
                     if row is not None:
                         yield line, row
     except (csv.Error, OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not readable from line {line} on ({reason(error)})") from error
+        form = "CSV" if file.suffix.lower() == ".csv" else "JSON lines"
+        raise UserError(f"{file}: not readable as {form} from line {line} on ({reason(error)})") from error
 
 
 def _listed_items(kind: str, folder: Path, file: Path) -> Iterator[Item]:
