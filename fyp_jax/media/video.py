@@ -7,10 +7,10 @@ All writers are deterministic: the same frames give the same bytes.
 import io
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +111,7 @@ def read_window(data: bytes, name: str, indices: Sequence[int], has: int) -> Cli
     """The frames that `read_frames` gives, of a video in memory, decoded from the keyframe before the first.
 
     `has` is how many frames decode, counted beforehand: where the container tells of as many, its times
-    lead to the frame of an index; where it does not, or where what decodes has other times, decoding
+    lead to the frame of an index; where it does not, or where frames of those times do not come, decoding
     begins at frame 0. Errors are those of `read_frames`, with `name` for the path. One thread: it is
     processes that run beside each other where windows are read.
     """
@@ -126,7 +126,8 @@ def read_window(data: bytes, name: str, indices: Sequence[int], has: int) -> Cli
         pictures = _jump(packets, wanted, has)
         if pictures is None:
             try:
-                pictures = _pick(enumerate(_frames(packets)), wanted)
+                decoded = enumerate(islice(_frames(packets), wanted[-1] + 1))
+                pictures = [_picture(frame) for index, frame in decoded if index in wanted]
             except (FFmpegError, OSError) as error:
                 raise BrokenVideoError(name, f"decoding fails ({_reason(error)})") from error
     if len(pictures) < len(wanted):
@@ -187,48 +188,40 @@ def _jump(packets: Sequence[av.Packet], wanted: range, has: int) -> list[Picture
     times = sorted({packet.pts for packet in shown if packet.pts is not None})
     if not len(times) == len(shown) == has or any(packet.has_sidedata("new_extradata") for packet in packets):
         return None
+    needed = [times[index] for index in wanted]
     # by time of display: a picture shown before its keyframe may need the pictures before that one
-    keys = [
-        i for i, p in enumerate(packets) if p.is_keyframe and p.pts is not None and p.pts <= times[wanted[0]]
-    ]
+    keys = [i for i, p in enumerate(packets) if p.is_keyframe and p.pts is not None and p.pts <= needed[0]]
     if not keys:
         return None
-    begin = packets[keys[-1]].pts or 0
-    first = bisect_left(times, begin)
-    frames = (frame for frame in _frames(packets[keys[-1] :]) if (frame.pts or 0) >= begin)
+    first, last = keys[-1], max(i for i, packet in enumerate(packets) if packet.pts in needed)
+    # times that ascend may be mere numbers of packets, as in AVI: then each frame must come as expected
+    numbers = [packet.pts for packet in shown] == times
+    expected = iter(times[bisect_left(times, packets[first].pts or 0) :])
+    through = (packets[first:],) if numbers else ([*packets[first : last + 1], packets[-1]], needed)
+    pictures: dict[int | None, Picture] = {}
     try:
-        pictures = _pick(_as_timed(enumerate(frames, first), times), wanted)
+        for frame in _frames(*through):
+            if numbers and frame.pts != next(expected, None):
+                return None
+            if frame.pts in needed and not frame.is_corrupt:
+                pictures[frame.pts] = _picture(frame)
+            if len(pictures) == len(needed):
+                return [pictures[time] for time in needed]
     except (FFmpegError, OSError):
-        return None
-    return pictures if len(pictures) == len(wanted) else None
+        pass  # it fails from the start on too, or does not
+    return None
 
 
-def _frames(packets: Sequence[av.Packet]) -> Iterator[av.VideoFrame]:
-    """What decodes from these packets alone, in order of display; the last packet is empty and flushes."""
-    for packet in packets[:1]:
-        packet.stream.codec_context.flush_buffers()
+def _frames(packets: Sequence[av.Packet], needed: Sequence[int] | None = None) -> Iterator[av.VideoFrame]:
+    """What decodes from these packets alone, of which the last is empty and flushes, in order of display.
+
+    Where it is said which times are needed, others may be missing: pictures that no other is made from.
+    """
+    codec = packets[-1].stream.codec_context
+    codec.flush_buffers()
     for packet in packets:
+        codec.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
         yield from packet.decode()
-
-
-def _as_timed(
-    frames: Iterable[tuple[int, av.VideoFrame]], times: Sequence[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames as long as they are whole and are shown at the times of their indices."""
-    for index, frame in frames:
-        if frame.pts != times[index] or frame.is_corrupt:
-            return
-        yield index, frame
-
-
-def _pick(frames: Iterable[tuple[int, av.VideoFrame]], wanted: range) -> list[Picture]:
-    pictures = []
-    for index, frame in frames:
-        if index in wanted:
-            pictures.append(_picture(frame))
-        if index == wanted[-1]:
-            break
-    return pictures
 
 
 def _picture(frame: av.VideoFrame) -> Picture:
