@@ -197,10 +197,10 @@ def _jump(packets: Sequence[av.Packet], wanted: range, has: int) -> list[Picture
     # times that ascend may be mere numbers of packets, as in AVI: then each frame must come as expected
     numbers = [packet.pts for packet in shown] == times
     expected = iter(times[bisect_left(times, packets[first].pts or 0) :])
-    through = (packets[first:],) if numbers else ([*packets[first : last + 1], packets[-1]], needed)
+    part = packets[first:] if numbers else [*packets[first : last + 1], packets[-1]]
     pictures: dict[int | None, Picture] = {}
     try:
-        for frame in _frames(*through):
+        for frame in _frames(part, None if numbers else needed):
             if numbers and frame.pts != next(expected, None):
                 return None
             if frame.pts in needed and not frame.is_corrupt:
