@@ -1,4 +1,4 @@
-"""Batches are a matter of records, config, seed and step alone; broken records are named; no process stays."""
+"""Batches are a matter of records, config, seed and step alone; what is broken is named; no process stays."""
 
 import io
 import json

@@ -116,7 +116,7 @@ class Elements:
             raise UserError(f"data.frames={config.frames}, but {config.path} has images: data.frames=1")
         self.records, self.config, self.seed = records, config, seed
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()  # each epoch anew
-        self.most_bad = math.floor(config.max_bad_fraction * len(records))
+        self.most_bad = math.floor(config.max_bad_fraction * len(records) + 1e-9)  # 0.29 x 100 is 29
         # so many broken ones in a row are as good as never drawn if no more than allowed are broken
         share = self.most_bad / len(records)
         in_a_row = math.log(SURE) / math.log(share) if 0 < share < 1 else len(records)
@@ -170,7 +170,8 @@ class Loader(Iterator[Batch]):
 
     `tokenize` gives the token ids int32 [l] of a caption. Worker processes begin with the first batch and
     end with `close`, at the end of a `with` block, or with this process, however it ends.
-    Iterating raises TooManyBadFiles; UserError where a worker process dies.
+    Iterating raises TooManyBadFiles (each process of a pod counts the records that it drew itself), and
+    UserError where a worker process dies.
     """
 
     def __init__(
