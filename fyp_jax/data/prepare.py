@@ -32,6 +32,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float32
 from PIL import Image, UnidentifiedImageError
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
 from fyp_jax.data.datasets import BUILDERS, FILE_FORMAT, SPLIT, SUMMARY
@@ -172,7 +173,14 @@ def check(kind: str, item: Item) -> Outcome:
         return Outcome(b"", Refused(item.name, " ".join(words.split())))
     except OSError as error:
         return Outcome(b"", Refused(item.name, f"cannot be read ({error.strerror or reason(error)})"))
-    return Outcome(BUILDERS[kind].FEATURES.serialize_example(element))
+    return Outcome(serialise(kind, element))
+
+
+def serialise(kind: str, element: dict[str, Any]) -> bytes:
+    """The bytes of a record, which are the same in every process; those of TFDS's own function are not."""
+    features = BUILDERS[kind].FEATURES
+    serializer = ExampleSerializer(features.get_serialized_info())  # pyright: ignore[reportArgumentType]
+    return serializer.get_tf_example(features.encode_example(element)).SerializeToString(deterministic=True)
 
 
 def _video(item: Item) -> dict[str, Any]:
