@@ -437,6 +437,10 @@ def test_workers_end_with_the_program_and_leave_accelerators_alone(tmp_path, end
     if end == "interrupt":
         os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to all of them
     elif end == "kill":
+        for pid in workers:  # a preemption may tell all processes; only the trainer decides when to end
+            os.kill(pid, signal.SIGTERM)
+        for _ in range(60):
+            assert int(program.stdout.readline().split()[0]) in workers
         program.kill()
     _, errors = program.communicate(timeout=30)
     deadline = time.monotonic() + 10

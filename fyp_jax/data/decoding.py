@@ -53,8 +53,9 @@ def decode_video(
     texts = record["captions"]["text"]
     if not len(texts):
         raise BadRecordError(name, "has no caption")
-    window = random_window(rng, name, has=int(record["frames"]), frames=frames, stride=stride)
-    clip = read_window(record["video"], name, window, int(record["frames"]))
+    has = int(record["frames"])
+    window = random_window(rng, name, has=has, frames=frames, stride=stride)
+    clip = read_window(record["video"], name, window, has)
     caption = as_text(texts[nearest(record["captions"]["frame"], window)])
     return Sample(fit(clip, height, width), None, caption)
 
