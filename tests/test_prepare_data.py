@@ -668,3 +668,32 @@ def test_reasons_that_differ_by_numbers_are_one(tmp_path):
     ]
     report = Report(tmp_path, 1, 1, 1, refused, True)
     assert report.by_reason() == [("decoding fails after 3 frames", ["a", "c"]), ("is empty", ["b"])]
+
+
+def test_a_source_that_shrinks_meanwhile_stops_the_run(tmp_path, monkeypatch):
+    source = clips(tmp_path / "in", 3)
+    survey = preparing._survey
+
+    def then_shrink(*args: Any) -> tuple[int, str]:
+        found = survey(*args)
+        write_csv(source / "metadata.csv", ("file_name", "text"), ("0.mp4", "the only one"))
+        return found
+
+    monkeypatch.setattr(preparing, "_survey", then_shrink)
+    with pytest.raises(UserError, match="has changed meanwhile: 1 items are left of 5"):
+        prepare("videos", source, tmp_path / "out")
+
+
+def test_an_error_that_nobody_foresaw_refuses_one_file(tmp_path, monkeypatch):
+    source = clips(tmp_path / "in", 3)
+    inspect = preparing.inspect_video
+
+    def odd(data: bytes, name: str) -> Any:
+        if name == "1.mp4":
+            raise ValueError("odd\nfile")
+        return inspect(data, name)
+
+    monkeypatch.setattr(preparing, "inspect_video", odd)
+    report = prepare("videos", source, tmp_path / "out")
+    assert refusals(report)["1.mp4"] == "cannot be read (odd)"
+    assert report.records == 2

@@ -137,8 +137,11 @@ def prepare(
             tqdm(total=total, initial=done, unit=" items", dynamic_ncols=True) as bar,
         ):
             outcomes = checked(items)
-            while bar.n < total:
+            while done < total:
                 shards.append(_write_shard(work / _shard_name(kind, len(shards)), outcomes, shard_bytes, bar))
+                done += shards[-1].items
+                if shards[-1].items == 0:
+                    raise UserError(f"{source}: has changed meanwhile: {done} items are left of {total}")
                 log.write(_line(shards[-1]._asdict()))
                 _to_disk(log)
         refused = [Refused(*pair) for shard in shards for pair in shard.refused]
@@ -171,8 +174,9 @@ def check(kind: str, item: Item) -> Outcome:
     except UserError as error:
         words = str(error).removeprefix(f"{item.name}: ")
         return Outcome(b"", Refused(item.name, " ".join(words.split())))
-    except OSError as error:
-        return Outcome(b"", Refused(item.name, f"cannot be read ({error.strerror or reason(error)})"))
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # of FFmpeg or Pillow, on odd files
+        words = getattr(error, "strerror", None) or reason(error)
+        return Outcome(b"", Refused(item.name, f"cannot be read ({words})"))
     return Outcome(serialise(kind, element))
 
 
