@@ -1,9 +1,14 @@
 """Orbax checkpoints: `FOLDER/STEP/`, with one item for each thing that is read on its own.
 
 inference/   {"unet": ..., "pose_encoder": ...}: all that sampling needs, in the dtype it was saved in
-config/      JSON: sizes of the UNet, and whatever the writer wants to be remembered
+config/      JSON: sizes of the UNet, where the weights are from, and the run's config
+train/       trainable parameters, optimizer moments, counters: all that changes in training
+data/        JSON: where the data iterator stands
+
+A step is written under another name and renamed when it is whole; FOLDER may be a bucket (`gs://...`).
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.typing import DTypeLike
+from orbax.checkpoint import checkpoint_managers
 
 from fyp_jax import trees
 from fyp_jax.errors import UserError, reason
@@ -20,6 +27,9 @@ from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import UNet3DConfig, unet_shapes
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step it takes
+
+Folder = str | Path | epath.Path
+ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class CheckpointError(UserError):
@@ -31,16 +41,16 @@ def inference_shapes(config: UNet3DConfig) -> dict[str, Any]:
     return {"unet": unet_shapes(config), "pose_encoder": pose_encoder_shapes(config)}
 
 
-def require_free(folder: Path, step: int) -> None:
+def require_free(folder: Folder, step: int) -> None:
     """Raise CheckpointError where a step cannot be written: it is there already, or no number of a step."""
     if step < 0:
         raise CheckpointError(f"{folder}: a step is 0 or more, not {step}")
-    if (folder / str(step)).exists():
+    if (epath.Path(folder) / str(step)).exists():
         raise CheckpointError(f"{folder}: has a step {step} already, and is not overwritten")
 
 
 def save_inference(
-    folder: Path, step: int, config: UNet3DConfig, params: Mapping[str, Any], origin: Mapping[str, Any]
+    folder: Folder, step: int, config: UNet3DConfig, params: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> None:
     """Write the parameters that sampling reads; `origin` says where they are from.
 
@@ -49,10 +59,7 @@ def save_inference(
     """
     trees.check_same(trees.flatten(params), trees.flatten(inference_shapes(config)), str(folder))
     require_free(folder, step)
-    try:  # before Orbax, whose threads would wait for minutes
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: no folder can be made here ({error.strerror})") from error
+    _make(folder)
     items = {
         "inference": ocp.args.StandardSave(dict(params)),
         "config": ocp.args.JsonSave({"unet": config.to_json(), "origin": dict(origin)}),
@@ -62,28 +69,29 @@ def save_inference(
 
 
 def load_inference(
-    folder: Path, dtype: DTypeLike = jnp.float32
+    folder: Folder, dtype: DTypeLike = jnp.float32
 ) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
     """The newest step of a checkpoint: sizes, parameters as `dtype`, and where they are from.
 
     Raises CheckpointError where there is none that can be read, TreeMismatch where the arrays are not of
     the sizes that the checkpoint itself states.
     """
+    folder = epath.Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
-    step = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=None)
+    step = _newest(folder)
     if step is None:
         raise CheckpointError(f"{folder}: no checkpoint in it (no folder with a step number)")
     try:
         return _load_step(folder, step, dtype)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except ORBAX_ERRORS as error:
         raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
 
 
 def _load_step(
-    folder: Path, step: int, dtype: DTypeLike
+    folder: Folder, step: int, dtype: DTypeLike
 ) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
     with _manager(folder, create=False) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
@@ -103,7 +111,115 @@ def _load_step(
         return config, params, {**saved["origin"], "step": step}
 
 
-def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
-    handlers = {"inference": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-    options = ocp.CheckpointManagerOptions(create=create)
-    return ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=options)
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a training run goes on from."""
+
+    step: int
+    train: Any
+    """The tree that was saved, each array where the target's stood."""
+    data: dict[str, Any]
+
+
+class TrainingCheckpoints:
+    """The checkpoints of one training run, written while training goes on; a context manager.
+
+    The last `keep` are kept, and the one with the lowest loss. All processes of a run call the same methods.
+    """
+
+    def __init__(self, folder: Folder, keep: int):
+        """Raises CheckpointError where the folder cannot be made."""
+        self.folder = _make(folder)
+        lowest = checkpoint_managers.BestN(get_metric_fn=lambda kept: kept["loss"], reverse=True, n=1)
+        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), lowest])
+        self._manager = _manager(folder, create=True, preservation_policy=policy)
+
+    def __enter__(self) -> "TrainingCheckpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until what was begun is written."""
+        self._manager.close()
+
+    def save(
+        self,
+        step: int,
+        *,
+        train: Any,
+        inference: Mapping[str, Any],
+        data: Mapping[str, Any],
+        config: Mapping[str, Any],
+        loss: float,
+    ) -> None:
+        """Copy the arrays off the devices and begin to write them; waits for the one before.
+
+        `loss` decides which checkpoint is the best. Raises CheckpointError where the disk says no (of a
+        write in the background, at the next call).
+        """
+        items = {
+            "train": ocp.args.StandardSave(train),
+            "inference": ocp.args.StandardSave(dict(inference)),
+            "data": ocp.args.JsonSave(dict(data)),
+            "config": ocp.args.JsonSave(dict(config)),
+        }
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"loss": loss})
+        except ORBAX_ERRORS as error:
+            raise CheckpointError(
+                f"{self.folder}: step {step} cannot be written ({reason(error)})"
+            ) from error
+
+    def restore(self, train: Any) -> Saved | None:
+        """The newest step, its arrays placed as those of `train`; None where there is none.
+
+        Raises CheckpointError where it cannot be read or holds other arrays.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        found = self._manager.item_metadata(step)["train"]
+        if found is None:
+            raise CheckpointError(
+                f"{self.folder}: step {step} holds weights alone, no training goes on from it"
+            )
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, train)
+        items = {"train": ocp.args.StandardRestore(target), "data": ocp.args.JsonRestore()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # as above
+            raise CheckpointError(
+                f"{self.folder}: step {step} is not one of this run, or not whole ({reason(error)})"
+            ) from error
+        return Saved(step, restored["train"], restored["data"])
+
+
+def _newest(folder: epath.Path) -> int | None:
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=None)
+
+
+def _make(folder: Folder) -> epath.Path:
+    """Before Orbax, whose threads would wait for minutes."""
+    try:
+        epath.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no folder can be made here ({error.strerror})") from error
+    return epath.Path(folder)
+
+
+def _absolute(folder: Folder) -> epath.Path:
+    """Orbax wants absolute paths; one with a scheme (`gs://`) is one already."""
+    return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
+
+
+def _manager(folder: Folder, create: bool, **options: Any) -> ocp.CheckpointManager:
+    handlers = {
+        "inference": ocp.StandardCheckpointHandler(),
+        "train": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(
+        _absolute(folder),
+        item_handlers=handlers,
+        options=ocp.CheckpointManagerOptions(create=create, **options),
+    )

@@ -26,7 +26,8 @@ LATENT_GRID = 64
 """Height and width are multiples of this: 8 pixels a latent, halved three times in the UNet."""
 
 
-def _option(default: Any, help_text: str) -> Any:
+def option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its meaning, which `describe` shows."""
     return field(default=default, metadata={"help": help_text})
 
 
@@ -34,22 +35,22 @@ def _option(default: Any, help_text: str) -> Any:
 class SampleConfig:
     """One run of sample.py."""
 
-    pretrained: str = _option("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
-    checkpoint: str | None = _option(None, "Orbax checkpoint with UNet and pose encoder")
-    random_weights: bool = _option(False, "draw weights, always the same; of `pretrained` take the sizes")
+    pretrained: str = option("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
+    checkpoint: str | None = option(None, "Orbax checkpoint with UNet and pose encoder")
+    random_weights: bool = option(False, "draw weights, always the same; of `pretrained` take the sizes")
     pose: PoseConfig = field(default_factory=PoseConfig)
     prompt: list[str] = field(default_factory=list, metadata={"help": "one clip is made for each"})
-    negative_prompt: str = _option("", "what guidance leads away from")
-    seed: int = _option(0, "of the starting noise; the same for each prompt")
-    height: int = _option(512, f"pixels, a multiple of {LATENT_GRID}")
-    width: int = _option(512, f"pixels, a multiple of {LATENT_GRID}")
-    steps: int = _option(50, "DDIM steps")
-    guidance: float = _option(12.5, "how far the text leads away from the negative prompt; 1 is not at all")
-    eta: float = _option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
-    dtype: str = _option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
-    decode_frames: int = _option(4, "frames that the VAE decodes at a time; fewer need less memory")
-    fps: float = _option(8.0, "frames a second of the clips written")
-    out: str = _option("runs", "folder in which each run makes one of its own")
+    negative_prompt: str = option("", "what guidance leads away from")
+    seed: int = option(0, "of the starting noise; the same for each prompt")
+    height: int = option(512, f"pixels, a multiple of {LATENT_GRID}")
+    width: int = option(512, f"pixels, a multiple of {LATENT_GRID}")
+    steps: int = option(50, "DDIM steps")
+    guidance: float = option(12.5, "how far the text leads away from the negative prompt; 1 is not at all")
+    eta: float = option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
+    dtype: str = option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
+    decode_frames: int = option(4, "frames that the VAE decodes at a time; fewer need less memory")
+    fps: float = option(8.0, "frames a second of the clips written")
+    out: str = option("runs", "folder in which each run makes one of its own")
 
     def check(self) -> None:
         """Raise UserError for values that have the right type and make no clip."""
@@ -75,39 +76,6 @@ class SampleConfig:
             raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
         if self.checkpoint is not None and self.random_weights:
             raise UserError(f"checkpoint={self.checkpoint} and random_weights=true: add random_weights=false")
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW; the published motion stage has the defaults."""
-
-    lr: float = _option(3e-5, "learning rate")
-    schedule: str = _option("constant", "of the learning rate behind the warm-up: constant or cosine (to 0)")
-    warmup: int = _option(0, "updates over which the learning rate rises from 0")
-    beta1: float = _option(0.9, "decay of the mean of gradients")
-    beta2: float = _option(0.999, "decay of the mean of squared gradients")
-    eps: float = _option(1e-8, "added to the root of that mean")
-    weight_decay: float = _option(1e-2, "times the learning rate, of each parameter at each update")
-    clip: float | None = _option(1.0, "largest global norm of a gradient; null does not clip")
-    accumulate: int = _option(1, "parts in which a batch is computed one after the other, to save memory")
-    ema: float | None = _option(None, "decay of a moving average of the weights, which sampling then uses")
-
-    def check(self) -> None:
-        """Raise UserError for values that cannot train."""
-        for name, fits in {
-            "lr": 0 < self.lr < math.inf,
-            "schedule": self.schedule in ("constant", "cosine"),
-            "warmup": self.warmup >= 0,
-            "beta1": 0 <= self.beta1 < 1,
-            "beta2": 0 <= self.beta2 < 1,
-            "eps": 0 < self.eps < math.inf,
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "clip": self.clip is None or 0 < self.clip < math.inf,
-            "accumulate": self.accumulate >= 1,
-            "ema": self.ema is None or 0 < self.ema < 1,
-        }.items():
-            if not fits:
-                raise UserError(f"optimizer.{name}={getattr(self, name)} is out of range (train.py --help)")
 
 
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
@@ -151,6 +119,16 @@ def describe(kind: type, prefix: str = "") -> Iterator[str]:
             continue
         default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # pyright: ignore
         yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
+
+
+def describe_values(config: Any, prefix: str = "") -> Iterator[str]:
+    """One line for each field of a config: its key and its value."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from describe_values(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}={_plain(value)}"
 
 
 def _parse(kind: type, override: str) -> DictConfig:

@@ -71,7 +71,7 @@ def _on_tpu_pod() -> bool:
     return len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Of all devices, or of these; neighbours in `frame` are nearest. UserError where they do not fit."""
     devices = jax.devices() if devices is None else devices
     count, shape = len(devices), {axis: getattr(config, axis) for axis in AXES}
@@ -148,13 +148,25 @@ def place_batch(batch: Any, rows: range, batch_size: int, mesh: Mesh) -> Any:
         shape = (batch_size, *leaf.shape[1:])
         sharding = NamedSharding(mesh, clip_spec(leaf.ndim))
 
-        def share(index: tuple[slice, ...]) -> np.ndarray:
+        def share(index: Any) -> np.ndarray:  # a slice for each axis
             start, stop, _ = index[0].indices(batch_size)
             return leaf[(slice(start - rows.start, stop - rows.start), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding, share)
 
     return jax.tree.map(one, batch)
+
+
+def place_votes(vote: int, mesh: Mesh) -> jax.Array:
+    """One vote for each device of the mesh, those of this process's devices being `vote`."""
+    sharding = NamedSharding(mesh, P(AXES))
+    return jax.make_array_from_callback((mesh.size,), sharding, lambda index: np.full(1, vote, np.int32))
+
+
+def fetch(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the mesh, whole, on this process's first device. All processes take part."""
+    everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)
 
 
 # What follows runs inside of a `shard_map` over the mesh.

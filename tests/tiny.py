@@ -25,18 +25,18 @@ from fyp_jax.types import Batch
 
 LEVELS = 4
 UNET = UNet3DConfig(
-    block_out_channels=[8, 16],
+    block_out_channels=[16, 32],
     down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
     up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
     layers_per_block=1,
     cross_attention_dim=8,
     attention_head_dim=2,
-    norm_num_groups=4,
+    norm_num_groups=2,
 )
 VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * LEVELS,
     "up_block_types": ["UpDecoderBlock2D"] * LEVELS,
-    "block_out_channels": [4] * LEVELS,
+    "block_out_channels": [8] * LEVELS,
     "layers_per_block": 1,
     "norm_num_groups": 2,
 }
@@ -78,5 +78,5 @@ def batch(stage: str, clips: int, frames: int, side: int = 32) -> Batch:
     return Batch(video, ids, skeleton)
 
 
-def votes(mesh: Mesh, vote: int = 0) -> jax.Array:
-    return jnp.full(mesh.size, vote, jnp.int32)
+def votes(mesh: Mesh) -> jax.Array:
+    return jnp.zeros(mesh.size, jnp.int32)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jax.typing import DTypeLike
 
 from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, read_weights
 from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like
@@ -53,9 +55,9 @@ class PipelineFolder:
         """Sizes of the UNet."""
         return UNet3DConfig.from_json(self.json("unet"))
 
-    def frozen_models(self) -> FrozenModels:
-        """VAE, text encoder and tokenizer, without weights."""
-        return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer")
+    def frozen_models(self, dtype: DTypeLike = jnp.float32) -> FrozenModels:
+        """VAE, text encoder and tokenizer, without weights; they compute in `dtype`."""
+        return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype)
 
     def frozen_params(self, models: FrozenModels) -> dict[str, Any]:
         """Their float32 weights. Raises TreeMismatch where they do not fit the configuration."""
@@ -71,9 +73,9 @@ class PipelineFolder:
             "text_encoder": from_torch_like(text, shapes["text_encoder"], f"{self.name}, text encoder"),
         }
 
-    def unet_2d(self, seed: int) -> dict[str, Any]:
-        """The image UNet's weights, inflated: what it lacks for clips is drawn from `seed`."""
-        return from_torch_2d(self._read("unet"), self.unet_config(), seed)
+    def unet_2d(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
+        """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
+        return from_torch_2d(self._read("unet"), config, seed)
 
     def _read(self, part: str) -> dict[str, np.ndarray]:
         return read_weights(find_weights(self.path / part))

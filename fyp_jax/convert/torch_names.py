@@ -13,13 +13,10 @@ import numpy as np
 
 from fyp_jax import trees
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
-from fyp_jax.models.unet import UNet3DConfig, init_unet, unet_shapes
+from fyp_jax.models.unet import TEMPORAL, UNet3DConfig, draw_temporal, unet_shapes
 
 POSE_PREFIX = "skeleton_adapter."
 """What the names of the pose encoder carry where it is stored together with the video UNet."""
-
-TEMPORAL = re.compile(r"\b(attn_temp|norm_temp|conv_temporal)\b")
-"""Modules that an image model does not have."""
 
 NUMBERED = re.compile(
     r"\b(attentions|body|down_blocks|downsamplers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers)_(\d+)\b"
@@ -121,13 +118,7 @@ def from_torch_2d(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, se
     shapes = trees.flatten(unet_shapes(config))
     spatial = {path: shape for path, shape in shapes.items() if not TEMPORAL.search(path)}
     params = from_torch_like(state_dict, trees.unflatten(spatial), "image UNet")
-
-    @jax.jit
-    def draw_temporal(key: jax.Array) -> dict[str, jax.Array]:
-        drawn = trees.flatten(init_unet(config, key))
-        return {path: leaf for path, leaf in drawn.items() if path not in spatial}
-
-    return trees.unflatten(trees.flatten(params) | draw_temporal(jax.random.key(seed)))
+    return trees.unflatten(trees.flatten(params) | draw_temporal(config, jax.random.key(seed)))
 
 
 def unet_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:

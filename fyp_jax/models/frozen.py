@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from diffusers.models.vae_flax import FlaxAutoencoderKL
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
@@ -38,12 +39,22 @@ class FrozenModels:
 
     @classmethod
     def build(
-        cls, vae_config: Mapping[str, Any], text_config: Mapping[str, Any], tokenizer_folder: Path
+        cls,
+        vae_config: Mapping[str, Any],
+        text_config: Mapping[str, Any],
+        tokenizer_folder: Path,
+        dtype: DTypeLike = jnp.float32,
     ) -> "FrozenModels":
-        """From the `config.json` of a VAE and of a text encoder, and a folder with a CLIP vocabulary."""
+        """From the `config.json` of a VAE and of a text encoder, and a folder with a CLIP vocabulary.
+
+        Both networks compute in `dtype`, whatever that of their parameters.
+        """
         known = {field.name for field in dataclasses.fields(FlaxAutoencoderKL)} - {"parent", "name", "dtype"}
-        vae = FlaxAutoencoderKL(**{key: value for key, value in vae_config.items() if key in known})
-        text_encoder = FlaxCLIPTextModule(CLIPTextConfig(**text_config))
+        dtype = jnp.dtype(dtype)
+        vae = FlaxAutoencoderKL(
+            **{key: value for key, value in vae_config.items() if key in known}, dtype=dtype
+        )
+        text_encoder = FlaxCLIPTextModule(CLIPTextConfig(**text_config), dtype=dtype)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
         except (OSError, ValueError, TypeError) as error:

@@ -1,6 +1,7 @@
 """The denoising UNet for clips: Stable Diffusion's, inflated in time (Follow Your Pose, section 3.2)."""
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,25 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from fyp_jax import trees
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.resnet import clip_group_norm, conv3x3
 from fyp_jax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet3DConfig
 from fyp_jax.types import Latents, Maps, Text
 
-__all__ = ["UNet3D", "UNet3DConfig", "init_unet", "timestep_embedding", "unet_shapes"]
+__all__ = [
+    "TEMPORAL",
+    "UNet3D",
+    "UNet3DConfig",
+    "draw_temporal",
+    "init_unet",
+    "timestep_embedding",
+    "unet_shapes",
+]
+
+TEMPORAL = re.compile(r"\b(attn_temp|norm_temp|conv_temporal)\b")
+"""In the path of a parameter: of a module that an image model does not have."""
 
 
 def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
@@ -99,6 +112,13 @@ def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
     latents = jnp.zeros((1, 1, side, side, config.in_channels))
     text = jnp.zeros((1, 1, config.cross_attention_dim))
     return dict(UNet3D(config).init(key, latents, jnp.zeros(1, jnp.int32), text)["params"])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def draw_temporal(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
+    """Freshly drawn parameters, by path, of the modules that an image model does not have."""
+    drawn = trees.flatten(init_unet(config, key))
+    return {path: leaf for path, leaf in drawn.items() if TEMPORAL.search(path)}
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fyp_jax.config import OptimizerConfig
+from fyp_jax.training.config import OptimizerConfig
 from fyp_jax.types import Params
 
 

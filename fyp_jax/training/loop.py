@@ -1,0 +1,276 @@
+"""The training loop: data, step, log, checkpoints, and what ends it. One loop for every stage."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int32
+
+from fyp_jax import parallel, trees
+from fyp_jax.checkpoint import TrainingCheckpoints
+from fyp_jax.config import describe_values, save_config
+from fyp_jax.data.datasets import open_records
+from fyp_jax.data.loader import DataConfig, Loader, RecordSource
+from fyp_jax.errors import UserError
+from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.logs import TrainingLog
+from fyp_jax.training.optimizer import learning_rate, make_optimizer
+from fyp_jax.training.stages import Stage, stage
+from fyp_jax.training.start import Start, start
+from fyp_jax.training.state import TrainState, init_state
+from fyp_jax.training.step import make_step
+from fyp_jax.training.validation import Validation
+from fyp_jax.types import Batch
+
+log = logging.getLogger(__name__)
+
+GO_ON, PREEMPTED, NO_DATA = 0, 1, 2
+"""Votes of a process; the largest of all is what all of them do, after the same step."""
+
+MOST_SKIPPED = 10
+"""Steps in a row without a finite gradient that end a run."""
+
+
+def train(config: TrainConfig) -> None:
+    """Train to `config.steps`, from where the folder `config.out` stands.
+
+    Ends early, with a checkpoint, when the process is asked to end (SIGTERM). Raises UserError as the parts
+    do, and where ten gradients in a row are not finite.
+    """
+    parallel.initialize(config.mesh)
+    mesh = parallel.make_mesh(config.mesh)
+    rows = parallel.local_rows(config.data.batch_size, mesh)
+    if config.data.frames % mesh.shape["frame"]:
+        raise UserError(
+            f"data.frames={config.data.frames} is not a multiple of mesh.frame={mesh.shape['frame']}"
+        )
+    this_stage = stage(config.stage)
+    records = _open(config, this_stage)
+    begin = start(config, this_stage, "frame" if mesh.shape["frame"] > 1 else None)
+    tokenize = functools.partial(_tokenize, begin.networks.frozen)
+    folder, is_first = Path(config.out), jax.process_index() == 0
+    with (
+        TrainingCheckpoints(f"{config.out}/checkpoints", config.checkpoint.keep) as checkpoints,
+        Loader(records, config.data, tokenize, config.seed, rows) as loader,
+    ):
+        state = _initial_state(config, begin, mesh)
+        saved = checkpoints.restore(_changing(state))
+        if saved is not None:
+            state = state._replace(**saved.train)
+            loader.restore(saved.data)
+        first = int(state.step)
+        if first >= config.steps:
+            log.warning("%s: all of its %d steps are done", config.out, config.steps)
+            return
+        if is_first:
+            save_config(config, folder / "config.yaml")
+        with TrainingLog(folder, first, config.steps - 1, config.log, is_first) as training_log:
+            training_log.text("config", "\n".join(describe_values(config)))
+            feed = _Feed(loader, config.data, rows, mesh, tokenize)
+            with feed.until_asked_to_end():
+                _run(config, begin, state, mesh, feed, checkpoints, training_log)
+
+
+def _run(
+    config: TrainConfig,
+    begin: Start,
+    state: TrainState,
+    mesh: Mesh,
+    feed: "_Feed",
+    checkpoints: TrainingCheckpoints,
+    training_log: TrainingLog,
+) -> None:
+    step = make_step(
+        begin.networks,
+        make_optimizer(config.optimizer, config.steps),
+        learning_rate(config.optimizer, config.steps),
+        mesh,
+        state,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        accumulate=config.optimizer.accumulate,
+        average_decay=config.optimizer.ema,
+    )
+    validation = Validation(config, begin.networks, mesh) if config.validation.every else None
+    reader = _Reader(training_log, config.data.batch_size)
+    for number in range(int(state.step), config.steps):
+        batch, votes, waited = feed.next()
+        state, metrics = step(state, batch, votes)
+        reader.read()  # of the step before, while the devices are at this one
+        reader.unread = number, metrics, waited
+        done = number + 1
+        looks = validation is not None and _due(done, config.validation.every, config.steps)
+        saves = _due(done, config.checkpoint.every, config.steps)
+        if looks or saves:
+            reader.read()
+        if reader.vote == NO_DATA:
+            raise feed.no_data or UserError("the run ends: another process has no data to go on with")
+        if looks and validation is not None:
+            validation.look(done, state, training_log)
+        if saves or reader.vote == PREEMPTED:
+            reader.read()
+            checkpoints.save(
+                done,
+                train=_changing(state),
+                inference=_inference(state),
+                data=feed.state(),
+                config={
+                    "unet": begin.networks.unet.config.to_json(),
+                    "origin": begin.origin,
+                    "train": dataclasses.asdict(config),
+                },
+                loss=reader.mean_loss(),
+            )
+        if reader.vote == PREEMPTED:
+            log.warning("asked to end: step %d is saved, and the same command goes on from there", done)
+            return
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done % every == 0 or done == steps
+
+
+class _Reader:
+    """Brings a step's metrics to the host and tells of them; ends a run that does not learn any more."""
+
+    def __init__(self, training_log: TrainingLog, batch_size: int):
+        self._log, self._batch_size = training_log, batch_size
+        self._losses: list[float] = []
+        self._read_at = time.perf_counter()
+        self.vote = GO_ON
+        self.unread: tuple[int, Mapping[str, Any], float] | None = None
+        """Of the last step, until it is read: number, metrics on the devices, seconds of waiting for data."""
+
+    def read(self) -> None:
+        """Wait for the step that is not read yet, if there is one."""
+        if self.unread is None:
+            return
+        number, on_devices, waited = self.unread
+        self.unread = None
+        metrics = jax.tree.map(np.asarray, dict(on_devices))
+        now = time.perf_counter()
+        quarters = zip(metrics["loss_quarters"], metrics["clips_in_quarters"], strict=True)
+        told = {
+            **{name: float(metrics[name]) for name in ("loss", "grad_norm", "param_norm", "lr", "skipped")},
+            **{f"loss_quarter_{i}": float(x) if n else math.nan for i, (x, n) in enumerate(quarters)},
+            "step_time": now - self._read_at,
+            "data_wait": waited,
+            "clips": self._batch_size,
+        }
+        self._read_at = now
+        self.vote = int(metrics["vote"])
+        self._log.step(number, told)
+        if math.isfinite(told["loss"]):
+            self._losses.append(told["loss"])
+        if int(metrics["skipped_in_row"]) >= MOST_SKIPPED:
+            raise UserError(
+                f"step {number}: the gradient was not finite {MOST_SKIPPED} times in a row (loss "
+                f"{told['loss']}); a lower optimizer.lr or dtype=float32 may help, from the last checkpoint on"
+            )
+
+    def mean_loss(self) -> float:
+        """Of the steps since the last call, NaN for none."""
+        losses, self._losses = self._losses, []
+        return sum(losses) / len(losses) if losses else math.nan
+
+
+class _Feed:
+    """Global batches on the mesh, and with each what this process votes for."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        config: DataConfig,
+        rows: range,
+        mesh: Mesh,
+        tokenize: Callable[[str], Int32[np.ndarray, " l"]],
+    ):
+        self._loader, self._config, self._rows, self._mesh = loader, config, rows, mesh
+        self._blank_ids = tokenize("")
+        self._asked_to_end = False
+        self._last: Batch | None = None
+        self.no_data: UserError | None = None
+        """Why this process has no more batches."""
+
+    def next(self) -> tuple[Batch, jax.Array, float]:
+        """A batch, the votes of all devices of this process, and the seconds that it took.
+
+        A process without data takes part in one more step with its last batch, since the others wait for it,
+        and votes to end the run. Raises UserError where there are no others.
+        """
+        began = time.perf_counter()
+        try:
+            self._last = next(self._loader)
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            self.no_data = error
+        batch = self._blank() if self._last is None else self._last
+        placed = parallel.place_batch(batch, self._rows, self._config.batch_size, self._mesh)
+        vote = NO_DATA if self.no_data else PREEMPTED if self._asked_to_end else GO_ON
+        return placed, parallel.place_votes(vote, self._mesh), time.perf_counter() - began
+
+    def state(self) -> dict[str, Any]:
+        """Where the data stands behind the last batch."""
+        return dict(self._loader.state())
+
+    @contextlib.contextmanager
+    def until_asked_to_end(self) -> Iterator[None]:
+        """SIGTERM, by which clouds announce that they take a machine, is a vote and no sudden end."""
+
+        def ask(*_: object) -> None:
+            self._asked_to_end = True
+
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _blank(self) -> Batch:
+        config, clips = self._config, len(self._rows)
+        video = np.zeros((clips, config.frames, config.height, config.width, 3), np.float32)
+        return Batch(video, np.stack([self._blank_ids] * clips), video)
+
+
+def _open(config: TrainConfig, this_stage: Stage) -> RecordSource:
+    records = open_records(config.data.path)
+    if records.kind != this_stage.dataset:
+        raise UserError(
+            f"{config.data.path}: holds {records.kind}, but the {this_stage.name} stage learns from "
+            f"{this_stage.dataset}"
+        )
+    return records
+
+
+def _tokenize(frozen: FrozenModels, caption: str) -> Int32[np.ndarray, " l"]:
+    return frozen.tokenize(caption)[0][0]
+
+
+def _initial_state(config: TrainConfig, begin: Start, mesh: Mesh) -> TrainState:
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    trainable, frozen = parallel.place(begin.trainable, mesh), parallel.place(begin.frozen, mesh)
+    return init_state(trainable, frozen, optimizer, config.optimizer.ema is not None, mesh)
+
+
+def _changing(state: TrainState) -> dict[str, Any]:
+    """The part of a state that steps change; None cannot be saved, so a missing average is left out."""
+    fields = state._asdict()
+    return {name: x for name, x in fields.items() if name != "frozen" and x is not None}
+
+
+def _inference(state: TrainState) -> dict[str, Any]:
+    """What sampling reads: UNet and pose encoder, averaged where the run averages."""
+    params = trees.unflatten(state.averaged() | state.frozen)
+    return {name: params[name] for name in ("unet", "pose_encoder")}

@@ -1,0 +1,53 @@
+"""Clips sampled in the course of training, to be looked at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fyp_jax import parallel, trees
+from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.media.video import contact_sheet
+from fyp_jax.models.compute import Compute
+from fyp_jax.models.pose_encoder import PoseEncoder
+from fyp_jax.models.unet import UNet3D
+from fyp_jax.sampling import Sampler
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.logs import TrainingLog
+from fyp_jax.training.state import TrainState
+from fyp_jax.training.step import Networks
+
+
+class Validation:
+    """The sampler of a run's own models; poses are those of `validation.pose`, or none."""
+
+    def __init__(self, config: TrainConfig, networks: Networks, mesh: Mesh):
+        """Raises UserError where the pose clip cannot be read."""
+        dtype, sizes = jnp.dtype(config.dtype), networks.unet.config
+        unet, pose_encoder = UNet3D(sizes, Compute(dtype)), PoseEncoder(sizes, dtype)
+        self._sampler = Sampler(networks.frozen, networks.schedule, unet, pose_encoder)
+        self._config, self._mesh = config, mesh
+        self._poses, pose = None, config.validation.pose
+        if pose.path is not None:
+            size = {"height": config.data.height, "width": config.data.width}
+            chosen = {name: getattr(pose, name) for name in ("frames", "stride", "start")}
+            self._poses = load_pose(pose_path(pose.path), **chosen, **size)
+
+    def look(self, done: int, state: TrainState, training_log: TrainingLog) -> None:
+        """Sample each prompt behind step `done`, on one device of the first process; all have to call."""
+        params = parallel.fetch(trees.unflatten(state.averaged() | state.frozen), self._mesh)
+        if jax.process_index() != 0:
+            return
+        config, chosen = self._config.validation, self._config.data
+        for number, prompt in enumerate(config.prompt):
+            video = self._sampler(
+                params,
+                prompt,
+                self._poses,
+                size=None if self._poses is not None else (config.pose.frames, chosen.height, chosen.width),
+                seed=config.seed,
+                steps=config.steps,
+                guidance=config.guidance,
+            )
+            poses = [] if self._poses is None else [np.round(self._poses * 255).astype(np.uint8)]
+            training_log.pictures(done, f"{number:02d}", contact_sheet([*poses, video]))
