@@ -1,4 +1,4 @@
-"""Make clips from prompts and a pose sequence: python sample.py --pose FILE --prompt TEXT."""
+"""Make clips from prompts and a pose sequence (or none): python sample.py --pose FILE --prompt TEXT."""
 
 import argparse
 import dataclasses

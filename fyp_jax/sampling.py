@@ -1,4 +1,4 @@
-"""From a prompt and a pose clip to a video: text, pose features, DDIM, VAE."""
+"""From a prompt, and a pose clip or none, to a video: text, pose features, DDIM, VAE."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from fyp_jax.diffusion import ddim
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from fyp_jax.media.outputs import new_run_folder, write_clip
-from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.media.pose import configured_pose, pose_path
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
@@ -63,7 +63,8 @@ def guided(
 class Sampler:
     """The models of one pipeline without their weights, and its four compiled programs.
 
-    `params` is {"unet", "pose_encoder", "vae", "text_encoder"} throughout.
+    `params` is {"unet", "pose_encoder", "vae", "text_encoder"} throughout; a clip of the text alone needs no
+    "pose_encoder".
     """
 
     frozen: FrozenModels
@@ -88,8 +89,9 @@ class Sampler:
         self,
         params: Params,
         prompt: str,
-        skeleton: Float32[np.ndarray, "f H W 3"],
+        skeleton: Float32[np.ndarray, "f H W 3"] | None,
         *,
+        size: tuple[int, int, int] | None = None,
         negative_prompt: str = "",
         seed: int = 0,
         steps: int = 50,
@@ -100,16 +102,25 @@ class Sampler:
     ) -> UInt8[np.ndarray, "f H W 3"]:
         """A clip of the prompt that moves as the skeleton (RGB in [0, 1] on black) does; RGB in 0..255.
 
+        Without a skeleton the text alone makes it, and `size` is its frames, height and width. ValueError
+        unless one of the two is given, with frames and with sides that are multiples of 8 pixels.
         `on_step` is called on the host after each step; pass the same one again, or the loop is compiled
         again. A prompt that is too long for the text encoder is cut, with a warning that says what went.
         """
+        shape = size if skeleton is None else skeleton.shape[:3]
+        if shape is None or (skeleton is not None and size is not None):
+            raise ValueError("give a skeleton or a size, one of them")
+        frames, height, width = shape
+        if min(shape) < 1 or height % DOWNSCALE or width % DOWNSCALE:
+            raise ValueError(
+                f"no clip has {frames} frames of {height}x{width}: sides are multiples of {DOWNSCALE}"
+            )
         text = self.encode_text(params, self._tokenize(prompt))
         negative = self.encode_text(params, self._tokenize(negative_prompt))
-        features = self.encode_pose(params, skeleton[None])
+        features = None if skeleton is None else self.encode_pose(params, skeleton[None])
         noise_key, step_key = jax.random.split(jax.random.key(seed))
-        frames, height, width, _ = skeleton.shape
-        shape = (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
-        noise = jax.random.normal(noise_key, shape)
+        channels = self.unet.config.in_channels
+        noise = jax.random.normal(noise_key, (1, frames, height // DOWNSCALE, width // DOWNSCALE, channels))
         latents = self.denoise(
             params, noise, text, negative, features, guidance, step_key, steps=steps, eta=eta, on_step=on_step
         )
@@ -141,7 +152,7 @@ class Sampler:
         noise: Latents,
         text: Text,
         negative: Text,
-        features: Sequence[Maps],
+        features: Sequence[Maps] | None,
         guidance: Float[Array, ""],
         key: Array,
         *,
@@ -214,18 +225,20 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
 
     Yields the mp4 of each when its four files are written. Raises UserError as its parts do.
     """
-    pose_file = pose_path(config.pose.path)
-    frames = {name: getattr(config.pose, name) for name in ("frames", "stride", "start")}
-    poses = load_pose(pose_file, **frames, height=config.height, width=config.width)
+    poses = configured_pose(config.pose, config.height, config.width)
     sampler, params, weights = load_sampler(config)
     sampler.schedule.timesteps(config.steps)  # tell of a wrong number before a folder is made
     folder = new_run_folder(Path(config.out))
-    # The pose by its whole path, so that the run can be made again from another folder.
-    own_clip = not Path(config.pose.path).exists()
-    pose = config.pose if own_clip else dataclasses.replace(config.pose, path=str(pose_file.absolute()))
+    pose, origin = config.pose, None
+    if pose.path is not None and poses is not None:
+        pose_file = pose_path(pose.path).absolute()
+        origin = {"file": str(pose_file), "crc32": zlib.crc32(poses.data)}
+        # The pose by its whole path, so that the run can be made again from another folder.
+        own_clip = not Path(pose.path).exists()
+        pose = pose if own_clip else dataclasses.replace(pose, path=str(pose_file))
     save_config(dataclasses.replace(config, pose=pose), folder / "config.yaml")
     record = {
-        "pose": {"file": str(pose_file.absolute()), "crc32": zlib.crc32(poses.data)},
+        "pose": origin,
         "weights": weights,
         "versions": versions(),
         "config": dataclasses.asdict(config),
@@ -237,6 +250,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
                 params,
                 prompt,
                 poses,
+                size=(pose.frames, config.height, config.width) if poses is None else None,
                 negative_prompt=config.negative_prompt,
                 seed=config.seed,
                 steps=config.steps,

@@ -87,6 +87,36 @@ def test_words_behind_prompt():
         sample.parse(["--prompt", "a robot", "stpes=3"])
 
 
+def test_a_pose_of_null_is_none_of_all():
+    assert sample.parse([]).pose.path == "dance"
+    for words in (["pose.path=null"], ["--pose", "null"]):
+        assert sample.parse(words).pose.path is None
+    assert sample.parse(["--pose", "./null"]).pose.path == "./null"  # a file of this name
+
+
+@pytest.mark.slow
+def test_a_run_without_a_pose_makes_itself_again(tmp_path: Path):
+    first = [
+        "pose.path=null",
+        "pose.frames=2",
+        "steps=2",
+        "--out",
+        str(tmp_path),
+        "--prompt",
+        "a robot",
+        "a panda",
+    ]
+    for words in (first, ["--config", str(tmp_path / "0000" / "config.yaml")]):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "sample.py"), *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert clip_files(tmp_path) == ["0000", "0001"]
+    for name in ("00-a-robot.mp4", "01-a-panda.gif"):
+        assert (tmp_path / "0000" / name).read_bytes() == (tmp_path / "0001" / name).read_bytes()
+    assert json.loads((tmp_path / "0000" / "01-a-panda.json").read_text())["pose"] is None
+
+
 def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         sample.parse(["--help"])
@@ -122,6 +152,7 @@ def files(tmp_path: Path) -> Path:
         (["--seed", "x"], "seed"),
         (["pose.frames=0"], "frames is 0"),
         (["pose.start=-1"], "start is -1"),
+        (["pose.path=null", "pose.frames=0"], "frames is 0"),
         (["steps=1001"], "steps=1001 is not between"),
         (["random_weights=false"], "no trained weights"),
         (["checkpoint={files}/folder"], "add random_weights=false"),

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fyp_jax.errors import UserError
 from fyp_jax.media.outputs import new_run_folder, write_clip
+from fyp_jax.media.video import contact_sheet
 
 
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path):
@@ -45,3 +47,18 @@ def test_names_of_files(tmp_path: Path, prompt: str, name: str):
         f"{name}.{e}" for e in ("gif", "json", "mp4", "png")
     ]
     assert json.loads((tmp_path / f"{name}.json").read_text()) == {"prompt": prompt}
+
+
+def test_the_sheet_of_a_clip_without_poses_is_its_frames(tmp_path: Path):
+    video = np.random.default_rng(0).integers(0, 256, (3, 16, 32, 3), np.uint8)
+    poses = np.full(video.shape, 0.2, np.float32)  # 51 of 255
+
+    def sheet(poses: np.ndarray | None) -> np.ndarray:
+        file = write_clip(tmp_path, 0, "x", video, poses, 8, {"pose": None})
+        return np.asarray(Image.open(file.with_suffix(".png")))
+
+    np.testing.assert_array_equal(sheet(None), contact_sheet([video]))
+    above, below = sheet(poses)[:16], sheet(poses)[-16:]
+    assert (above[:, :32] == 51).all()
+    np.testing.assert_array_equal(below, sheet(None))
+    assert json.loads((tmp_path / "00-x.json").read_text()) == {"pose": None}

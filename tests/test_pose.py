@@ -294,6 +294,19 @@ def test_the_config_asks_for_what_our_own_clip_has():
     assert (steps > 0.005).all()  # never still
 
 
+def test_a_config_without_a_path_asks_for_no_pose():
+    config = pose.PoseConfig(frames=2, stride=3, start=4)
+    own = pose.load_pose(pose.pose_path("dance"), frames=2, stride=3, start=4, height=64, width=128)
+    np.testing.assert_array_equal(pose.configured_pose(config, 64, 128), own)
+    assert (
+        pose.configured_pose(pose.PoseConfig(path=None, frames=500), 64, 128) is None
+    )  # no clip to be too short
+    for wrong in ({"frames": 0}, {"stride": 0}, {"start": -1}):
+        for path in (None, "dance"):
+            with pytest.raises(UserError, match="it must be at least"):
+                pose.configured_pose(pose.PoseConfig(path=path, **wrong), 64, 128)
+
+
 def test_our_own_clip_is_what_the_script_writes(tmp_path, monkeypatch):
     script = ROOT / "scripts" / "draw_pose_clip.py"
     out = tmp_path / "dance.json"

@@ -1,6 +1,7 @@
 """The whole way from a prompt and a pose to frames, with a model of random weights."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fyp_jax.config import SampleConfig
+from fyp_jax import sampling
+from fyp_jax.config import SampleConfig, load_config
 from fyp_jax.errors import UserError
 from fyp_jax.flops import count_products, total_flops
-from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.media.pose import PoseConfig, load_pose, pose_path
 from fyp_jax.models.unet import UNet3D
-from fyp_jax.sampling import Sampler, checksum, guided, load_sampler
+from fyp_jax.sampling import Sampler, checksum, guided, load_sampler, sample_to_files
 
 MINI = SampleConfig(random_weights=True, prompt=["a robot"])
 
@@ -30,7 +32,7 @@ def poses() -> np.ndarray:
     return load_pose(pose_path("dance"), frames=3, stride=5, start=0, height=64, width=64)
 
 
-def make(loaded: tuple, poses: np.ndarray, prompt: str = "a robot", **options: Any) -> np.ndarray:
+def make(loaded: tuple, poses: np.ndarray | None, prompt: str = "a robot", **options: Any) -> np.ndarray:
     sampler, params, _ = loaded
     return sampler(params, prompt, poses, **{"steps": 2, "guidance": 2.0} | options)
 
@@ -60,6 +62,62 @@ def test_what_changes_a_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray,
 def test_another_pose_changes_a_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray):
     other = load_pose(pose_path("dance"), frames=3, stride=5, start=40, height=64, width=64)
     assert np.abs(make(loaded, other).astype(int) - clip).mean() > 0.5
+
+
+def from_text(loaded: tuple, **options: Any) -> np.ndarray:
+    """Of the text alone, and without the weights of a pose encoder."""
+    sampler, params, record = loaded
+    rest = {part: arrays for part, arrays in params.items() if part != "pose_encoder"}
+    options = {"size": (3, 64, 64)} | options
+    return make((sampler, rest, record), None, **options)
+
+
+@pytest.fixture(scope="module")
+def text_clip(loaded: tuple) -> np.ndarray:
+    return from_text(loaded)
+
+
+def test_a_clip_of_the_text_alone(loaded: tuple, clip: np.ndarray, text_clip: np.ndarray):
+    assert (text_clip.shape, text_clip.dtype) == (clip.shape, np.uint8)
+    assert np.abs(text_clip.astype(int) - clip).mean() > 0.5
+    np.testing.assert_array_equal(from_text(loaded), text_clip)
+    assert np.abs(from_text(loaded, seed=1).astype(int) - text_clip).mean() > 0.5
+
+
+def test_no_pose_is_what_an_encoder_of_zeros_says(loaded: tuple, poses: np.ndarray, text_clip: np.ndarray):
+    sampler, params, record = loaded
+    zeros = jax.tree.map(jnp.zeros_like, params["pose_encoder"])
+    silent = make((sampler, params | {"pose_encoder": zeros}, record), poses)
+    assert np.abs(silent.astype(int) - text_clip).max() <= 1  # rounding
+
+
+@pytest.mark.parametrize("size", [(0, 64, 64), (3, 60, 64), (3, 64, 100), (3, 0, 64)])
+def test_sizes_of_no_clip(loaded: tuple, size: tuple[int, int, int]):
+    with pytest.raises(ValueError, match="no clip has {} frames of {}x{}".format(*size)):
+        from_text(loaded, size=size)
+
+
+def test_a_skeleton_or_a_size(loaded: tuple, poses: np.ndarray):
+    for skeleton, size in ((None, None), (poses, (3, 64, 64))):
+        with pytest.raises(ValueError, match="a skeleton or a size, one of them"):
+            make(loaded, skeleton, size=size)
+
+
+def test_files_of_the_text_alone(loaded: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The loop is left out: what its clips are is tested above, here is what a run writes down."""
+    monkeypatch.setattr(sampling, "load_sampler", lambda config: loaded)
+    monkeypatch.setattr(Sampler, "denoise", lambda self, params, noise, *_, **options: noise)
+    pose = PoseConfig(path=None, frames=3)
+    config = dataclasses.replace(MINI, pose=pose, height=64, width=64, out=str(tmp_path))
+    (first,) = sample_to_files(config)
+    record = json.loads(first.with_suffix(".json").read_text())
+    assert record["pose"] is None
+    assert record["config"] == dataclasses.asdict(config)
+    again = load_config(SampleConfig, first.with_name("config.yaml"), [])
+    assert again == config
+    (second,) = sample_to_files(again)
+    assert second.parent != first.parent
+    assert second.read_bytes() == first.read_bytes()
 
 
 def test_chunks_of_the_decoder_do_not_show(loaded: tuple, clip: np.ndarray, poses: np.ndarray):

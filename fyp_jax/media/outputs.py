@@ -37,16 +37,17 @@ def write_clip(
     number: int,
     prompt: str,
     video: Clip,
-    poses: Float32[np.ndarray, "f h w 3"],
+    poses: Float32[np.ndarray, "f h w 3"] | None,
     fps: int | float,
     record: Mapping[str, Any],
 ) -> Path:
-    """Write NUMBER-PROMPT.mp4, .gif, .png (poses above, frames below) and .json; returns the mp4."""
+    """Write NUMBER-PROMPT.mp4, .gif, .png (poses, if any, above; frames below) and .json; returns the mp4."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:NAME_LENGTH].strip("-")
     stem = folder / (f"{number:02d}-{words}" if words else f"{number:02d}")
     write_mp4(stem.with_suffix(".mp4"), video, fps)
     write_gif(stem.with_suffix(".gif"), video, fps)
-    write_png(stem.with_suffix(".png"), contact_sheet([np.round(poses * 255).astype(np.uint8), video]))
+    rows = [video] if poses is None else [np.round(poses * 255).astype(np.uint8), video]
+    write_png(stem.with_suffix(".png"), contact_sheet(rows))
     with writing(stem.with_suffix(".json")) as file:
         file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return stem.with_suffix(".mp4")

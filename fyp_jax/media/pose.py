@@ -72,11 +72,17 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 @dataclass
 class PoseConfig:
-    """Which frames of which pose clip; the size comes from the video to be made."""
+    """Which frames of which pose clip; the size comes from the video to be made.
 
-    path: str = field(
+    Without a path there is no pose: `frames` is the length of the video, stride and start have no meaning.
+    """
+
+    path: str | None = field(
         default="dance",
-        metadata={"help": "skeleton video, folder of images, keypoint .json, or 'dance': our own clip"},
+        metadata={
+            "help": "skeleton video, folder of images, keypoint .json, or 'dance': our own clip; "
+            "null: no pose, text alone"
+        },
     )
     frames: int = field(default=8, metadata={"help": "how many frames to take"})
     stride: int = field(default=5, metadata={"help": "take every n-th frame of the pose clip"})
@@ -119,6 +125,20 @@ def load_pose(
         pictures = iter(read_frames(path, indices))
     clip = np.concatenate([fit(picture[None], height, width) for picture in pictures])
     return clip.astype(np.float32) / 255
+
+
+def configured_pose(
+    config: PoseConfig, height: int, width: int
+) -> Float32[np.ndarray, "{config.frames} {height} {width} 3"] | None:
+    """The clip that a config asks for, as `load_pose` gives it; None where it asks for none.
+
+    Raises UserError as `pose_path` and `load_pose` do, for numbers out of range without a pose too.
+    """
+    if config.path is None:
+        frame_indices(config.frames, config.stride, config.start)
+        return None
+    numbers = {"frames": config.frames, "stride": config.stride, "start": config.start}
+    return load_pose(pose_path(config.path), **numbers, height=height, width=width)
 
 
 def draw_skeleton(
