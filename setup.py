@@ -29,6 +29,15 @@ setup(
         "transformers>=4.57,<5",  # the last with Flax CLIP
         "huggingface-hub>=0.34,<1",
         "safetensors>=0.6,<1",
+        "optax>=0.2.6,<0.3",
+        "etils[epath]>=1.13",
+        "grain>=0.2.18,<0.3",
+        "array_record>=0.8",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6",  # which tensorflow-datasets asks for, and does not install
+        "protobuf>=5",
+        "tensorboardX>=2.6.4,<3",
+        "matplotlib>=3.10",
         "einops>=0.8,<1",
         "jaxtyping>=0.3,<0.4",
         "omegaconf>=2.3,<3",
@@ -40,7 +49,7 @@ setup(
     ],
     extras_require={
         "torch": TORCH,  # reads .bin and .pth
-        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "tpu": ["jax[tpu]>=0.10,<0.11", "gcsfs"],  # gcsfs: checkpoints to gs://
         "dev": [
             *TORCH,
             "beartype>=0.21",

@@ -5,8 +5,8 @@ import re
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# `%x = f32[2,3]{1,0} all-reduce(...)`; with several arrays in one message, `(f32[2,3], f32[4]) all-reduce(...)`.
-# A `-start` of an asynchronous one lists what it reads besides what it makes; its `-done` has the result alone.
+# `%x = f32[2,3]{1,0} all-reduce(...)`; `(f32[2,3], f32[4]) all-reduce(...)` with several arrays in a message.
+# The `-start` of an asynchronous one lists what it reads and what it makes; its `-done` the result alone.
 INSTRUCTION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(KINDS)})(?P<done>-done)?\(")
 ARRAY = re.compile(r"(?P<type>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]")
 

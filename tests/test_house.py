@@ -9,11 +9,12 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports from its own room, or from a floor below.
 FLOORS = (
     ("errors", "types"),
-    ("trees", "flops", "timing", "versions"),
+    ("trees", "flops", "collectives", "timing", "versions", "parallel"),
     ("media", "diffusion", "models"),
-    ("convert",),
+    ("convert", "data"),
     ("config", "checkpoint"),
     ("sampling",),
+    ("training",),
 )
 FILES = sorted((ROOT / "fyp_jax").rglob("*.py"))
 

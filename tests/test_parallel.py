@@ -3,7 +3,6 @@
 import functools
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,14 +29,9 @@ CLIPS, FRAMES, SIDE = 8, 8, 32
 VOTE = 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_parameters_are_divided_and_programs_are_as_users_have_them() -> Iterator[None]:
-    """Unoptimised, sums of one device are rounded by 1e-5: as much as is compared here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "SHARDED_SIZE", 64)
-        jax.config.update("jax_disable_most_optimizations", False)
-        yield
-        jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(autouse=True)
+def small_parameters_are_divided(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "SHARDED_SIZE", 64)
 
 
 def gradient(mesh: jax.sharding.Mesh, stage: str, accumulate: int = 1) -> tuple[Any, Any, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import Oracle, channels_last, tagged
 from fyp_jax import trees
-from fyp_jax.config import OptimizerConfig
+from fyp_jax.training.config import OptimizerConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.torch_names import to_torch
 from fyp_jax.diffusion.schedule import ScheduleConfig

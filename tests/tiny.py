@@ -1,5 +1,7 @@
 """A whole Stable Diffusion so small that a gradient compiles in seconds, and a state to train it from."""
 
+import json
+import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from jax.sharding import Mesh
 
 from fyp_jax import parallel, trees
 from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.data.prepare import prepare
 from fyp_jax.diffusion.schedule import ScheduleConfig
+from fyp_jax.media.video import write_mp4
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import PoseEncoder
@@ -23,6 +27,7 @@ from fyp_jax.training.state import TrainState, init_state
 from fyp_jax.training.step import Networks
 from fyp_jax.types import Batch
 
+TOKENIZER = Path(str(resources.files("fyp_jax"))) / "assets" / "models" / "mini" / "tokenizer"
 LEVELS = 4
 UNET = UNet3DConfig(
     block_out_channels=[16, 32],
@@ -50,10 +55,38 @@ TEXT_ENCODER = {
 }
 
 
+def write_pipeline(folder: Path) -> Path:
+    """The same as a pipeline folder without weights, for `pretrained=... random_weights=true`."""
+    configs = {
+        "vae/config.json": VAE,
+        "text_encoder/config.json": TEXT_ENCODER,
+        "unet/config.json": UNET.to_json(),
+        "scheduler/scheduler_config.json": {"beta_schedule": "scaled_linear", "steps_offset": 1},
+    }
+    for name, values in configs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    shutil.copytree(TOKENIZER, folder / "tokenizer")
+    return folder
+
+
+def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> Path:
+    """Records of videos in which a square moves, each in a colour of its own, as prepare_data makes them."""
+    source = folder / "videos"
+    rows = ["file_name,text"]
+    for i in range(count):
+        clip = np.zeros((frames, side, side, 3), np.uint8)
+        for frame in range(frames):
+            clip[frame, 8 : 8 + side // 2, frame : frame + side // 2] = (40 * i, 255 - 40 * i, 128)
+        write_mp4(source / f"{i}.mp4", clip, 8)
+        rows.append(f"{i}.mp4,square number {i}")
+    (source / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return prepare("captioned_videos", source, folder / "records").folder
+
+
 def networks(stage: str, compute: Compute) -> Networks:
-    tokenizer = Path(str(resources.files("fyp_jax"))) / "assets" / "models" / "mini" / "tokenizer"
     pose_encoder = PoseEncoder(UNET) if STAGES[stage].uses_pose else None
-    frozen = FrozenModels.build(VAE, TEXT_ENCODER, tokenizer)
+    frozen = FrozenModels.build(VAE, TEXT_ENCODER, TOKENIZER)
     return Networks(frozen, ScheduleConfig(), UNet3D(UNET, compute), pose_encoder)
 
 
