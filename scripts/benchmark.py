@@ -1,108 +1,31 @@
-"""One denoise step beside PyTorch diffusers' image UNet on the same frames, and what limits it.
+"""Measurements, each in a file of scripts/benchmarks/: python scripts/benchmark.py [TOPIC] [options].
 
-    python scripts/benchmark.py
+step       one denoise step beside PyTorch diffusers' image UNet (the default; needs the torch extra)
+attention  forms of attention beside each other
+data       the data loader beside plain PyAV decoding
 
-All in one run, in turns, since shared machines drift; quote ratios. Needs the `torch` extra.
+`python scripts/benchmark.py TOPIC --help` has the options. Machines drift: each compares within one run.
 """
 
-import argparse
-import logging
-import statistics
+import importlib
 import sys
-from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-try:
-    import torch
-except ImportError:
-    sys.exit("benchmark.py compares with PyTorch: pip install -e '.[torch]'")
-
-from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.flops import Product, count_products, total_flops
-from fyp_jax.models.random_params import random_params
-from fyp_jax.models.unet import UNet3D, unet_shapes
-from fyp_jax.timing import in_turns, seconds
-
-MATRIX = 4096
-
-
-def convolution_pair(product: Product) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The same 3x3 convolution in XLA and in PyTorch, each in its own layout."""
-    frames, height, width, inputs = product.left
-    x, w = jnp.ones(product.left), jnp.ones(product.right)
-    run = jax.jit(
-        lambda x, w: jax.lax.conv_general_dilated(
-            x, w, product.strides, [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    )
-    tx, tw = torch.ones(frames, inputs, height, width), torch.ones(product.right[3], inputs, 3, 3)
-    stride = product.strides[0]
-    return lambda: run(x, w), lambda: torch.nn.functional.conv2d(tx, tw, stride=stride, padding=1)
+TOPICS = ("step", "attention", "data")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", default="sd14", choices=["sd14", "mini"])
-    parser.add_argument("--clips", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
-    parser.add_argument("--runs", type=int, default=5, help="turns; times are medians")
-    args = parser.parse_args()
-
-    logging.getLogger("diffusers.models.embeddings_flax").setLevel(logging.ERROR)  # speaks at import
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    folder = PipelineFolder(args.size, parts=())
-    config, frames = folder.unet_config(), args.clips * args.frames
-    params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
-    latents = jax.random.normal(jax.random.key(0), (args.clips, args.frames, args.side, args.side, 4))
-    text = jax.random.normal(jax.random.key(1), (args.clips, 77, config.cross_attention_dim))
-    t = jnp.full(args.clips, 501)
-
-    def denoise(params: Any, latents: jax.Array) -> jax.Array:
-        return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
-
-    ours = jax.jit(denoise)
-    theirs = UNet2DConditionModel(
-        **{key: value for key, value in folder.json("unet").items() if key[0] != "_"}
-    )
-    images, words = torch.randn(frames, 4, args.side, args.side), torch.randn(frames, *text.shape[1:])
-    square = jnp.ones((MATRIX, MATRIX))
-    products = count_products(denoise, params, latents)
-    convolutions = {p: n for p, n in products.items() if p.right[:2] == (3, 3)}
-    pairs = [(times, *convolution_pair(product)) for product, times in convolutions.items()]
-    turns = {
-        "step": lambda: ours(params, latents),
-        "torch": lambda: theirs(images, 501, words),
-        "matrix": lambda: square @ square,
-    }
-    with torch.no_grad():
-        took = in_turns(turns, args.runs)
-        conv = [sum(n * min(seconds(pair[i]) for _ in range(3)) for n, *pair in pairs) for i in range(2)]
-
-    step, torch_step, matrix = (statistics.median(took[name]) for name in turns)
-    ratios = [a / b for a, b in zip(took["step"], took["torch"], strict=True)]
-    flops, peak = total_flops(products), 2 * MATRIX**3 / matrix
-    conv_flops = total_flops(convolutions)
-    gflops = lambda count, time: f"{count / time / 1e9:.0f} GFLOP/s"  # noqa: E731
-    print(f"{args.size}, {args.clips} x {args.frames} frames of {args.side}x{args.side} latents, float32")
-    for name, value in (
-        ("one denoise step", f"{step:.2f} s on {jax.default_backend()}, {gflops(flops, step)}"),
-        ("PyTorch's image UNet", f"{torch_step:.2f} s with {torch.get_num_threads()} threads"),
-        ("ratio", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"),
-        ("FLOPs of our step", f"{flops / 1e12:.3f} T, {conv_flops / flops:.0%} in 3x3 convolutions"),
-        ("matrix product", f"{gflops(2 * MATRIX**3, matrix)} at {MATRIX} x {MATRIX}"),
-        ("share of that peak", f"{flops / step / peak:.0%}"),
-        ("3x3 convolutions, XLA", f"{conv[0]:.2f} s alone, best of 3, {gflops(conv_flops, conv[0])}"),
-        ("the same, PyTorch", f"{conv[1]:.2f} s alone, best of 3, {gflops(conv_flops, conv[1])}"),
-    ):
-        print(f"{name:24}{value}")
+    topic, *options = sys.argv[1:] or ["step"]
+    if topic in ("-h", "--help"):
+        print(__doc__)
+        return
+    if topic.startswith("-"):
+        topic, options = "step", sys.argv[1:]
+    if topic not in TOPICS:
+        print(f"error: {topic}: the topics are {', '.join(TOPICS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"{sys.argv[0]} {topic}", *options]
+    importlib.import_module(f"benchmarks.{topic}").main()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # and not in the worker processes of `data`
     main()

@@ -60,7 +60,7 @@ def test_benchmark_prints_its_figures():
 
 def test_attention_benchmark_shows_ours():
     small = ["--side", "16", "--frames", "2", "--runs", "1"]
-    command = [sys.executable, "scripts/benchmark_attention.py", *small]
+    command = [sys.executable, "scripts/benchmark.py", "attention", *small]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"head by head \(ours\) +\d+ ms +\d+ GFLOP/s", done.stdout), done.stdout

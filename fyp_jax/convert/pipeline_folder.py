@@ -7,6 +7,8 @@ scheduler/                     scheduler_config.json
 
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jax.typing import DTypeLike
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, read_weights
-from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like
+from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like, to_torch_like
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError, reason
 from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.unet import TEMPORAL
 from fyp_jax.models.unet_config import UNet3DConfig
 
 # The VAE's attention has other names in the Flax model and in old PyTorch files than in new ones.
 VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+WEIGHT_FILES = {
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+}
 
 
 class PipelineFolder:
@@ -77,6 +89,32 @@ class PipelineFolder:
         """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
         return from_torch_2d(self._read("unet"), config, seed)
 
+    def write_with(
+        self, params: Mapping[str, Any], folder: Path, scaling_factor: float | None = None
+    ) -> None:
+        """A new pipeline folder of these sizes, with the weights `params` (vae, text_encoder, unet).
+
+        Weights are safetensors by PyTorch's names; of the UNet, what an image model has. `scaling_factor`
+        replaces the VAE's. Raises UserError where the folder cannot be written.
+        """
+        unet = to_torch_like(params["unet"])
+        weights = {
+            "vae": {_torch_vae_name(name): x for name, x in to_torch_like(params["vae"]).items()},
+            "text_encoder": to_torch_like(params["text_encoder"]),
+            "unet": {name: x for name, x in unet.items() if not TEMPORAL.search(name)},
+        }
+        try:
+            for part in ("tokenizer", "scheduler", *weights):
+                shutil.copytree(self.path / part, folder / part, dirs_exist_ok=True)
+            if scaling_factor is not None:
+                values = self.json("vae") | {"scaling_factor": scaling_factor}
+                (folder / "vae" / "config.json").write_text(json.dumps(values, indent=2))
+            for part, arrays in weights.items():
+                contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+                save_file(contiguous, folder / part / WEIGHT_FILES[part])
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder}: the pipeline cannot be written ({reason(error)})") from error
+
     def _read(self, part: str) -> dict[str, np.ndarray]:
         return read_weights(find_weights(self.path / part))
 
@@ -84,6 +122,12 @@ class PipelineFolder:
 def _flax_vae_name(name: str) -> str:
     for new, old in VAE_ATTENTION.items():
         name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+    return name
+
+
+def _torch_vae_name(name: str) -> str:
+    for new, old in VAE_ATTENTION.items():
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 

@@ -74,6 +74,15 @@ def from_torch_like(
     )
 
 
+def to_torch_like(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """The nested parameters of any model by PyTorch's names and axes; the inverse of `from_torch_like`."""
+    flat = trees.flatten(params)
+    return {
+        name: np.asarray(flat[entry.path]).transpose(entry.axes)
+        for name, entry in torch_layout(params, prefix).items()
+    }
+
+
 def from_torch(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig | None = None) -> dict[str, Any]:
     """PyTorch's names and axes -> {"unet": parameters, "pose_encoder": parameters}, as views.
 
@@ -100,12 +109,10 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     if unknown := set(params) - {"unet", "pose_encoder"}:
         raise trees.TreeMismatch(f"no PyTorch names for {sorted(unknown)}, only for unet and pose_encoder")
-    state_dict = {}
+    state_dict: dict[str, np.ndarray] = {}
     for part, prefix in (("unet", ""), ("pose_encoder", POSE_PREFIX)):
         if part in params:
-            flat = trees.flatten(params[part])
-            for name, entry in torch_layout(params[part], prefix).items():
-                state_dict[name] = np.asarray(flat[entry.path]).transpose(entry.axes)
+            state_dict |= to_torch_like(params[part], prefix)
     from_torch(state_dict)  # names and shapes must be those of a whole model
     return state_dict
 

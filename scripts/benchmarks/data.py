@@ -1,6 +1,6 @@
 """Clips a second of the data loader, beside plain PyAV decoding of the same frames in one process.
 
-    python scripts/benchmark_data.py [--records FOLDER]
+    python scripts/benchmark.py data [--records FOLDER]
 
 Plain: open the container, decode from its start to the last frame needed, make those needed RGB arrays, and
 scale and crop them as the loader does (or not). The loader begins at the keyframe before the first of them,
@@ -117,7 +117,3 @@ def main() -> None:
             f"{name:20}{batches * config.batch_size / median(times):7.1f} clips/s, "
             f"{median(ratios):.2f} x plain ({min(ratios):.2f} to {max(ratios):.2f})"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Forms of attention beside each other, at the sizes of a Stable Diffusion 1.4 block.
 
-    python scripts/benchmark_attention.py [--side 32]
+    python scripts/benchmark.py attention [--side 32]
 
 Prints for each form the best time of a few, in turns, and the temporary memory that it compiles to.
 """
@@ -62,7 +62,3 @@ def main() -> None:
         best, analysis = min(took[name]), program.memory_analysis()
         memory = f"{analysis.temp_size_in_bytes / 2**20:8.0f} MiB" if analysis else ""
         print(f"{name:32}{best * 1e3:8.0f} ms {flops / best / 1e9:6.0f} GFLOP/s {memory}")
-
-
-if __name__ == "__main__":
-    main()
