@@ -46,7 +46,7 @@ def main() -> None:
     if args.checkpoint is None:
         folder = PipelineFolder(args.pipeline, parts=("unet",))
         config = folder.unet_config()
-        params = {"unet": folder.unet_2d(args.seed)}
+        params = {"unet": folder.unet_2d(config, args.seed)}
         if args.pose_encoder is None:
             print("The pose encoder starts fresh: its maps are 0 until it is trained.")
     else:

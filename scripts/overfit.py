@@ -1,4 +1,4 @@
-"""The motion stage learns one clip by heart: does what is trained have the power, does sampling undo training?
+"""The motion stage learns one clip by heart: is what trains enough, and does sampling undo training?
 
     python scripts/overfit.py --out runs/overfit
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fyp_jax import parallel, trees
-from fyp_jax.media.pose import load_pose, pose_path
+from fyp_jax.media.pose import configured_pose
 from fyp_jax.media.video import contact_sheet
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.pose_encoder import PoseEncoder
@@ -27,11 +27,7 @@ class Validation:
         unet, pose_encoder = UNet3D(sizes, Compute(dtype)), PoseEncoder(sizes, dtype)
         self._sampler = Sampler(networks.frozen, networks.schedule, unet, pose_encoder)
         self._config, self._mesh = config, mesh
-        self._poses, pose = None, config.validation.pose
-        if pose.path is not None:
-            size = {"height": config.data.height, "width": config.data.width}
-            chosen = {name: getattr(pose, name) for name in ("frames", "stride", "start")}
-            self._poses = load_pose(pose_path(pose.path), **chosen, **size)
+        self._poses = configured_pose(config.validation.pose, config.data.height, config.data.width)
 
     def look(self, done: int, state: TrainState, training_log: TrainingLog) -> None:
         """Sample each prompt behind step `done`, on one device of the first process; all have to call."""
