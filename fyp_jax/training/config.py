@@ -50,6 +50,7 @@ class OptimizerConfig:
 class CheckpointConfig:
     """Which steps are kept."""
 
+    folder: str | None = option(None, "where they stand, gs://BUCKET/... too; null: OUT/checkpoints")
     every: int = option(1000, "steps from one checkpoint to the next; there is one at the end, too")
     keep: int = option(2, "how many of the last ones are kept; the one with the lowest loss stays as well")
 
@@ -77,7 +78,7 @@ class TrainConfig:
     zero_init_temporal: bool = option(
         True, "temporal attention that was never trained starts at 0; false: as the reference draws it"
     )
-    out: str = option("runs/train", "folder of the run; one with checkpoints is gone on with")
+    out: str = option("runs/train", "folder of the run; where it was stopped, it goes on")
     steps: int = option(10000, "steps in all, those before a restart too")
     seed: int = option(0, "of the order of data, of noise and of what starts fresh")
     dtype: str = option("float32", "of activations: float32 or bfloat16; what is trained stays float32")
@@ -89,6 +90,10 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    @property
+    def checkpoint_folder(self) -> str:
+        return self.checkpoint.folder or f"{self.out}/checkpoints"
 
     def check(self) -> None:
         """Raise UserError for values that have the right type and train nothing."""

@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> None:
     tokenize = functools.partial(_tokenize, begin.networks.frozen)
     folder, is_first = Path(config.out), jax.process_index() == 0
     with (
-        TrainingCheckpoints(f"{config.out}/checkpoints", config.checkpoint.keep) as checkpoints,
+        TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.keep) as checkpoints,
         Loader(records, config.data, tokenize, config.seed, rows) as loader,
     ):
         state = _initial_state(config, begin, mesh)
