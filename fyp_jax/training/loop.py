@@ -27,9 +27,9 @@ from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import TrainingLog
 from fyp_jax.training.optimizer import learning_rate, make_optimizer
 from fyp_jax.training.stages import Stage, stage
-from fyp_jax.training.start import Start, start
+from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState, init_state
-from fyp_jax.training.step import make_step
+from fyp_jax.training.step import Networks, make_step
 from fyp_jax.training.validation import Validation
 from fyp_jax.types import Batch
 
@@ -57,42 +57,62 @@ def train(config: TrainConfig) -> None:
         )
     this_stage = stage(config.stage)
     records = _open(config, this_stage)
-    begin = start(config, this_stage, "frame" if mesh.shape["frame"] > 1 else None)
-    tokenize = functools.partial(_tokenize, begin.networks.frozen)
-    folder, is_first = Path(config.out), jax.process_index() == 0
+    networks, state, origin = _begin(config, this_stage, mesh)
+    tokenize = functools.partial(_tokenize, networks.frozen)
     with (
         TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.keep) as checkpoints,
         Loader(records, config.data, tokenize, config.seed, rows) as loader,
     ):
-        state = _initial_state(config, begin, mesh)
         saved = checkpoints.restore(_changing(state))
         if saved is not None:
             state = state._replace(**saved.train)
             loader.restore(saved.data)
-        first = int(state.step)
+        first, is_first = int(state.step), jax.process_index() == 0
         if first >= config.steps:
             log.warning("%s: all of its %d steps are done", config.out, config.steps)
             return
         if is_first:
-            save_config(config, folder / "config.yaml")
-        with TrainingLog(folder, first, config.steps - 1, config.log, is_first) as training_log:
+            save_config(config, Path(config.out) / "config.yaml")
+        about = {
+            "unet": networks.unet.config.to_json(),
+            "origin": origin,
+            "train": dataclasses.asdict(config),
+        }
+        feed = _Feed(loader, config.data, rows, mesh, tokenize)
+
+        def save(done: int, state: TrainState, loss: float) -> None:
+            changing, inference = _changing(state), _inference(state)
+            data = feed.state()
+            checkpoints.save(done, train=changing, inference=inference, data=data, config=about, loss=loss)
+
+        with (
+            TrainingLog(Path(config.out), first, config.steps - 1, config.log, is_first) as training_log,
+            feed.until_asked_to_end(),
+        ):
             training_log.text("config", "\n".join(describe_values(config)))
-            feed = _Feed(loader, config.data, rows, mesh, tokenize)
-            with feed.until_asked_to_end():
-                _run(config, begin, state, mesh, feed, checkpoints, training_log)
+            _run(config, networks, state, mesh, feed, save, training_log)
+
+
+def _begin(config: TrainConfig, this_stage: Stage, mesh: Mesh) -> tuple[Networks, TrainState, dict[str, Any]]:
+    """Models, the state of step 0 on the mesh, and where the weights are from; no copy stays on the host."""
+    frame_axis = "frame" if mesh.shape["frame"] > 1 else None
+    networks, trainable, frozen, origin = start(config, this_stage, frame_axis)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    placed = parallel.place(trainable, mesh), parallel.place(frozen, mesh)
+    return networks, init_state(*placed, optimizer, config.optimizer.ema is not None, mesh), origin
 
 
 def _run(
     config: TrainConfig,
-    begin: Start,
+    networks: Networks,
     state: TrainState,
     mesh: Mesh,
     feed: "_Feed",
-    checkpoints: TrainingCheckpoints,
+    save: Callable[[int, TrainState, float], None],
     training_log: TrainingLog,
 ) -> None:
     step = make_step(
-        begin.networks,
+        networks,
         make_optimizer(config.optimizer, config.steps),
         learning_rate(config.optimizer, config.steps),
         mesh,
@@ -102,7 +122,7 @@ def _run(
         accumulate=config.optimizer.accumulate,
         average_decay=config.optimizer.ema,
     )
-    validation = Validation(config, begin.networks, mesh) if config.validation.every else None
+    validation = Validation(config, networks, mesh) if config.validation.every else None
     reader = _Reader(training_log, config.data.batch_size)
     for number in range(int(state.step), config.steps):
         batch, votes, waited = feed.next()
@@ -120,18 +140,7 @@ def _run(
             validation.look(done, state, training_log)
         if saves or reader.vote == PREEMPTED:
             reader.read()
-            checkpoints.save(
-                done,
-                train=_changing(state),
-                inference=_inference(state),
-                data=feed.state(),
-                config={
-                    "unet": begin.networks.unet.config.to_json(),
-                    "origin": begin.origin,
-                    "train": dataclasses.asdict(config),
-                },
-                loss=reader.mean_loss(),
-            )
+            save(done, state, reader.mean_loss())
         if reader.vote == PREEMPTED:
             log.warning("asked to end: step %d is saved, and the same command goes on from there", done)
             return
@@ -176,13 +185,13 @@ class _Reader:
         if int(metrics["skipped_in_row"]) >= MOST_SKIPPED:
             raise UserError(
                 f"step {number}: the gradient was not finite {MOST_SKIPPED} times in a row (loss "
-                f"{told['loss']}); a lower optimizer.lr or dtype=float32 may help, from the last checkpoint on"
+                f"{told['loss']}); a lower optimizer.lr or dtype=float32 may help on from the last checkpoint"
             )
 
     def mean_loss(self) -> float:
-        """Of the steps since the last call, NaN for none."""
+        """Of the steps since the last call, infinite where none was finite."""
         losses, self._losses = self._losses, []
-        return sum(losses) / len(losses) if losses else math.nan
+        return sum(losses) / len(losses) if losses else math.inf
 
 
 class _Feed:
@@ -256,12 +265,6 @@ def _open(config: TrainConfig, this_stage: Stage) -> RecordSource:
 
 def _tokenize(frozen: FrozenModels, caption: str) -> Int32[np.ndarray, " l"]:
     return frozen.tokenize(caption)[0][0]
-
-
-def _initial_state(config: TrainConfig, begin: Start, mesh: Mesh) -> TrainState:
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    trainable, frozen = parallel.place(begin.trainable, mesh), parallel.place(begin.frozen, mesh)
-    return init_state(trainable, frozen, optimizer, config.optimizer.ema is not None, mesh)
 
 
 def _changing(state: TrainState) -> dict[str, Any]:
