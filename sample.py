@@ -1,6 +1,5 @@
 """Make clips from prompts and a pose sequence (or none): python sample.py --pose FILE --prompt TEXT."""
 
-import argparse
 import dataclasses
 import logging
 import re
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fyp_jax.config import SampleConfig, describe, load_config
+from fyp_jax.config import SampleConfig, command_line, load_config
 from fyp_jax.errors import exit_status
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini" / "sample.yaml"
@@ -17,20 +16,11 @@ OVERRIDE = re.compile(r"[a-z_]+([.][a-z_]+)*=.*", re.DOTALL)
 
 
 def parse(argv: list[str]) -> SampleConfig:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="config fields, and what they are where the config file is silent:\n"
-        + "\n".join(describe(SampleConfig)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, metavar="FILE", help="YAML file (default: that of the mini model)"
-    )
+    parser = command_line(SampleConfig, __doc__, DEFAULT_CONFIG)
     parser.add_argument("--pose", metavar="FILE", help="as pose.path=FILE")
     parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="one clip is made for each")
     parser.add_argument("--out", metavar="DIR", help="as out=DIR")
     parser.add_argument("--seed", metavar="N", help="as seed=N")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
     args = parser.parse_intermixed_args(argv)
     # argparse gives all words behind --prompt to it, overrides among them.
     prompts = [text for text in args.prompt or [] if not OVERRIDE.fullmatch(text)]

@@ -3,26 +3,19 @@
 On several hosts, the same command on each. The same command again goes on where the run was stopped.
 """
 
-import argparse
 import logging
 import sys
-from pathlib import Path
 
-from fyp_jax.config import describe, load_config
+from fyp_jax.config import command_line, load_config
 from fyp_jax.errors import exit_status
 from fyp_jax.training.config import TrainConfig
 
 
 def parse(argv: list[str]) -> TrainConfig:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="config fields, and what they are where the config file is silent:\n"
-        + "\n".join(describe(TrainConfig)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
+    parser = command_line(TrainConfig, __doc__)
     args = parser.parse_intermixed_args(argv)
+    if args.config is None:
+        parser.error("which stage of which model? give --config FILE; configs/ has some")
     config = load_config(TrainConfig, args.config, args.overrides)
     config.check()
     return config

@@ -3,6 +3,7 @@
 A field's meaning is its `help`; `describe` lists them all for `--help`.
 """
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -119,6 +120,20 @@ def describe(kind: type, prefix: str = "") -> Iterator[str]:
             continue
         default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # pyright: ignore
         yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
+
+
+def command_line(kind: type, description: str | None, default: Path | None = None) -> argparse.ArgumentParser:
+    """A parser for `--config FILE a.b=c ...` whose help lists every field of `kind`; `default` is a FILE."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="config fields, and what they are where the config file is silent:\n"
+        + "\n".join(describe(kind)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    which = "YAML file" if default is None else f"YAML file (default: {'/'.join(default.parts[-3:])})"
+    parser.add_argument("--config", type=Path, default=default, metavar="FILE", help=which)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
+    return parser
 
 
 def describe_values(config: Any, prefix: str = "") -> Iterator[str]:

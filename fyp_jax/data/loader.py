@@ -7,11 +7,8 @@ its own number, whoever decodes it; so no order is kept that a restart could los
 
 import logging
 import math
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +23,7 @@ from absl import flags
 from jaxtyping import Int32
 
 from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video
+from fyp_jax.data.workers import serve_parent
 from fyp_jax.errors import UserError, reason
 from fyp_jax.types import Batch
 
@@ -302,13 +300,4 @@ def _in_worker(index: int, count: int) -> None:
     """What a worker process does first."""
     del index, count
     jax.config.update("jax_platforms", "cpu")  # Grain imports JAX: the accelerators are the trainer's
-    for interrupt in (signal.SIGINT, signal.SIGTERM):  # for the trainer, which still wants its batch
-        signal.signal(interrupt, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    serve_parent(signal.SIGINT, signal.SIGTERM)  # the trainer still wants its batch

@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,6 +37,7 @@ from tqdm import tqdm
 from fyp_jax.data.datasets import BUILDERS, FILE_FORMAT, SPLIT, SUMMARY
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.sources import Blob, Item, find_items
+from fyp_jax.data.workers import serve_parent
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.pose import MIN_CONFIDENCE
 from fyp_jax.media.video import inspect_video, writing
@@ -309,15 +309,7 @@ def _in_order(pool: ProcessPoolExecutor, kind: str, ahead: int, items: Iterable[
 
 
 def _in_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the writing process ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    serve_parent(signal.SIGINT)  # the writing process ends us
 
 
 # --- what is written -------------------------------------------------------------------------------------

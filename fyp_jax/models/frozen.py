@@ -110,11 +110,14 @@ class FrozenModels:
     def decode_latents(self, params: Params, latents: Latents, chunk: int) -> Video:
         """Latents times the scaling factor -> RGB, about in [-1, 1], `chunk` frames at a time."""
 
-        def decode(latent: Float[Array, "h w c"]) -> Float[Array, "3 H W"]:
-            return self._vae(params, latent[None], self.vae.decode).sample[0]
+        def decode(frames: Float[Array, "n h w c"]) -> Float[Array, "n 3 H W"]:
+            return self._vae(params, frames, self.vae.decode).sample
 
         frames = rearrange(latents / self.vae.scaling_factor, "b f h w c -> (b f) h w c")
-        images = jax.lax.map(decode, frames, batch_size=min(chunk, len(frames)))
+        if chunk >= len(frames):
+            images = decode(frames)
+        else:
+            images = jax.lax.map(lambda latent: decode(latent[None])[0], frames, batch_size=chunk)
         return rearrange(images, "(b f) c h w -> b f h w c", b=len(latents))
 
     def _vae(self, params: Params, x: Array, method: Any) -> Any:
