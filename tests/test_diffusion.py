@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fyp_jax.diffusion import ddim
-from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise
+from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, target, to_z0_and_eps
 from fyp_jax.errors import UserError
 
 SHAPE = (1, 2, 4, 4, 3)
@@ -135,3 +135,32 @@ def test_steps_that_do_not_fit(steps: int):
 def test_other_processes_are_refused(field: str, value: object):
     with pytest.raises(UserError, match=field):
         ScheduleConfig.from_json({field: value})
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_target_is_what_leads_back(prediction_type: str):
+    """A model that predicts its target perfectly gives the clean latents and the noise."""
+    schedule = ScheduleConfig(prediction_type=prediction_type)
+    z0, noise = (jax.random.normal(jax.random.key(i), (2, 1, 2, 2, 4)) for i in range(2))
+    t = jnp.array([20, 700])
+    wanted, noisy = target(z0, noise, t, schedule), add_noise(z0, noise, t, schedule)
+    for i in range(2):
+        alpha = jnp.asarray(schedule.alphas()[int(t[i])])
+        found = to_z0_and_eps(wanted[i : i + 1], noisy[i : i + 1], alpha, prediction_type)
+        np.testing.assert_allclose(found[0], z0[i : i + 1], atol=1e-4)
+        np.testing.assert_allclose(found[1], noise[i : i + 1], atol=1e-4)
+
+
+def test_v_is_diffusers_velocity():
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    torch = pytest.importorskip("torch")
+    theirs = schedulers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+    )
+    z0, noise = (np.random.default_rng(i).standard_normal((2, 1, 2, 2, 4), np.float32) for i in range(2))
+    t = np.array([20, 700])
+    velocity = theirs.get_velocity(torch.from_numpy(z0), torch.from_numpy(noise), torch.from_numpy(t))
+    ours = target(
+        jnp.asarray(z0), jnp.asarray(noise), jnp.asarray(t), ScheduleConfig(prediction_type="v_prediction")
+    )
+    np.testing.assert_allclose(ours, velocity.numpy(), atol=1e-5)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
 
+import tiny
 from fyp_jax import parallel
 from fyp_jax.collectives import collectives
 from fyp_jax.errors import UserError

@@ -402,3 +402,20 @@ def test_download_of_a_repository_without_weights(hub: Hub):
         file.unlink()
     with pytest.raises(UserError, match=r"somebody/diffusion: .*no weights for vae, text_encoder"):
         PipelineFolder("somebody/diffusion")
+
+
+def test_a_pipeline_that_we_write_is_one_for_pytorch(pipeline_folder: Path, tmp_path: Path):
+    """Every weight comes back bit for bit, and PyTorch's classes open the folder without a complaint."""
+    theirs = PipelineFolder(str(pipeline_folder))
+    config, models = theirs.unet_config(), theirs.frozen_models()
+    params = {"unet": theirs.unet_2d(config, seed=0), **theirs.frozen_params(models)}
+    theirs.write_with(params, tmp_path / "ours", scaling_factor=0.5)
+    ours = PipelineFolder(str(tmp_path / "ours"))
+    again = {"unet": ours.unet_2d(config, seed=0), **ours.frozen_params(models)}
+    for path, x in flatten(params).items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(flatten(again)[path]), err_msg=path)
+    assert ours.json("vae")["scaling_factor"] == 0.5
+    for part, kind in (("vae", diffusers.AutoencoderKL), ("unet", diffusers.UNet2DConditionModel)):
+        _, info = kind.from_pretrained(tmp_path / "ours" / part, output_loading_info=True)
+        assert not info["missing_keys"], part
+        assert not info["unexpected_keys"], part

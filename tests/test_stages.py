@@ -1,0 +1,130 @@
+"""What trains is decided by rules on paths; what the optimizer does with it, by its config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fyp_jax import trees
+from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.errors import UserError
+from fyp_jax.models.unet_config import UNet3DConfig
+from fyp_jax.training.config import OptimizerConfig
+from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
+from fyp_jax.training.stages import STAGES, stage
+from fyp_jax.training.step import draw
+
+ENCODERS = ["vae/encoder/conv_in/kernel", "text_encoder/text_model/final_layer_norm/bias"]
+
+
+@pytest.fixture(scope="module")
+def sd14() -> dict[str, jax.ShapeDtypeStruct]:
+    return trees.flatten(inference_shapes(UNet3DConfig()))
+
+
+@pytest.mark.parametrize(("name", "arrays", "millions"), [("pose", 38, 77.4), ("motion", 144, 86.3)])
+def test_each_stage_trains_what_the_paper_trains(sd14: dict, name: str, arrays: int, millions: float):
+    trained = [path for path, chosen in STAGES[name].trains([*sd14, *ENCODERS]).items() if chosen]
+    assert len(trained) == arrays
+    assert round(sum(sd14[path].size for path in trained) / 1e6, 1) == millions
+
+
+def test_linear_projections_and_other_heads_have_rules_too():
+    config = UNet3DConfig(use_linear_projection=True, attention_head_dim=(5, 10, 20, 20))
+    paths = trees.flatten(inference_shapes(config))
+    for each in STAGES.values():
+        each.trains([*paths, *ENCODERS])
+
+
+def test_a_parameter_without_a_rule_stops(sd14: dict):
+    with pytest.raises(trees.RuleMismatch, match=r"1 without a rule \(unet/controlnet/kernel\)"):
+        STAGES["motion"].trains([*sd14, *ENCODERS, "unet/controlnet/kernel"])
+
+
+def test_a_rule_without_a_parameter_stops(sd14: dict):
+    with pytest.raises(trees.RuleMismatch, match=r"1 rules that match nothing \(pose_encoder/\.\*\)"):
+        STAGES["motion"].trains([path for path in [*sd14, *ENCODERS] if not path.startswith("pose_encoder")])
+
+
+def test_two_rules_for_a_parameter_stop(sd14: dict):
+    both = dataclasses.replace(STAGES["motion"], frozen=(*STAGES["motion"].frozen, "unet/.*"))
+    with pytest.raises(trees.RuleMismatch, match="with several rules"):
+        both.trains([*sd14, *ENCODERS])
+
+
+def test_rules_match_whole_paths_only():
+    with pytest.raises(trees.RuleMismatch, match="2 without a rule"):
+        trees.match_rules([("a", 1)], ["a", "ab", "ba"])
+
+
+def test_unknown_stage():
+    with pytest.raises(UserError, match="stage=both: the stages are pose and motion"):
+        stage("both")
+
+
+def test_learning_rates():
+    constant = learning_rate(OptimizerConfig(lr=2.0), 100)
+    assert [float(constant(i)) for i in (0, 1, 99)] == [2, 2, 2]
+    warm = learning_rate(OptimizerConfig(lr=2.0, warmup=4), 100)
+    np.testing.assert_allclose([warm(i) for i in (0, 1, 2, 4, 99)], [0, 0.5, 1, 2, 2], rtol=1e-6)
+    cosine = learning_rate(OptimizerConfig(lr=2.0, warmup=10, schedule="cosine"), 110)
+    np.testing.assert_allclose([cosine(i) for i in (5, 10, 60, 110)], [1, 2, 1, 0], atol=1e-6)
+
+
+def test_adamw_is_pytorchs():
+    """Three updates of one array beside torch, clipping included."""
+    torch = pytest.importorskip("torch")
+    config = OptimizerConfig(lr=0.1, weight_decay=0.3, clip=0.5, beta1=0.8, beta2=0.95)
+    start, gradients = (
+        np.linspace(-1, 1, 5, dtype=np.float32),
+        np.eye(3, 5, dtype=np.float32) * [[1], [2], [0.1]],
+    )
+    ours, optimizer = jnp.asarray(start), make_optimizer(config, 100)
+    state = optimizer.init(ours)
+    theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    adamw = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-8)
+    for gradient in gradients.astype(np.float32):
+        updates, state = optimizer.update(jnp.asarray(gradient), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        theirs.grad = torch.from_numpy(gradient.copy())
+        torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+        adamw.step()
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5)
+
+
+def test_moving_average():
+    average = {"w": jnp.zeros(())}
+    for value in (1.0, 2.0):
+        average = update_average(average, {"w": jnp.asarray(value)}, 0.75)
+    np.testing.assert_allclose(average["w"], 0.75 * 0.25 * 1 + 0.25 * 2)
+
+
+@pytest.mark.parametrize("name", ["lr", "beta1", "clip", "ema", "accumulate", "eps"])
+def test_values_out_of_range(name: str):
+    with pytest.raises(UserError, match=f"optimizer.{name}=-1"):
+        dataclasses.replace(OptimizerConfig(), **{name: -1 if name == "accumulate" else -1.0}).check()
+
+
+def test_draws_belong_to_places():
+    """A share of the clips and frames draws what the whole batch draws there, and no two places the same."""
+    key, latent = jax.random.key(0), (2, 3, 4)
+    whole = draw(key, jnp.arange(6), jnp.arange(8), latent, 1000)
+    share = draw(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000)
+    np.testing.assert_array_equal(share.t, whole.t[2:4])
+    np.testing.assert_array_equal(share.noise, whole.noise[2:4, 4:])
+    np.testing.assert_array_equal(share.posterior, whole.posterior[2:4, 4:])
+    pictures = np.concatenate([np.reshape(x, (6 * 8, -1)) for x in (whole.noise, whole.posterior)])
+    assert len(np.unique(pictures, axis=0)) == 2 * 6 * 8
+
+
+def test_draws_are_normal_and_uniform():
+    draws = draw(jax.random.key(1), jnp.arange(2000), jnp.arange(2), (2, 2, 2), 1000)
+    for numbers in (draws.noise, draws.posterior):
+        assert abs(float(numbers.mean())) < 0.02
+        assert abs(float(numbers.std()) - 1) < 0.02
+    assert 0 <= int(draws.t.min()) < 10
+    assert 990 <= int(draws.t.max()) < 1000
+    assert abs(float(draws.t.mean()) - 499.5) < 20
