@@ -78,3 +78,21 @@ def test_clip_script_shows_what_it_draws(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_data_benchmark_compares_with_plain_decoding():
+    command = [
+        sys.executable,
+        "scripts/benchmark.py",
+        "data",
+        "--runs",
+        "1",
+        "--side",
+        "64",
+        "--workers",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    for way in ("plain", "plain, not scaled", "loader, 0 workers", "loader, 1 workers"):
+        assert re.search(rf"{way} +[\d.]+ clips/s, [\d.]+ x plain", done.stdout), done.stdout

@@ -409,7 +409,7 @@ def test_a_pipeline_that_we_write_is_one_for_pytorch(pipeline_folder: Path, tmp_
     theirs = PipelineFolder(str(pipeline_folder))
     config, models = theirs.unet_config(), theirs.frozen_models()
     params = {"unet": theirs.unet_2d(config, seed=0), **theirs.frozen_params(models)}
-    theirs.write_with(params, tmp_path / "ours", scaling_factor=0.5)
+    theirs.write_with(params, tmp_path / "ours", {"vae": {"scaling_factor": 0.5}})
     ours = PipelineFolder(str(tmp_path / "ours"))
     again = {"unet": ours.unet_2d(config, seed=0), **ours.frozen_params(models)}
     for path, x in flatten(params).items():

@@ -90,12 +90,13 @@ class PipelineFolder:
         return from_torch_2d(self._read("unet"), config, seed)
 
     def write_with(
-        self, params: Mapping[str, Any], folder: Path, scaling_factor: float | None = None
+        self, params: Mapping[str, Any], folder: Path, changes: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """A new pipeline folder of these sizes, with the weights `params` (vae, text_encoder, unet).
+        """A new pipeline folder like this one, with the weights `params` (vae, text_encoder, unet).
 
-        Weights are safetensors by PyTorch's names; of the UNet, what an image model has. `scaling_factor`
-        replaces the VAE's. Raises UserError where the folder cannot be written.
+        `changes` are fields of a part's config.json with other values: {"vae": {"scaling_factor": 0.2}}.
+        Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
+        where the folder cannot be written.
         """
         unet = to_torch_like(params["unet"])
         weights = {
@@ -106,9 +107,9 @@ class PipelineFolder:
         try:
             for part in ("tokenizer", "scheduler", *weights):
                 shutil.copytree(self.path / part, folder / part, dirs_exist_ok=True)
-            if scaling_factor is not None:
-                values = self.json("vae") | {"scaling_factor": scaling_factor}
-                (folder / "vae" / "config.json").write_text(json.dumps(values, indent=2))
+            for part, values in changes.items():
+                config = json.dumps(self.json(part) | dict(values), indent=2)
+                (folder / part / "config.json").write_text(config)
             for part, arrays in weights.items():
                 contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
                 save_file(contiguous, folder / part / WEIGHT_FILES[part])
