@@ -33,7 +33,7 @@ from fyp_jax.training.logs import read_metrics
 from fyp_jax.training.loop import train
 
 UNET = {
-    "block_out_channels": [128, 128],
+    "block_out_channels": [64, 64],
     "down_block_types": ["CrossAttnDownBlock2D"] * 2,
     "up_block_types": ["CrossAttnUpBlock2D"] * 2,
 }
@@ -44,10 +44,10 @@ CONFIG = Path(__file__).parent.parent / "configs" / "mini" / "overfit.yaml"
 
 
 def our_clip(config: TrainConfig) -> np.ndarray:
-    """Our own skeleton clip before a wall of two colours; uint8 [frames, height, width, 3]."""
+    """Our own skeleton clip before a wall; uint8 [frames, height, width, 3]."""
     size = {"height": config.data.height, "width": config.data.width}
     skeleton = load_pose(pose_path("dance"), frames=config.data.frames, stride=5, start=0, **size)
-    wall = np.linspace((0.2, 0.3, 0.6), (0.7, 0.5, 0.3), config.data.width)
+    wall = np.array([0.25, 0.35, 0.6])
     return np.round(np.where(skeleton.max(axis=-1, keepdims=True) > 0.2, skeleton, wall) * 255).astype(
         np.uint8
     )

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from fyp_jax import parallel, trees
 from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.data.prepare import prepare
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.media.video import write_mp4
@@ -68,6 +69,19 @@ def write_pipeline(folder: Path) -> Path:
         (folder / name).write_text(json.dumps(values))
     shutil.copytree(TOKENIZER, folder / "tokenizer")
     return folder
+
+
+def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
+    """UNet and pose encoder drawn, but for the end of the temporal layers, which is at 0 until they train."""
+    flat = trees.flatten(random_params(shapes, seed=3))
+    return trees.unflatten({path: 0 * x if "conv_temporal/up" in path else x for path, x in flat.items()})
+
+
+def write_weights(pipeline: Path, folder: Path) -> None:
+    """A pipeline folder like the other, with drawn weights."""
+    whole = PipelineFolder(str(pipeline), parts=())
+    params = random_params(inference_shapes(UNET) | whole.frozen_models().shapes(), seed=4)
+    whole.write_with(params, folder, {})
 
 
 def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> Path:

@@ -1,0 +1,163 @@
+"""Real processes, alone and in pairs, that are killed, asked to end, and started again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_loop import a_config, losses
+
+import tiny
+from fyp_jax import trees
+from fyp_jax.checkpoint import load_inference
+from fyp_jax.config import save_config
+
+ROOT = Path(__file__).parent.parent
+STEPS = 20
+PATIENCE = 300
+"""Seconds until a process counts as hung."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tiny.write_pipeline(folder / "pipeline")
+    tiny.write_videos(folder, 5)
+    config = a_config(folder, Path("set below"), steps=STEPS)
+    config.data.batch_size, config.data.workers, config.checkpoint.every = 8, 1, 6
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+def start(world: Path, out: Path, overrides: Sequence[str] = (), devices: int = 1) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "train.py", "--config", str(world / "config.yaml"), f"out={out}", *overrides]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def start_pair(world: Path, out: Path) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"mesh.coordinator=127.0.0.1:{free.getsockname()[1]}"
+    return [start(world, out, [coordinator, "mesh.processes=2", f"mesh.process={i}"], 4) for i in range(2)]
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it said on standard error, when it has ended well."""
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0, said[-2000:]
+    return said
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not what():
+        assert process.poll() is None, f"ended too early: {process.communicate()[1][-2000:]}"
+        assert time.monotonic() < until, "hung"
+        time.sleep(0.005)
+
+
+def rows(out: Path) -> int:
+    file = out / "metrics.csv"
+    return len(file.read_text().splitlines()) - 1 if file.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path) -> Path:
+    out = world / "undisturbed"
+    finish(start(world, out))
+    return out
+
+
+def assert_same_run(out: Path, undisturbed: Path) -> None:
+    """Bit for bit: each step's row but for times and memory, and the weights at the end."""
+    assert len(losses(out)) == STEPS
+    columns = slice(0, 9)  # step, losses, norms, learning rate
+    ours, theirs = ((x / "metrics.csv").read_text().splitlines() for x in (out, undisturbed))
+    assert [row.split(",")[columns] for row in ours] == [row.split(",")[columns] for row in theirs]
+    ours, theirs = (trees.flatten(load_inference(x / "checkpoints")[1]) for x in (out, undisturbed))
+    for path, x in theirs.items():
+        np.testing.assert_array_equal(ours[path], x, err_msg=path)
+
+
+def test_killed_and_started_again(world: Path, undisturbed: Path, tmp_path: Path):
+    process = start(world, tmp_path)
+    wait_for(lambda: rows(tmp_path) >= 9, process)
+    process.kill()
+    process.communicate()
+    assert rows(tmp_path) < STEPS, "it was too fast to be killed"
+    finish(start(world, tmp_path))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_asked_to_end_and_started_again(world: Path, undisturbed: Path, tmp_path: Path):
+    process = start(world, tmp_path)
+    wait_for(lambda: rows(tmp_path) >= 8, process)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    done = rows(tmp_path)
+    assert done < STEPS, "it was too fast to be asked"
+    assert f"asked to end: step {done} is saved" in said
+    assert (tmp_path / "checkpoints" / str(done)).is_dir()
+    finish(start(world, tmp_path))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_killed_while_a_checkpoint_is_written(world: Path, undisturbed: Path, tmp_path: Path):
+    """The one being written is left lying; sampling and the next run take the whole one before it."""
+    checkpoints = tmp_path / "checkpoints"
+    process = start(world, tmp_path)
+    wait_for(lambda: (checkpoints / "6").is_dir(), process)
+    wait_for(lambda: any(checkpoints.glob("12.orbax-checkpoint-tmp*")), process)
+    process.kill()
+    process.communicate()
+    assert not (checkpoints / "12").exists(), "it was written before the kill"
+    assert load_inference(checkpoints)[2]["step"] == 6
+    finish(start(world, tmp_path))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_two_processes_of_four_devices(world: Path, undisturbed: Path, tmp_path: Path):
+    """The losses of one process; and one of the pair is killed, the other ends, and both go on."""
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    for process in start_pair(world, whole):
+        finish(process)
+    ours, theirs = ([float(x) for x in losses(out)] for out in (whole, undisturbed))
+    assert len(ours) == STEPS
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+    pair = start_pair(world, disturbed)
+    wait_for(lambda: rows(disturbed) >= 9, pair[0])
+    pair[1].kill()
+    pair[1].communicate()
+    left = pair[0].communicate(timeout=PATIENCE)[1]
+    assert pair[0].returncode != 0, "it went on alone"
+    assert left, "it ended without a word"
+    for process in start_pair(world, disturbed):
+        finish(process)
+    np.testing.assert_allclose([float(x) for x in losses(disturbed)], ours, rtol=1e-6)
+
+
+def test_a_pair_is_asked_to_end(world: Path, tmp_path: Path):
+    """Both hear it behind the same step, and save it together."""
+    pair = start_pair(world, tmp_path)
+    wait_for(lambda: rows(tmp_path) >= 3, pair[0])
+    pair[1].send_signal(signal.SIGTERM)
+    said = [finish(process) for process in pair]
+    assert all("is saved" in text for text in said)

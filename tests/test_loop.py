@@ -1,0 +1,309 @@
+"""Whole runs of a tiny model: stopped and gone on with, on other meshes, with weights of other types."""
+
+import csv
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from fyp_jax import parallel, trees
+from fyp_jax.checkpoint import CheckpointError, TrainingCheckpoints, load_inference
+from fyp_jax.config import load_config
+from fyp_jax.data.loader import DataConfig
+from fyp_jax.errors import UserError
+from fyp_jax.models.compute import Compute
+from fyp_jax.parallel import MeshConfig, make_mesh
+from fyp_jax.training import loop
+from fyp_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from fyp_jax.training.logs import LogConfig
+from fyp_jax.training.stages import STAGES
+from fyp_jax.training.start import start
+from fyp_jax.training.state import TrainState
+from fyp_jax.training.step import make_step
+
+CLIPS, FRAMES = 4, 2
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline without weights, and records of videos."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.write_pipeline(folder / "pipeline")
+    tiny.write_videos(folder, 5)
+    return folder
+
+
+def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
+    data = DataConfig(
+        path=str(world / "records" / "captioned_videos"),
+        frames=FRAMES,
+        stride=2,
+        height=64,
+        width=64,
+        batch_size=CLIPS,
+        workers=0,
+    )
+    values = {
+        "pretrained": str(world / "pipeline"),
+        "random_weights": True,
+        "out": str(out),
+        "steps": 4,
+        "data": data,
+        "optimizer": OptimizerConfig(lr=1e-3),
+        "mesh": MeshConfig(),
+        "checkpoint": CheckpointConfig(every=2),
+        "log": LogConfig(every=1),
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+def train_on(devices: int, config: TrainConfig, patch: pytest.MonkeyPatch) -> list[str]:
+    """Run it, and read the column of losses as it was written."""
+    make = functools.partial(parallel.make_mesh, devices=jax.devices()[:devices])
+    patch.setattr(loop.parallel, "make_mesh", make)
+    loop.train(config)
+    return losses(Path(config.out))
+
+
+def losses(out: Path) -> list[str]:
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(len(rows))), "each step once, ascending"
+    return [row["loss/all"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        return out, train_on(1, a_config(world, out), patch)
+
+
+def arrays(out: Path) -> dict[str, np.ndarray]:
+    _, params, _ = load_inference(out / "checkpoints")
+    return trees.flatten(params)
+
+
+def test_two_steps_and_two_more_are_four_bit_for_bit(
+    world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, four = whole_run
+    assert train_on(1, a_config(world, tmp_path, steps=2), monkeypatch) == four[:2]
+    assert train_on(1, a_config(world, tmp_path), monkeypatch) == four
+    ours, theirs = arrays(tmp_path), arrays(out)
+    for path, x in theirs.items():
+        np.testing.assert_array_equal(ours[path], x, err_msg=path)
+
+
+def test_a_run_goes_on_on_another_mesh(
+    world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(parallel, "SHARDED_SIZE", 64)
+    mixed = a_config(world, tmp_path, steps=2, mesh=MeshConfig(data=2, fsdp=2, frame=2))
+    train_on(8, mixed, monkeypatch)
+    found = train_on(1, a_config(world, tmp_path), monkeypatch)
+    np.testing.assert_allclose([float(x) for x in found], [float(x) for x in whole_run[1]], rtol=1e-5)
+
+
+def test_only_what_trains_changes_and_sampling_reads_it(world: Path, whole_run: tuple[Path, list[str]]):
+    begin = start(a_config(world, Path("x")), STAGES["motion"], None)
+    after = arrays(whole_run[0])
+    for path, x in begin.trainable.items():
+        assert not np.array_equal(after[path], x), f"{path} was to be trained"
+    for path in after.keys() - begin.trainable.keys():
+        np.testing.assert_array_equal(after[path], begin.frozen[path], err_msg=path)
+
+
+def test_the_config_of_a_run_is_written_and_reads_back(world: Path, whole_run: tuple[Path, list[str]]):
+    out = whole_run[0]
+    assert load_config(TrainConfig, out / "config.yaml", []) == a_config(world, out)
+
+
+def test_a_finished_run_has_nothing_to_do(
+    world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    assert train_on(1, a_config(world, whole_run[0]), monkeypatch) == whole_run[1]
+    assert "all of its 4 steps are done" in caplog.text
+
+
+def test_other_data_is_no_going_on(
+    world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(UserError, match="cannot go on with other data: seed was 0, is 1"):
+        train_on(1, a_config(world, whole_run[0], steps=6, seed=1), monkeypatch)
+
+
+def test_records_of_the_other_stage(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="holds captioned_videos, but the pose stage learns from pose_images"):
+        train_on(1, a_config(world, tmp_path, stage="pose"), monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
+    """A fresh state, its step with AdamW, and how to make the state again (a step consumes it)."""
+    models, optimizer = tiny.networks("motion", Compute()), optax.adamw(1e-3)
+    make = functools.partial(tiny.state, models, "motion", optimizer, one_device)
+    state = make()
+    rate = optax.constant_schedule(1e-3)
+    step = make_step(models, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
+    return state, step, make
+
+
+def size(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_optimizer_holds_two_moments_of_what_trains(stepped: tuple):
+    state, _, _ = stepped
+    moments, counters = 2 * size(state.trainable), 4
+    assert size(state.opt_state) == moments + counters
+    assert size(state.trainable) < size(state.frozen) / 2
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
+
+
+def test_a_state_is_updated_in_place(stepped: tuple, one_device: jax.sharding.Mesh):
+    """Donated: all that the step gives back stands where the old state stood, but for the metrics."""
+    state, step, _ = stepped
+    batch = tiny.batch("motion", CLIPS, FRAMES)
+    memory = step.lower(state, batch, tiny.votes(one_device)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= size(state.trainable) + size(state.opt_state) + size(state.frozen)
+
+
+def test_captions_of_every_clip_count(stepped: tuple, one_device: jax.sharding.Mesh):
+    _, step, make = stepped
+    batch = tiny.batch("motion", CLIPS, FRAMES)
+    found = set()
+    for clip in (None, 0, CLIPS - 1):
+        ids = np.array(batch.ids)
+        if clip is not None:
+            ids[clip] = (ids[clip] + 1) % 512
+        found.add(float(step(make(), batch._replace(ids=ids), tiny.votes(one_device))[1]["loss"]))
+    assert len(found) == 3
+
+
+def test_a_gradient_that_is_not_finite_is_no_update(stepped: tuple, one_device: jax.sharding.Mesh):
+    _, step, make = stepped
+    before, state = make(), make()
+    broken = tiny.batch("motion", CLIPS, FRAMES)
+    broken.video[1, 0, 0, 0, 0] = np.nan
+    for _ in range(2):
+        state, metrics = step(state, broken, tiny.votes(one_device))
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_row"])) == (2, 2)
+    for ours, theirs in zip(
+        jax.tree.leaves((state.trainable, state.opt_state)),
+        jax.tree.leaves((before.trainable, before.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    state, metrics = step(state, tiny.batch("motion", CLIPS, FRAMES), tiny.votes(one_device))
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(state.step)) == (2, 0, 3)
+    assert np.isfinite(metrics["loss"])
+
+
+def test_ten_such_steps_in_a_row_end_a_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*arguments: Any) -> Any:
+        begin = start(*arguments)
+        path = next(path for path in begin.frozen if path.startswith("unet/conv_out"))
+        begin.frozen[path] = np.full_like(begin.frozen[path], np.nan)
+        return begin
+
+    monkeypatch.setattr(loop, "start", broken)
+    with pytest.raises(UserError, match="step 9: the gradient was not finite 10 times in a row"):
+        train_on(1, a_config(world, tmp_path, steps=30, checkpoint=CheckpointConfig(every=30)), monkeypatch)
+
+
+def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Frozen weights in half the bytes; what trains stays float32, and sampling gets its moving average."""
+    config = a_config(
+        world,
+        tmp_path,
+        steps=1,
+        dtype="bfloat16",
+        frozen_dtype="bfloat16",
+        remat="all",
+        optimizer=OptimizerConfig(lr=1e-3, ema=0.75),
+    )
+    train_on(1, config, monkeypatch)
+    begin, after = start(config, STAGES["motion"], None), arrays(tmp_path)
+    assert {x.dtype for x in begin.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
+    with TrainingCheckpoints(f"{tmp_path}/checkpoints", 1) as checkpoints:
+        _, state, _ = loop._begin(config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1]))
+        saved = checkpoints.restore(loop._changing(state))
+    assert saved is not None
+    for path, x in begin.trainable.items():
+        trained = np.asarray(saved.train["trainable"][path])
+        assert trained.dtype == np.float32
+        np.testing.assert_allclose(after[path], 0.75 * x + 0.25 * trained, rtol=1e-5, atol=1e-8)
+        assert not np.array_equal(trained, x), path
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path):
+    config = tiny.UNET
+    params = trees.unflatten({path: jnp.zeros(1) for path in ("unet/x", "pose_encoder/x")})
+    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+        for step, loss in ((1, 0.5), (2, 0.1), (3, 0.3), (4, np.inf), (5, 0.4)):
+            about = {"unet": config.to_json(), "origin": {}}
+            train = {"w": jnp.full(3, step)}
+            checkpoints.save(step, train=train, inference=params, data={}, config=about, loss=loss)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5]
+    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+        saved = checkpoints.restore({"w": jnp.zeros(3)})
+        assert saved is not None
+        assert (saved.step, saved.train["w"].tolist()) == (5, [5, 5, 5])
+        with pytest.raises(CheckpointError, match="step 5 is not one of this run, or not whole"):
+            checkpoints.restore({"w": jnp.zeros(4)})
+
+
+def test_buckets_reach_orbax_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    from fyp_jax import checkpoint
+
+    def refuse(folder: Any, **_: Any) -> None:
+        raise RuntimeError(str(folder))
+
+    monkeypatch.setattr(checkpoint, "_make", lambda folder: folder)
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", refuse)
+    with pytest.raises(RuntimeError, match="^gs://bucket/run$"):
+        TrainingCheckpoints("gs://bucket/run", keep=1)
+
+
+def test_temporal_layers_begin_as_the_stage_wants(
+    world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Fresh ones are silent for images; the reference's draw them; trained ones stay."""
+    from fyp_jax.checkpoint import inference_shapes, save_inference
+
+    def silent(params: dict[str, Any]) -> bool:
+        return not any(np.any(x) for path, x in params.items() if "attn_temp/to_out_0" in path)
+
+    fresh = tiny.untrained(inference_shapes(tiny.UNET))
+    save_inference(tmp_path / "fresh", 0, tiny.UNET, fresh, {})
+    tiny.write_weights(world / "pipeline", tmp_path / "pipeline")
+    config = a_config(world, tmp_path, random_weights=False, pretrained=str(tmp_path / "pipeline"))
+    for init, zero_init, expected in (("fresh", True, True), ("fresh", False, False)):
+        begun = start(
+            dataclasses.replace(config, init=str(tmp_path / init), zero_init_temporal=zero_init),
+            STAGES["motion"],
+            None,
+        )
+        assert silent(begun.trainable) == expected
+    pose = dataclasses.replace(config, stage="pose", zero_init_temporal=False)
+    assert silent(start(pose, STAGES["pose"], None).frozen)
+    trained = start(
+        dataclasses.replace(config, init=f"{whole_run[0]}/checkpoints"), STAGES["motion"], None
+    ).trainable
+    theirs = arrays(whole_run[0])
+    for path, x in trained.items():
+        np.testing.assert_array_equal(x, theirs[path], err_msg=path)
