@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_pipeline(folder / "pipeline")
     tiny.write_videos(folder, 5)
     config = a_config(folder, Path("set below"), steps=STEPS)
-    config.data.batch_size, config.data.workers, config.checkpoint.every = 8, 1, 6
+    config.data.batch_size, config.checkpoint.every = 8, 6
     save_config(config, folder / "config.yaml")
     return folder
 
@@ -97,7 +97,7 @@ def assert_same_run(out: Path, undisturbed: Path) -> None:
 
 
 def test_killed_and_started_again(world: Path, undisturbed: Path, tmp_path: Path):
-    process = start(world, tmp_path)
+    process = start(world, tmp_path, ["data.workers=2"])
     wait_for(lambda: rows(tmp_path) >= 9, process)
     process.kill()
     process.communicate()

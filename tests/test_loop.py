@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import tiny
 from fyp_jax import parallel, trees
@@ -30,6 +31,7 @@ from fyp_jax.training.state import TrainState
 from fyp_jax.training.step import make_step
 
 CLIPS, FRAMES = 4, 2
+SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_pipeline(folder / "pipeline")
     tiny.write_videos(folder, 5)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def equal_programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each run makes its step anew; what was compiled is found again on disk, as a restarted run finds it."""
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", SHORTEST)}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update(SHORTEST, 0.0)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -103,6 +117,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(
         np.testing.assert_array_equal(ours[path], x, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -225,6 +240,7 @@ def test_ten_such_steps_in_a_row_end_a_run(world: Path, tmp_path: Path, monkeypa
         train_on(1, a_config(world, tmp_path, steps=30, checkpoint=CheckpointConfig(every=30)), monkeypatch)
 
 
+@pytest.mark.slow
 def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Frozen weights in half the bytes; what trains stays float32, and sampling gets its moving average."""
     config = a_config(

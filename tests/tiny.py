@@ -17,7 +17,7 @@ from fyp_jax.checkpoint import inference_shapes
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.data.prepare import prepare
 from fyp_jax.diffusion.schedule import ScheduleConfig
-from fyp_jax.media.video import write_mp4
+from fyp_jax.media.video import write_mp4, write_png
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import PoseEncoder
@@ -96,6 +96,21 @@ def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> 
         rows.append(f"{i}.mp4,square number {i}")
     (source / "metadata.csv").write_text("\n".join(rows) + "\n")
     return prepare("captioned_videos", source, folder / "records").folder
+
+
+def write_images(folder: Path, count: int, side: int = 64) -> Path:
+    """Records of images of a square, each in a colour of its own, with a skeleton that stands where it does."""
+    source = folder / "images"
+    rows = ["file_name,text,skeleton"]
+    for i in range(count):
+        image, skeleton = np.zeros((2, side, side, 3), np.uint8)
+        place = (slice(8, 8 + side // 2), slice(4 * i, 4 * i + side // 2))
+        image[place], skeleton[place] = (40 * i, 255 - 40 * i, 128), (255, 0, 40 * i)
+        write_png(source / f"{i}.png", image)
+        write_png(source / f"{i}.pose.png", skeleton)
+        rows.append(f"{i}.png,square number {i},{i}.pose.png")
+    (source / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return prepare("pose_images", source, folder / "records").folder
 
 
 def networks(stage: str, compute: Compute) -> Networks:

@@ -60,8 +60,9 @@ def train(config: TrainConfig) -> None:
     networks, state, origin = _begin(config, this_stage, mesh)
     tokenize = functools.partial(_tokenize, networks.frozen)
     with (
-        TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.keep) as checkpoints,
         Loader(records, config.data, tokenize, config.seed, rows) as loader,
+        _Feed(loader, config.data, rows, mesh, tokenize).until_asked_to_end() as feed,
+        TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.keep) as checkpoints,
     ):
         saved = checkpoints.restore(_changing(state))
         if saved is not None:
@@ -78,19 +79,17 @@ def train(config: TrainConfig) -> None:
             "origin": origin,
             "train": dataclasses.asdict(config),
         }
-        feed = _Feed(loader, config.data, rows, mesh, tokenize)
 
         def save(done: int, state: TrainState, loss: float) -> None:
             changing, inference = _changing(state), _inference(state)
             data = feed.state()
             checkpoints.save(done, train=changing, inference=inference, data=data, config=about, loss=loss)
 
-        with (
-            TrainingLog(Path(config.out), first, config.steps - 1, config.log, is_first) as training_log,
-            feed.until_asked_to_end(),
-        ):
+        with TrainingLog(Path(config.out), first, config.steps - 1, config.log, is_first) as training_log:
             training_log.text("config", "\n".join(describe_values(config)))
-            _run(config, networks, state, mesh, feed, save, training_log)
+            done = _run(config, networks, state, mesh, feed, save, training_log)
+    if done < config.steps:
+        log.warning("asked to end: step %d is saved, and the same command goes on from there", done)
 
 
 def _begin(config: TrainConfig, this_stage: Stage, mesh: Mesh) -> tuple[Networks, TrainState, dict[str, Any]]:
@@ -110,7 +109,8 @@ def _run(
     feed: "_Feed",
     save: Callable[[int, TrainState, float], None],
     training_log: TrainingLog,
-) -> None:
+) -> int:
+    """The steps that are done when it ends: all of them, or those until the run was asked to end."""
     step = make_step(
         networks,
         make_optimizer(config.optimizer, config.steps),
@@ -132,18 +132,17 @@ def _run(
         done = number + 1
         looks = validation is not None and _due(done, config.validation.every, config.steps)
         saves = _due(done, config.checkpoint.every, config.steps)
-        if looks or saves:
-            reader.read()
+        if looks or saves or reader.vote == PREEMPTED:
+            reader.read()  # of this step too: nothing is saved that was learned without data
         if reader.vote == NO_DATA:
             raise feed.no_data or UserError("the run ends: another process has no data to go on with")
-        if looks and validation is not None:
+        if looks and validation is not None and reader.vote == GO_ON:  # who is asked to end has little time
             validation.look(done, state, training_log)
         if saves or reader.vote == PREEMPTED:
-            reader.read()
             save(done, state, reader.mean_loss())
         if reader.vote == PREEMPTED:
-            log.warning("asked to end: step %d is saved, and the same command goes on from there", done)
-            return
+            return done
+    return config.steps
 
 
 def _due(done: int, every: int, steps: int) -> bool:
@@ -235,7 +234,7 @@ class _Feed:
         return dict(self._loader.state())
 
     @contextlib.contextmanager
-    def until_asked_to_end(self) -> Iterator[None]:
+    def until_asked_to_end(self) -> Iterator["_Feed"]:
         """SIGTERM, by which clouds announce that they take a machine, is a vote and no sudden end."""
 
         def ask(*_: object) -> None:
@@ -243,7 +242,7 @@ class _Feed:
 
         before = signal.signal(signal.SIGTERM, ask)
         try:
-            yield
+            yield self
         finally:
             signal.signal(signal.SIGTERM, before)
 

@@ -1,0 +1,116 @@
+"""Checkpoints of a run that are damaged, half-written or not its own: one line says so, and the whole ones count."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from fyp_jax.checkpoint import CheckpointError, TrainingCheckpoints, inference_shapes, load_inference
+from fyp_jax.models.random_params import random_params
+
+TRAIN = {"trainable": {"w": jnp.arange(6.0)}, "step": jnp.asarray(0)}
+
+
+def write(folder: Path, *steps: int) -> Path:
+    inference = random_params(inference_shapes(tiny.UNET), seed=0)
+    with TrainingCheckpoints(folder, keep=len(steps)) as checkpoints:
+        for step in steps:
+            checkpoints.save(
+                step,
+                train={**TRAIN, "step": jnp.asarray(step)},
+                inference=inference,
+                data={"step": step},
+                config={"unet": tiny.UNET.to_json(), "origin": {}},
+                loss=1.0,
+            )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("checkpoints"), 1, 2)
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "checkpoints"))
+
+
+def restore(folder: Path, train: Any = TRAIN) -> Any:
+    with TrainingCheckpoints(folder, keep=2) as checkpoints:
+        return checkpoints.restore(train)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def test_the_newest_is_gone_on_with(folder: Path):
+    saved = restore(folder)
+    assert (saved.step, int(saved.train["step"]), saved.data) == (2, 2, {"step": 2})
+    np.testing.assert_array_equal(saved.train["trainable"]["w"], TRAIN["trainable"]["w"])
+
+
+def test_without_checkpoints_there_is_nothing_to_go_on_with(tmp_path: Path):
+    assert restore(tmp_path / "new") is None
+
+
+@pytest.mark.parametrize("state", ["renamed", "empty", "without a name"])
+def test_leftovers_of_a_write_are_no_checkpoint(folder: Path, state: str):
+    """Orbax writes beside and renames; neither a run nor sampling takes what was not renamed."""
+    left = folder / "3.orbax-checkpoint-tmp-7"
+    if state == "empty":
+        left.mkdir()
+    elif state == "renamed":
+        shutil.copytree(folder / "2", left)
+    else:
+        shutil.copytree(folder / "2" / "train", left / "train.orbax-checkpoint-tmp-8")
+    assert load_inference(folder)[2]["step"] == 2
+    assert restore(folder).step == 2
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "no train": lambda step: shutil.rmtree(step / "train"),
+    "no arrays": lambda step: shutil.rmtree(step / "train" / "d"),
+    "arrays cut": lambda step: [cut(path) for path in files(step / "train" / "d")],
+    "no names": lambda step: (step / "train" / "_METADATA").unlink(),
+    "names cut": lambda step: cut(step / "train" / "_METADATA"),
+    "no data": lambda step: shutil.rmtree(step / "data"),
+    "data cut": lambda step: [cut(path) for path in files(step / "data")],
+    "empty": lambda step: [path.unlink() for path in files(step)],
+    "all cut": lambda step: [cut(path) for path in files(step)],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named(folder: Path, damage: str):
+    DAMAGE[damage](folder / "2")
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: step 2 ") as caught:
+        restore(folder)
+    print(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"trainable": {"w": jnp.arange(6.0)}, "step": jnp.asarray(0), "average": {"w": jnp.arange(6.0)}},
+        {"trainable": {"v": jnp.arange(6.0)}, "step": jnp.asarray(0)},
+        {"trainable": {"w": jnp.arange(5.0)}, "step": jnp.asarray(0)},
+    ],
+    ids=["more", "another name", "another shape"],
+)
+def test_a_checkpoint_of_another_run_is_refused(folder: Path, other: Any):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: step 2 ") as caught:
+        restore(folder, other)
+    print(caught.value)
