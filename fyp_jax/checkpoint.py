@@ -172,25 +172,40 @@ class TrainingCheckpoints:
     def restore(self, train: Any) -> Saved | None:
         """The newest step, its arrays placed as those of `train`; None where there is none.
 
-        Raises CheckpointError where it cannot be read or holds other arrays.
+        Raises CheckpointError where it cannot be read, TreeMismatch where it holds other arrays.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
-        found = self._manager.item_metadata(step)["train"]
-        if found is None:
-            raise CheckpointError(
-                f"{self.folder}: step {step} holds weights alone, no training goes on from it"
-            )
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, train)
-        items = {"train": ocp.args.StandardRestore(target), "data": ocp.args.JsonRestore()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return self._restore(step, train)
+        except UserError:
+            raise
         except Exception as error:  # as above
             raise CheckpointError(
-                f"{self.folder}: step {step} is not one of this run, or not whole ({reason(error)})"
+                f"{self.folder}: step {step} cannot be read whole ({reason(error)}); without it, moved away, "
+                "the run goes on from the one before"
             ) from error
+
+    def _restore(self, step: int, train: Any) -> Saved:
+        found = dict(self._manager.item_metadata(step).items()).get("train")
+        if found is None:
+            raise CheckpointError(
+                f"{self.folder}: step {step} has no state to go on with; its weights are for init=FOLDER"
+            )
+        trees.check_same(
+            _by_path(found.tree), _by_path(train), f"{self.folder}: step {step} is of another run"
+        )
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, train)
+        items = {"train": ocp.args.StandardRestore(target), "data": ocp.args.JsonRestore()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return Saved(step, restored["train"], restored["data"])
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of any tree by names that are the same for what Orbax makes of it (a tuple becomes a list)."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _newest(folder: epath.Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that are damaged, half-written or not its own: one line says so, and the whole ones count."""
+"""Checkpoints that are damaged, half-written or of another run: one line says so, and whole ones count."""
 
 import re
 import shutil
@@ -6,15 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tiny
-from fyp_jax.checkpoint import CheckpointError, TrainingCheckpoints, inference_shapes, load_inference
+from fyp_jax.checkpoint import (
+    CheckpointError,
+    TrainingCheckpoints,
+    inference_shapes,
+    load_inference,
+    save_inference,
+)
 from fyp_jax.models.random_params import random_params
+from fyp_jax.training.config import OptimizerConfig
+from fyp_jax.training.optimizer import make_optimizer
+from fyp_jax.trees import TreeMismatch
 
-TRAIN = {"trainable": {"w": jnp.arange(6.0)}, "step": jnp.asarray(0)}
+TRAIN = {"trainable": {"w": jnp.arange(6000.0)}, "step": jnp.asarray(0)}
 
 
 def write(folder: Path, *steps: int) -> Path:
@@ -97,20 +107,37 @@ def test_a_damaged_checkpoint_is_named(folder: Path, damage: str):
     DAMAGE[damage](folder / "2")
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: step 2 ") as caught:
         restore(folder)
-    print(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "says"),
     [
-        {"trainable": {"w": jnp.arange(6.0)}, "step": jnp.asarray(0), "average": {"w": jnp.arange(6.0)}},
-        {"trainable": {"v": jnp.arange(6.0)}, "step": jnp.asarray(0)},
-        {"trainable": {"w": jnp.arange(5.0)}, "step": jnp.asarray(0)},
+        ({**TRAIN, "average": {"w": jnp.arange(3.0)}}, r"1 missing \(average/w\)$"),
+        ({"step": jnp.asarray(0)}, r"1 unexpected \(trainable/w\)$"),
+        (
+            {**TRAIN, "trainable": {"w": jnp.arange(3.0)}},
+            r"1 wrong shape \(trainable/w is \(6000,\) but should",
+        ),
     ],
-    ids=["more", "another name", "another shape"],
+    ids=["more", "less", "another shape"],
 )
-def test_a_checkpoint_of_another_run_is_refused(folder: Path, other: Any):
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: step 2 ") as caught:
+def test_a_checkpoint_of_another_run_is_refused(folder: Path, other: Any, says: str):
+    with pytest.raises(TreeMismatch, match=f"^{re.escape(str(folder))}: step 2 is of another run: {says}"):
         restore(folder, other)
-    print(caught.value)
+
+
+def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path):
+    save_inference(tmp_path, 7, tiny.UNET, random_params(inference_shapes(tiny.UNET), seed=0), {})
+    with pytest.raises(CheckpointError, match="step 7 has no state to go on with"):
+        restore(tmp_path)
+
+
+def test_the_names_of_an_optimizer_are_those_that_orbax_writes(tmp_path: Path):
+    """Its state is of tuples, named and not, with empty ones among them."""
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    train = {"trainable": TRAIN["trainable"], "opt_state": optimizer.init(TRAIN["trainable"])}
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, train=train, inference={"x": jnp.zeros(1)}, data={}, config={}, loss=0.0)
+    saved = restore(tmp_path, train)
+    assert jax.tree.structure(saved.train) == jax.tree.structure(train)

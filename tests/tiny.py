@@ -99,7 +99,7 @@ def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> 
 
 
 def write_images(folder: Path, count: int, side: int = 64) -> Path:
-    """Records of images of a square, each in a colour of its own, with a skeleton that stands where it does."""
+    """Records of images of a square, each in a colour of its own, with a skeleton in the same place."""
     source = folder / "images"
     rows = ["file_name,text,skeleton"]
     for i in range(count):
