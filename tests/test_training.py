@@ -1,0 +1,249 @@
+"""Both stages through the loop, one after the other, what ends a run, and train.py as a user meets it."""
+
+import dataclasses
+import logging
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_loop import a_config, arrays, equal_programs_are_compiled_once, train_on, world
+
+import tiny
+import train
+from fyp_jax import trees
+from fyp_jax.checkpoint import load_inference
+from fyp_jax.config import save_config
+from fyp_jax.data.datasets import Records, open_records
+from fyp_jax.data.loader import TooManyBadFiles
+from fyp_jax.errors import exit_status
+from fyp_jax.training import loop
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.stages import STAGES
+from fyp_jax.training.start import Start, start
+
+__all__ = ["equal_programs_are_compiled_once", "world"]  # fixtures
+
+
+class SomeBroken:
+    """Records, some of which have half of their video only."""
+
+    def __init__(self, records: Records, broken: set[int]):
+        self.records, self.broken = records, broken
+        self.kind, self.fingerprint = records.kind, records.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        video = record["video"]
+        return {**record, "video": video[: len(video) // 2]} if index in self.broken else record
+
+
+def breaking(broken: set[int]) -> Callable[[Any], Any]:
+    return lambda path: SomeBroken(open_records(path), broken)
+
+
+def asking_to_end_in_the_first(make_step: Callable[..., Any]) -> Callable[..., Any]:
+    """SIGTERM comes while the first step is compiled and run."""
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        step, calls = make_step(*arguments, **options), []
+
+        def asked(*batch: Any) -> Any:
+            if not calls:
+                os.kill(os.getpid(), signal.SIGTERM)
+            calls.append(batch)
+            return step(*batch)
+
+        return asked
+
+    return make
+
+
+def pose_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
+    config = a_config(world, out, stage="pose", random_weights=False, pretrained=str(world / "weights"))
+    data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), frames=1)
+    return dataclasses.replace(config, data=data, **changes)
+
+
+@pytest.fixture(scope="module")
+def pose_world(world: Path) -> Path:
+    tiny.write_images(world, 5)
+    tiny.write_weights(world / "pipeline", world / "weights")
+    return world
+
+
+@pytest.fixture(scope="module")
+def pose_run(pose_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Start, list[str]]:
+    """The pose stage, asked to end in its first step: its folder, its beginning, and what it said."""
+    out, said, begun = tmp_path_factory.mktemp("pose"), [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    loop.log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_step", asking_to_end_in_the_first(loop.make_step))
+        patch.setattr(loop, "start", lambda *arguments: begun.append(start(*arguments)) or begun[0])
+        train_on(1, pose_config(pose_world, out, steps=9), patch)
+    loop.log.removeHandler(handler)
+    return out, begun[0], said
+
+
+def test_sigterm_in_the_first_step_saves_and_ends(pose_run: tuple[Path, Start, list[str]]):
+    """Heard with the vote of the second step, which is what the checkpoint then holds."""
+    out, _, said = pose_run
+    assert said == ["asked to end: step 2 is saved, and the same command goes on from there"]
+    assert load_inference(out / "checkpoints")[2]["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "after the run it is what it was before"
+
+
+def test_the_pose_stage_trains_the_pose_encoder_from_silence(pose_run: tuple[Path, Start, list[str]]):
+    out, begin, _ = pose_run
+    encoder = begin.networks.pose_encoder
+    assert encoder is not None
+    params = {path.removeprefix("pose_encoder/"): x for path, x in begin.trainable.items()}
+    skeleton = tiny.batch("pose", 1, 1).skeleton
+    maps = encoder.apply({"params": trees.unflatten(params)}, jnp.asarray(skeleton))
+    assert not any(np.any(x) for x in jax.tree.leaves(maps)), "the untouched image model begins"
+    after = arrays(out)
+    changed = {
+        path for path, x in after.items() if not np.array_equal(x, (begin.trainable | begin.frozen)[path])
+    }
+    assert changed
+    assert all(path.startswith("pose_encoder/") for path in changed)
+
+
+def test_a_clip_of_one_frame_is_predicted_as_the_pose_stage_does(
+    pose_world: Path, pose_run: tuple[Path, Start, list[str]]
+):
+    """With `zero_init_temporal`; as the reference draws temporal attention, it is another prediction."""
+    out, pose, _ = pose_run
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((2, 1, 4, 4, 4)), np.array([7, 700]), rng.standard_normal((2, 77, 8))
+
+    def predicted(begin: Start) -> np.ndarray:
+        flat = begin.trainable | begin.frozen
+        unet = {path.removeprefix("unet/"): x for path, x in flat.items() if path.startswith("unet/")}
+        apply = jax.jit(begin.networks.unet.apply)
+        return np.asarray(apply({"params": trees.unflatten(unet)}, *inputs))
+
+    def motion(zero_init: bool) -> Start:
+        config = pose_config(
+            pose_world, out, stage="motion", init=f"{out}/checkpoints", zero_init_temporal=zero_init
+        )
+        return start(config, STAGES["motion"], None)
+
+    theirs, scale = predicted(pose), np.abs(predicted(pose)).max()
+    np.testing.assert_allclose(predicted(motion(True)), theirs, atol=1e-6 * scale)
+    assert np.abs(predicted(motion(False)) - theirs).max() > 0.01 * scale
+
+
+def test_the_motion_stage_follows_the_pose_stage(
+    pose_world: Path,
+    pose_run: tuple[Path, Start, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """From its checkpoint, on records of which one is broken: skipped, and named."""
+    config = a_config(pose_world, tmp_path, random_weights=False, pretrained=str(pose_world / "weights"))
+    data = dataclasses.replace(config.data, max_bad_fraction=0.2)
+    config = dataclasses.replace(config, init=f"{pose_run[0]}/checkpoints", steps=3, data=data)
+    monkeypatch.setattr(loop, "open_records", breaking({2}))
+    losses = train_on(1, config, monkeypatch)
+    assert np.isfinite([float(x) for x in losses]).all()
+    assert re.findall(r"(\d\.mp4): skipped, ", caplog.text) == ["2.mp4"]
+    after, before = arrays(tmp_path), arrays(pose_run[0])
+    for path in (path for path in before if path.startswith("pose_encoder/")):
+        np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+
+
+def test_too_many_broken_records_end_a_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "open_records", breaking({0, 1, 2}))
+    config = a_config(world, tmp_path)
+    config.data.max_bad_fraction = 0.4
+    with pytest.raises(TooManyBadFiles, match=r"3 of 5 records are broken.*allows 2: \d\.mp4: ") as caught:
+        train_on(1, config, monkeypatch)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_the_other_stage_is_not_gone_on_with(
+    pose_world: Path, pose_run: tuple[Path, Start, list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    config = a_config(pose_world, pose_run[0])
+    with pytest.raises(
+        trees.TreeMismatch, match="checkpoints: step 2 is of another run: .*missing .*unexpected"
+    ):
+        train_on(1, config, monkeypatch)
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        found += keys(value, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return found
+
+
+def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out.partition("config fields")[2]
+    fields = re.findall(r"^  ([a-z_.0-9]+)=.*? +\S", shown, re.MULTILINE)
+    assert fields == keys(TrainConfig())
+    assert re.search(r"^  optimizer.lr=3e-05 +learning rate$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.path={world}/nowhere"], "{world}/nowhere: no such folder"),
+        (["data.batch_size=6"], "data.batch_size=6 is not a multiple of 8"),
+        (
+            ["mesh.data=-1", "mesh.frame=4"],
+            "data.frames=2 is not a multiple of mesh.frame=4",
+        ),
+        (["mesh.fsdp=3"], "does not fit the 8 devices"),
+        (["mesh.process=1"], "mesh.process is given, but not mesh.coordinator and mesh.processes"),
+        (["optimizer.lr=0"], "optimizer.lr=0.0 is out of range"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast: "),
+        (["optimiser.lr=1"], "unknown key optimiser"),
+        (["stage=third"], "stage=third: the stages are pose and motion"),
+        (["stage=pose"], "holds captioned_videos, but the pose stage learns from pose_images"),
+        (["steps=0"], "steps=0 must be at least 1"),
+        (["checkpoint.every=0"], "checkpoint.every=0 must be at least 1"),
+        (
+            ["optimizer.accumulate=3"],
+            "optimizer.accumulate=3 does not divide the 1 clips",
+        ),
+        (["init={world}/nowhere", "random_weights=false"], "{world}/"),
+        (["random_weights=false"], "{world}/pipeline"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line_and_status_2(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    message: str,
+):
+    config = a_config(world, tmp_path / "run")
+    config.data.batch_size = 8
+    save_config(config, tmp_path / "config.yaml")
+    words = [override.format(world=world) for override in overrides]
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(tmp_path / "config.yaml"), *words])
+    assert exit_status(train.main) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert message.format(world=world) in said[0]
