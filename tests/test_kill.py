@@ -51,11 +51,16 @@ def start(world: Path, out: Path, overrides: Sequence[str] = (), devices: int = 
     )
 
 
-def start_pair(world: Path, out: Path) -> list[subprocess.Popen[str]]:
+def start_pair(
+    world: Path, out: Path, overrides: Sequence[Sequence[str]] = ((), ())
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"mesh.coordinator=127.0.0.1:{free.getsockname()[1]}"
-    return [start(world, out, [coordinator, "mesh.processes=2", f"mesh.process={i}"], 4) for i in range(2)]
+    return [
+        start(world, out, [coordinator, "mesh.processes=2", f"mesh.process={i}", *overrides[i]], 4)
+        for i in range(2)
+    ]
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -1,0 +1,66 @@
+"""Real processes asked to end at awkward moments, and pairs of which one is gone or without data."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from test_kill import PATIENCE, finish, rows, start, start_pair, wait_for, world
+from test_loop import losses
+
+from fyp_jax.checkpoint import load_inference
+
+__all__ = ["world"]  # a fixture
+FEW = 4
+
+pytestmark = pytest.mark.slow
+
+
+def test_asked_to_end_while_it_compiles(world: Path, tmp_path: Path):
+    process = start(world, tmp_path)
+    wait_for((tmp_path / "config.yaml").exists, process)
+    assert rows(tmp_path) == 0
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    done = len(losses(tmp_path))
+    assert done <= 2, "it went on for longer than it takes to hear"
+    assert f"asked to end: step {done} is saved" in said
+    assert load_inference(tmp_path / "checkpoints")[2]["step"] == done
+
+
+def test_asked_to_end_while_the_last_checkpoint_is_written(world: Path, tmp_path: Path):
+    process = start(world, tmp_path, [f"steps={FEW}"])
+    wait_for(lambda: any((tmp_path / "checkpoints").glob(f"{FEW}.orbax-checkpoint-tmp*")), process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert load_inference(tmp_path / "checkpoints")[2]["step"] == FEW
+
+
+def test_a_pair_without_its_coordinator_ends(world: Path, tmp_path: Path):
+    pair = start_pair(world, tmp_path)
+    wait_for(lambda: rows(tmp_path) >= 2, pair[0])
+    pair[0].kill()
+    pair[0].communicate()
+    said = pair[1].communicate(timeout=PATIENCE)[1]
+    assert pair[1].returncode != 0, "it went on alone"
+    assert "another task died" in said
+
+
+def test_a_pair_of_which_one_finds_too_many_broken_records_ends(world: Path, tmp_path: Path):
+    """Each with one line of its own; nothing that was learned from the last batch twice is saved."""
+    broken = tmp_path / "broken"
+    shutil.copytree(world / "records", broken)
+    for shard in broken.rglob("*array_record*"):
+        data = bytearray(shard.read_bytes())
+        middle = slice(len(data) // 4, 3 * len(data) // 4)
+        data[middle] = bytes(len(data[middle]))
+        shard.write_bytes(data)
+    pair = start_pair(world, tmp_path / "run", [[], [f"data.path={broken}"]])
+    said = [process.communicate(timeout=PATIENCE)[1] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2]
+    errors = [[line for line in text.splitlines() if "error: " in line] for text in said]
+    assert [len(lines) for lines in errors] == [1, 1], said
+    assert "the run ends: another process has no data to go on with" in errors[0][0]
+    assert f"{broken}: " in errors[1][0]
+    assert "records are broken" in errors[1][0]
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
