@@ -18,7 +18,7 @@ from test_loop import a_config, arrays, equal_programs_are_compiled_once, train_
 import tiny
 import train
 from fyp_jax import trees
-from fyp_jax.checkpoint import load_inference
+from fyp_jax.checkpoint import TrainingCheckpoints, load_inference
 from fyp_jax.config import save_config
 from fyp_jax.data.datasets import Records, open_records
 from fyp_jax.data.loader import TooManyBadFiles
@@ -68,6 +68,16 @@ def asking_to_end_in_the_first(make_step: Callable[..., Any]) -> Callable[..., A
     return make
 
 
+class Ending(TrainingCheckpoints):
+    """Notes what SIGTERM would do while the last checkpoint is still being written."""
+
+    sigterm: Any = None
+
+    def __exit__(self, *arguments: Any) -> None:
+        Ending.sigterm = signal.getsignal(signal.SIGTERM)
+        super().__exit__(*arguments)
+
+
 def pose_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     config = a_config(world, out, stage="pose", random_weights=False, pretrained=str(world / "weights"))
     data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), frames=1)
@@ -90,6 +100,7 @@ def pose_run(pose_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     loop.log.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_step", asking_to_end_in_the_first(loop.make_step))
+        patch.setattr(loop, "TrainingCheckpoints", Ending)
         patch.setattr(loop, "start", lambda *arguments: begun.append(start(*arguments)) or begun[0])
         train_on(1, pose_config(pose_world, out, steps=9), patch)
     loop.log.removeHandler(handler)
@@ -101,6 +112,7 @@ def test_sigterm_in_the_first_step_saves_and_ends(pose_run: tuple[Path, Start, l
     out, _, said = pose_run
     assert said == ["asked to end: step 2 is saved, and the same command goes on from there"]
     assert load_inference(out / "checkpoints")[2]["step"] == 2
+    assert callable(Ending.sigterm), "a second one would have cut off the checkpoint"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "after the run it is what it was before"
 
 
