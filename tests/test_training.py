@@ -157,6 +157,7 @@ def test_a_clip_of_one_frame_is_predicted_as_the_pose_stage_does(
     assert np.abs(predicted(motion(False)) - theirs).max() > 0.01 * scale
 
 
+@pytest.mark.slow
 def test_the_motion_stage_follows_the_pose_stage(
     pose_world: Path,
     pose_run: tuple[Path, Start, list[str]],
