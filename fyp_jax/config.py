@@ -20,16 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.pose import PoseConfig
 from fyp_jax.media.video import writing
+from fyp_jax.options import option
 
 Config = TypeVar("Config")
 
 LATENT_GRID = 64
 """Height and width are multiples of this: 8 pixels a latent, halved three times in the UNet."""
-
-
-def option(default: Any, help_text: str) -> Any:
-    """A dataclass field with its meaning, which `describe` shows."""
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass

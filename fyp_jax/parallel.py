@@ -7,7 +7,7 @@ all that is shaped like them, are divided over `fsdp`; the rest is on every devi
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fyp_jax.errors import UserError, reason
+from fyp_jax.options import option
 
 AXES = ("data", "fsdp", "frame")
 CLIPS = ("data", "fsdp")
@@ -30,18 +31,12 @@ SHARDED_SIZE = 2**14
 class MeshConfig:
     """How many devices along each axis, and for several hosts without a cluster manager, who they are."""
 
-    data: int = field(default=-1, metadata={"help": "devices that share the clips; -1: all that are left"})
-    fsdp: int = field(
-        default=1,
-        metadata={"help": "devices that share clips and large parameters; -1: the rest"},
-    )
-    frame: int = field(default=1, metadata={"help": "devices that share the frames of a clip; -1: the rest"})
-    coordinator: str | None = field(
-        default=None,
-        metadata={"help": "HOST:PORT of process 0, for hosts that are no Cloud TPU pod"},
-    )
-    processes: int | None = field(default=None, metadata={"help": "with coordinator: how many"})
-    process: int | None = field(default=None, metadata={"help": "with coordinator: which one, from 0"})
+    data: int = option(-1, "devices that share the clips; -1: all that are left")
+    fsdp: int = option(1, "devices that share clips and large parameters; -1: the rest")
+    frame: int = option(1, "devices that share the frames of a clip; -1: the rest")
+    coordinator: str | None = option(None, "HOST:PORT of process 0, for hosts that are no Cloud TPU pod")
+    processes: int | None = option(None, "with coordinator: how many")
+    process: int | None = option(None, "with coordinator: which one, from 0")
 
 
 def initialize(config: MeshConfig) -> None:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports from its own room, or from a floor below.
 FLOORS = (
-    ("errors", "types"),
+    ("errors", "options", "types"),
     ("trees", "flops", "collectives", "timing", "versions", "parallel"),
     ("media", "diffusion", "models"),
     ("convert", "data"),

@@ -11,7 +11,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from jaxtyping import Int32
 from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video
 from fyp_jax.data.workers import serve_parent
 from fyp_jax.errors import UserError, reason
+from fyp_jax.options import option
 from fyp_jax.types import Batch
 
 SURE = 1e-15
@@ -33,23 +34,19 @@ SURE = 1e-15
 logger = logging.getLogger(__name__)
 
 
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
-
-
 @dataclass
 class DataConfig:
     """Which clips of which records, and how they are loaded."""
 
-    path: str = _option("records", "folder of records, as scripts/prepare_data.py makes them")
-    frames: int = _option(8, "frames of a clip; 1 for images")
-    stride: int = _option(5, "take every n-th frame; clips too short for it: the largest stride that fits")
-    height: int = _option(512, "pixels; the short side is scaled, the centre is cropped")
-    width: int = _option(512, "pixels")
-    batch_size: int = _option(8, "clips in a batch, of all processes together")
-    workers: int = _option(2, "decoding processes on each host; 0: decode in the training process")
-    max_bad_fraction: float = _option(0.01, "share of the records that may be broken before the run stops")
-    drop_text: float = _option(0.0, "share of captions replaced by the empty text; 0.1 is usual for guidance")
+    path: str = option("records", "folder of records, as scripts/prepare_data.py makes them")
+    frames: int = option(8, "frames of a clip; 1 for images")
+    stride: int = option(5, "take every n-th frame; clips too short for it: the largest stride that fits")
+    height: int = option(512, "pixels; the short side is scaled, the centre is cropped")
+    width: int = option(512, "pixels")
+    batch_size: int = option(8, "clips in a batch, of all processes together")
+    workers: int = option(2, "decoding processes on each host; 0: decode in the training process")
+    max_bad_fraction: float = option(0.01, "share of the records that may be broken before the run stops")
+    drop_text: float = option(0.0, "share of captions replaced by the empty text; 0.1 is usual for guidance")
 
     def check(self) -> None:
         """Raise UserError for values that have the right type and make no batch."""

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from fyp_jax.media.video import (
     read_frames,
     require_frames,
 )
+from fyp_jax.options import option
 
 JOINTS: tuple[str, ...] = (
     "nose",
@@ -77,16 +78,14 @@ class PoseConfig:
     Without a path there is no pose: `frames` is the length of the video, stride and start have no meaning.
     """
 
-    path: str | None = field(
-        default="dance",
-        metadata={
-            "help": "skeleton video, folder of images, keypoint .json, or 'dance': our own clip; "
-            "null: no pose, text alone"
-        },
+    path: str | None = option(
+        "dance",
+        "skeleton video, folder of images, keypoint .json, or 'dance': our own clip; "
+        "null: no pose, text alone",
     )
-    frames: int = field(default=8, metadata={"help": "how many frames to take"})
-    stride: int = field(default=5, metadata={"help": "take every n-th frame of the pose clip"})
-    start: int = field(default=0, metadata={"help": "the first frame to take, counted from 0"})
+    frames: int = option(8, "how many frames to take")
+    stride: int = option(5, "take every n-th frame of the pose clip")
+    start: int = option(0, "the first frame to take, counted from 0")
 
 
 class BadPoseError(MediaError):

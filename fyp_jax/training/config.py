@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
-from fyp_jax.config import LATENT_GRID, option
+from fyp_jax.config import LATENT_GRID
 from fyp_jax.data.loader import DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.media.pose import PoseConfig
 from fyp_jax.models.compute import REMAT
+from fyp_jax.options import option
 from fyp_jax.parallel import MeshConfig
 from fyp_jax.training.logs import LogConfig
 from fyp_jax.training.stages import stage

@@ -16,7 +16,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +32,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.errors import UserError
 from fyp_jax.media.video import Picture, write_png, writing
+from fyp_jax.options import option
 
 Metrics = Mapping[str, float | int]
 
@@ -66,7 +67,7 @@ GIB = 2**30
 class LogConfig:
     """How often a training run tells how it does."""
 
-    every: int = field(default=10, metadata={"help": "steps from one row of metrics.csv to the next"})
+    every: int = option(10, "steps from one row of metrics.csv to the next")
 
 
 class TrainingLog:
