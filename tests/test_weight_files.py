@@ -107,14 +107,14 @@ def test_arrays_are_read_one_after_the_other(tmp_path: Path, ending: str):
         return Counted((4, 4), np.float32)
 
     arrays = {f"x{i}": StoredArray((4, 4), np.dtype(np.float32), read) for i in range(10)}
-    WeightWriter().write_folder(Contents(ending, [WeightSet("model", arrays)], {}, {}), tmp_path / "out", {})
+    WeightWriter().write_folder(Contents([WeightSet(f"model{ending}", arrays)], {}, {}), tmp_path / "out", {})
 
 
 # ---- folders
 
 
 def contents(ending: str = ".safetensors", arrays: dict[str, StoredArray] = STORED) -> Contents:
-    return Contents(ending, [WeightSet("part/model", arrays)], {"part/config.json": "{}"}, {})
+    return Contents([WeightSet(f"part/model{ending}", arrays)], {"part/config.json": "{}"}, {})
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])

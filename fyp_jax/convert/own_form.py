@@ -32,9 +32,8 @@ ENDING = ".safetensors"
 def own_contents(weights: Weights) -> Contents:
     """What a folder in this form has; `WeightWriter.write_folder` writes it."""
     return Contents(
-        ENDING,
         [
-            WeightSet(model, trees.flatten(tree), _metadata(weights, model))
+            WeightSet(model + ENDING, trees.flatten(tree), _metadata(weights, model))
             for model, tree in weights.models.items()
         ],
         {},
@@ -53,7 +52,7 @@ def _metadata(weights: Weights, model: str) -> dict[str, str]:
 
 def is_own_form(folder: Path) -> bool:
     """Whether the UNet is here under our name."""
-    return any((folder / name).is_file() for name in ("unet" + ENDING, index_name("unet", ENDING)))
+    return any((folder / name).is_file() for name in (f"unet{ENDING}", index_name(f"unet{ENDING}")))
 
 
 def open_own(folder: Path) -> Weights:
@@ -94,12 +93,12 @@ def read_own(
 
 
 def _has_index(folder: Path, model: str) -> bool:
-    return (folder / index_name(model, ENDING)).exists()
+    return (folder / index_name(model + ENDING)).exists()
 
 
 def _open_model(folder: Path, model: str) -> tuple[Mapping[str, StoredArray], dict[str, str]]:
     if not _has_index(folder, model):
         return open_safetensors(folder / (model + ENDING))
-    opened = [open_safetensors(file) for file in shards_of(folder / index_name(model, ENDING))]
+    opened = [open_safetensors(file) for file in shards_of(folder / index_name(model + ENDING))]
     arrays = {name: array for part, _ in opened for name, array in part.items()}
     return arrays, opened[0][1]

@@ -27,8 +27,8 @@ PYTORCH = MappingProxyType({"format": "pt"})
 class WeightSet(NamedTuple):
     """The arrays of one model."""
 
-    stem: str
-    """Its file below the folder, without the ending: `vae/diffusion_pytorch_model`."""
+    file: str
+    """Below the folder, `vae/diffusion_pytorch_model.bin`; shards and their index are named after it."""
     arrays: Mapping[str, StoredArray]
     metadata: Mapping[str, str] = PYTORCH
     """Of safetensors."""
@@ -37,13 +37,19 @@ class WeightSet(NamedTuple):
 class Contents(NamedTuple):
     """What a folder shall hold, before anything is written."""
 
-    ending: str
-    """Of all its weights: `.safetensors` or `.bin`."""
     weights: list[WeightSet]
     texts: Mapping[str, str]
     """Small files by their name below the folder."""
     copies: Mapping[str, Path]
-    """Folders or files to copy, by the same."""
+    """Folders to copy, by the same."""
+
+    def below(self, folder: str) -> "Contents":
+        """The same in a folder of this name."""
+        return Contents(
+            [model._replace(file=f"{folder}/{model.file}") for model in self.weights],
+            {f"{folder}/{name}": text for name, text in self.texts.items()},
+            {f"{folder}/{name}": path for name, path in self.copies.items()},
+        )
 
 
 class WrittenFile(NamedTuple):
@@ -77,12 +83,12 @@ class WeightWriter:
         try:
             with _replacing(folder) as place:
                 for name, source in contents.copies.items():
-                    _copy(source, place / name)
+                    shutil.copytree(source, place / name)
                 for name, text in contents.texts.items():
                     _write_text(place / name, text)
                 written: list[WrittenFile] = []
                 for model in contents.weights:
-                    written += self._write(model, place, contents.ending)
+                    written += self._write(model, place)
                 files = {file.name: file.arrays for file in written}
                 _write_text(place / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
         except OSError as error:
@@ -98,23 +104,23 @@ class WeightWriter:
             return model.arrays
         return {name: array.astype(self.dtype, name) for name, array in model.arrays.items()}
 
-    def _write(self, model: WeightSet, place: Path, ending: str) -> Iterator[WrittenFile]:
+    def _write(self, model: WeightSet, place: Path) -> Iterator[WrittenFile]:
         arrays = self._cast(model)
         shards = _split(arrays, self.max_shard)
-        names = [model.stem + ending]
+        names = [model.file]
         if len(shards) > 1:
-            names = [f"{model.stem}-{i + 1:05}-of-{len(shards):05}{ending}" for i in range(len(shards))]
-            weight_map = {
-                x: Path(name).name for name, shard in zip(names, shards, strict=True) for x in shard
-            }
+            stem, ending = os.path.splitext(model.file)
+            names = [f"{stem}-{i + 1:05}-of-{len(shards):05}{ending}" for i in range(len(shards))]
+            shards_names = zip(names, shards, strict=True)
+            weight_map = {x: Path(name).name for name, shard in shards_names for x in shard}
             total = {"total_size": sum(array.nbytes for array in arrays.values())}
             index = json.dumps({"metadata": total, "weight_map": weight_map}, indent=1)
-            _write_text(place / index_name(model.stem, ending), index)
+            _write_text(place / index_name(model.file), index)
         for name, shard in zip(names, shards, strict=True):
             file = place / name
             file.parent.mkdir(parents=True, exist_ok=True)
             told = lambda _, count: self.on_bytes(count)  # noqa: E731
-            if ending == ".safetensors":
+            if file.suffix == ".safetensors":
                 sums = write_safetensors(file, shard, model.metadata, told)
             else:
                 sums = write_torch(file, shard, told)
@@ -125,9 +131,9 @@ class WeightWriter:
             yield WrittenFile(name, sum(x.size for x in shard.values()), file.stat().st_size, about)
 
 
-def index_name(stem: str, ending: str) -> str:
-    """The file that says which shard has which array."""
-    return f"{stem}{ending}.index.json"
+def index_name(file: str) -> str:
+    """What says which shard has which array."""
+    return f"{file}.index.json"
 
 
 def shards_of(index: Path) -> list[Path]:
@@ -149,6 +155,14 @@ def require_writable(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: has no {MANIFEST}, so it was not exported, and is not overwritten")
 
 
+def require_room(folder: Path, needed: int) -> None:
+    """Raise UserError where the disk of a folder that is to be made has not `needed` bytes."""
+    place = next(path for path in folder.absolute().parents if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(f"{folder}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left")
+
+
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder beside it, which takes its name at the end, or is removed."""
@@ -161,14 +175,11 @@ def _replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         place.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _copy(source: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, place) if source.is_dir() else shutil.copyfile(source, place)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
 
 
 def _write_text(file: Path, text: str) -> None:
