@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from importlib import metadata, resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
@@ -58,7 +58,7 @@ class PipelineFolder:
     def __init__(self, name: str, parts: tuple[str, ...] = ("vae", "text_encoder")):
         """Find `name`, downloading the weights of `parts` if it is a Hub id. Raises UserError."""
         self.name = name
-        self.path = _find(name, parts)
+        self.path = find_folder(name, parts)
 
     def json(self, part: str) -> dict[str, Any]:
         """A part's configuration."""
@@ -186,7 +186,11 @@ def _flat_stored(name: str, value: StoredArray) -> StoredArray:
     return StoredArray(flat, value.dtype, lambda: value.read().reshape(flat))
 
 
-def _find(name: str, parts: tuple[str, ...]) -> Path:
+def find_folder(name: str, parts: tuple[str, ...]) -> Path:
+    """A folder, one of our own sizes, or the local copy of a Hub repository with the weights of `parts`.
+
+    A part is a folder in the repository, "." all of it. Raises UserError.
+    """
     if os.path.isdir(name):
         return Path(name)
     own = Path(str(resources.files("fyp_jax").joinpath("assets", "models")))
@@ -201,11 +205,12 @@ def _find(name: str, parts: tuple[str, ...]) -> Path:
 
 def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
     """The parts of a Hub repository that are needed, from the Hub or its local cache."""
-    configs = ["*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
+    configs = ["config.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
     try:
         for form in FORMS:
             # One after the other: repositories hold each weight in several.
-            weights = [f"{part}/{name}" for part in parts for name in form.files + form.shards]
+            names = form.files + form.shards
+            weights = [str(PurePosixPath(part, name)) for part in parts for name in names]
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=configs + weights))
             if all(_has_weights(folder / part) for part in parts):
                 return folder

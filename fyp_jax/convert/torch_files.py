@@ -12,10 +12,13 @@ from fyp_jax.convert.stored import StoredArray
 from fyp_jax.convert.weight_writer import shards_of
 from fyp_jax.errors import reason
 
-__all__ = ["FORMS", "WeightsError", "find_weights", "open_weights", "read_weights"]
+__all__ = ["FORMS", "WEIGHT_ENDINGS", "WeightsError", "find_weights", "open_weights", "read_weights"]
 
 # As diffusers and transformers name them; what stands first is taken.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+PICKLES = (".bin", ".pth", ".pt")
+WEIGHT_ENDINGS = (".safetensors", *PICKLES, ".json")
 
 
 class Form(NamedTuple):
@@ -61,7 +64,7 @@ def open_weights(file: Path) -> dict[str, StoredArray]:
         return {name: array for shard in shards_of(file) for name, array in open_weights(shard).items()}
     if file.suffix == ".safetensors":
         return open_safetensors(file)[0]
-    if file.suffix in {".bin", ".pth", ".pt"}:
+    if file.suffix in PICKLES:
         return _open_pickle(file)
     raise WeightsError(f"{file}: not a weight file (.safetensors, .bin, .pth)")
 

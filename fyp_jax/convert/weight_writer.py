@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -143,6 +144,15 @@ def shards_of(index: Path) -> list[Path]:
         return sorted(index.parent / name for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index}: not an index of shards ({error!r})") from error
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes as Hugging Face writes them: 300MB, 1.5GB, 5GiB. Raises UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise UserError(f"{text!r} is no size: one is written like 300MB, 5GB or 5GiB")
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
 
 
 def require_writable(folder: Path, overwrite: bool) -> None:
