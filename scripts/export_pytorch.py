@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fyp_jax.checkpoint import open_inference
 from fyp_jax.convert.forms import FORMS, manifest, plan
 from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import WeightWriter, byte_count, require_room, require_writable
 from fyp_jax.errors import UserError, exit_status
 
@@ -58,7 +59,7 @@ def main() -> None:
         require_writable(folders[form], args.overwrite)
     total = sum(writer.bytes_of(content) for content in contents.values())
     require_room(args.out, total)
-    written = {}
+    written, different = {}, False
     with tqdm(total=total, unit="B", unit_scale=True) as bar:
         writer = dataclasses.replace(writer, on_bytes=bar.update)
         for form, content in contents.items():
@@ -69,6 +70,12 @@ def main() -> None:
         for file in files:
             name = str(folders[form] / file.name)
             print(ROW.format(name, len(file.arrays), file.parameters, file.bytes))
+    for form in forms if args.verify else ():
+        for difference in verify(form, folders[form], weights, pipeline, args.dtype):
+            print(f"{form}: largest difference {difference.largest:.1e} of {difference.what}", flush=True)
+            different |= difference.largest > TOLERANCE
+    if different:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

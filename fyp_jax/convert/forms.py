@@ -30,7 +30,6 @@ def checkpoint_name(weights: Weights) -> str:
 
 def pipeline_contents(weights: Weights, pipeline: PipelineFolder, ending: str = ".safetensors") -> Contents:
     """The pipeline with the image part of our UNet, and with our text encoder if a stage trained it."""
-    sizes = {name: x for name, x in weights.config.to_json().items() if name != "zero_init_temporal"}
     classed = {"_class_name": "UNet2DConditionModel", "_diffusers_version": metadata.version("diffusers")}
     replaced: dict[str, Mapping[str, StoredArray]] = {"unet": image_part(weights.models["unet"])}
     if "text_encoder" in weights.models:
@@ -45,7 +44,7 @@ def pipeline_contents(weights: Weights, pipeline: PipelineFolder, ending: str = 
             raise UserError(
                 f"{pipeline.name}: its {part} has {field} {theirs}, but the checkpoint's UNet wants {ours}"
             )
-    return pipeline.contents(replaced, {"unet": sizes | classed}, ending)
+    return pipeline.contents(replaced, {"unet": weights.config.to_json() | classed}, ending)
 
 
 def _published(weights: Weights, pipeline: PipelineFolder, ending: str) -> Contents:

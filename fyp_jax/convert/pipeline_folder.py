@@ -131,6 +131,7 @@ class PipelineFolder:
         `write_with`. Raises UserError where this folder lacks something.
         """
         configs = {part: self.json(part) | dict(changes.get(part, {})) for part in WEIGHTED}
+        configs["unet"].pop("zero_init_temporal", None)  # ours alone
         scheduler = self.json("scheduler")
         index = {
             "_class_name": "StableDiffusionPipeline",
