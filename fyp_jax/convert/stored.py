@@ -29,7 +29,7 @@ class StoredArray:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
-    def transpose(self, axes: Sequence[int]) -> "StoredArray":
+    def transpose(self, axes: Sequence[int] | np.ndarray) -> "StoredArray":
         """The same with its axes in another order, as `numpy.transpose`."""
         shape = tuple(self.shape[axis] for axis in axes)
         return StoredArray(shape, self.dtype, lambda: self.read().transpose(axes))
