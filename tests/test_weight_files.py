@@ -94,7 +94,7 @@ def test_the_same_arrays_give_the_same_file(tmp_path: Path, write: Callable[[Pat
 
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
 def test_arrays_are_read_one_after_the_other(tmp_path: Path, ending: str):
-    """Each is dropped before the next is read, so that there is never a model in memory."""
+    """One is read while the one before is written, so that there are never more than two in memory."""
     alive: list[int] = [0]
 
     class Counted(np.ndarray):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fyp_jax.convert.stored import StoredArray
+from fyp_jax.convert.stored import StoredArray, stream
 from fyp_jax.errors import UserError
 
 DTYPES = {
@@ -33,11 +33,6 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 class WeightsError(UserError):
     """A weight file that is missing, damaged or refused; the message opens with its path."""
-
-
-def as_bytes(array: np.ndarray) -> memoryview:
-    """The numbers in C order; without a copy where they are so."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def write_safetensors(
@@ -63,16 +58,18 @@ def write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    sums = {}
+    sums: dict[str, int] = {}
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
-        for name, array in ordered:
-            data = as_bytes(array.read())
+
+        def write(name: str, data: memoryview) -> None:
             sums[name] = zlib.crc32(data)
             out.write(data)
             if on_array is not None:
                 on_array(name, len(data))
+
+        stream(ordered, write)
     return sums
 
 

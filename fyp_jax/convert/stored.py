@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -79,3 +80,28 @@ def read_all(tree: Mapping[str, Any], dtype: DTypeLike | None = None) -> dict[st
     flat = trees.flatten(tree)
     cast = flat if dtype is None else {path: leaf.astype(dtype, path) for path, leaf in flat.items()}
     return trees.unflatten({path: leaf.read() for path, leaf in cast.items()})
+
+
+def as_bytes(array: np.ndarray) -> memoryview:
+    """The numbers in C order; without a copy where they are so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def stream(arrays: Sequence[tuple[str, StoredArray]], use: Callable[[str, memoryview], Any]) -> None:
+    """Call `use` with the name and the bytes (C order) of one array after the other.
+
+    The next one is read meanwhile, but not yet put in order: there is never more in memory than the largest
+    array twice. What `use` is given is overwritten after it.
+    """
+    # One buffer for all: fresh memory for each array takes as long as the copy itself.
+    buffer = np.empty(max((array.nbytes for _, array in arrays), default=0), np.uint8)
+    reads = [array.read for _, array in arrays]
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(read) for read in reads[:1]]
+        for i, (name, _) in enumerate(arrays):
+            array = waiting.pop().result()
+            part = buffer[: array.nbytes]
+            np.copyto(part.view(array.dtype).reshape(array.shape), array)
+            del array  # before the next one is there
+            waiting += [reader.submit(read) for read in reads[i + 1 : i + 2]]
+            use(name, part.data)

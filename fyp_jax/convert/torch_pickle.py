@@ -6,7 +6,6 @@ without their numbers, and a record of numbers for each. `torch.save` itself wan
 
 import pickle
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,8 +13,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from fyp_jax.convert.safetensors_files import as_bytes
-from fyp_jax.convert.stored import StoredArray
+from fyp_jax.convert.stored import StoredArray, stream
 
 STORAGES = {
     np.dtype(np.float64): "DoubleStorage",
@@ -43,21 +41,24 @@ def write_torch(
 
     `on_array` is called with the name and the bytes of each one that is written. Raises OSError.
     """
-    sums = {}
+    sums: dict[str, int] = {}
     with file.open("wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
 
-        def record(name: str, data: bytes | memoryview) -> None:
-            with archive.open(_aligned(out, f"archive/{name}"), "w") as entry:
+        def record(name: str, data: bytes | memoryview) -> int:
+            about = _aligned(out, f"archive/{name}")
+            with archive.open(about, "w") as entry:
                 entry.write(data)
+            return about.CRC
 
         record("data.pkl", _pickled(arrays))
         record("byteorder", b"little")
-        for number, (name, array) in enumerate(arrays.items()):
-            data = as_bytes(array.read())
-            sums[name] = zlib.crc32(data)
-            record(f"data/{number}", data)
+
+        def write(name: str, data: memoryview) -> None:
+            sums[name] = record(f"data/{len(sums)}", data)
             if on_array is not None:
                 on_array(name, len(data))
+
+        stream(list(arrays.items()), write)
         record("version", b"3\n")
     return sums
 

@@ -25,8 +25,7 @@ from fyp_jax.convert.forms import FORMS, STABLE_DIFFUSION, checkpoint_name
 from fyp_jax.convert.own_form import read_own
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.published import read_published
-from fyp_jax.convert.safetensors_files import as_bytes
-from fyp_jax.convert.stored import Weights, read_all
+from fyp_jax.convert.stored import Weights, as_bytes, read_all
 from fyp_jax.convert.torch_files import open_weights
 from fyp_jax.convert.weight_writer import MANIFEST
 from fyp_jax.models.compute import Compute
