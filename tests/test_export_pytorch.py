@@ -532,7 +532,7 @@ def test_disk_that_is_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: p
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 5, 5))
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "safetensors"
-    assert_mistake(export_pytorch(*args), "needs 0.0", "the disk has 0.00 GB left")
+    assert_mistake(export_pytorch(*args), "needs ", "the disk has 0.0 MB left")
     assert not any(tmp_path.iterdir())
 
 

@@ -60,12 +60,12 @@ def verify(
         log.warning("%s: torch is not installed, so PyTorch's side is not run", form)
     ours = _rounded(weights.models, dtype)
     if form == "safetensors":
-        config, read, _ = read_own(folder)
-        yield Difference("noise of a clip, read back", _relative(_noise(config, read), _noise(config, ours)))
+        read_back = _noise(*read_own(folder)[:2])
+        yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
     if form.startswith("followyourpose") and (with_torch or form.endswith("-safetensors")):
-        read = read_published(folder / checkpoint_name(weights), None, weights.config)
-        noise = [_noise(weights.config, params) for params in (read, ours)]
-        yield Difference("noise of a clip, read back", _relative(*noise))
+        published = folder / checkpoint_name(weights)
+        read_back = _noise(weights.config, read_published(published, None, weights.config))
+        yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
     if with_torch and form == "diffusers-t2i-adapter":
         yield Difference("pose maps, by PyTorch", _t2i_adapter(folder, weights.config, ours))
     if with_torch and pipeline is not None and FORMS[form].wants_pipeline:
@@ -145,6 +145,25 @@ def _image_pipeline(
     folder: Path, config: UNet3DConfig, ours: Mapping[str, Any], pipeline: PipelineFolder, dtype: DTypeLike
 ) -> Iterator[Difference]:
     """Text, noise and pixels of one image; our UNet with its temporal layers at 0, which leaves them out."""
+    models = pipeline.frozen_models()
+    ids, _ = models.tokenize("a robot on the beach")
+    latents = _latents(config, frames=1)
+    text, noise, pixels = _by_pytorch(folder, ids, rearrange(latents, "b 1 h w c -> b c h w"))
+    flat = trees.flatten(ours["unet"])
+    silent = trees.unflatten({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()})
+    our_noise = _unet(config, silent, latents, text, None)
+    yield Difference("noise, by PyTorch", _relative(noise, rearrange(our_noise, "b 1 h w c -> b c h w")))
+    params = jax.tree.map(
+        lambda x: np.asarray(np.asarray(x, dtype), np.float32), pipeline.frozen_params(models)
+    )
+    params |= {name: ours[name] for name in ours if name == "text_encoder"}
+    yield Difference("text, by PyTorch", _relative(text, jax.jit(models.encode_text)(params, ids)))
+    decoded = jax.jit(functools.partial(models.decode_latents, chunk=1))(params, latents)
+    yield Difference("pixels, by PyTorch", _relative(pixels, rearrange(decoded, "b 1 h w c -> b c h w")))
+
+
+def _by_pytorch(folder: Path, ids: np.ndarray, latents: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Text, noise and pixels; the models are dropped before ours compute."""
     import torch
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
@@ -153,22 +172,9 @@ def _image_pipeline(
     diffusers_logging.disable_progress_bar()
     safe = any((folder / "unet").glob("*.safetensors"))
     theirs = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=safe)
-    models = pipeline.frozen_models()
-    params = jax.tree.map(
-        lambda x: np.asarray(np.asarray(x, dtype), np.float32), pipeline.frozen_params(models)
-    )
-    params |= {name: ours[name] for name in ours if name == "text_encoder"}
-    ids, _ = models.tokenize("a robot on the beach")
-    latents = _latents(config, frames=1)
-    image = torch.from_numpy(latents[:, 0].transpose(0, 3, 1, 2).copy())
+    image = torch.from_numpy(latents.copy())
     with torch.no_grad():
         text = theirs.text_encoder(torch.from_numpy(ids).long())[0]
         noise = theirs.unet(image, TIMESTEP, text).sample
         pixels = theirs.vae.decode(image / theirs.vae.config.scaling_factor).sample
-    flat = trees.flatten(ours["unet"])
-    silent = trees.unflatten({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()})
-    our_noise = _unet(config, silent, latents, text.numpy(), None)
-    yield Difference("text, by PyTorch", _relative(text, jax.jit(models.encode_text)(params, ids)))
-    yield Difference("noise, by PyTorch", _relative(noise, rearrange(our_noise, "b 1 h w c -> b c h w")))
-    decoded = jax.jit(functools.partial(models.decode_latents, chunk=1))(params, latents)
-    yield Difference("pixels, by PyTorch", _relative(pixels, rearrange(decoded, "b 1 h w c -> b c h w")))
+    return text.numpy(), noise.numpy(), pixels.numpy()

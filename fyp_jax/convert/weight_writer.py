@@ -170,7 +170,7 @@ def require_room(folder: Path, needed: int) -> None:
     place = next(path for path in folder.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise UserError(f"{folder}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left")
+        raise UserError(f"{folder}: needs {needed / 1e6:.1f} MB, and the disk has {free / 1e6:.1f} MB left")
 
 
 @contextlib.contextmanager
