@@ -195,7 +195,8 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
     else:
         unet_config, trained, origin = load_inference(Path(config.checkpoint), dtype)
         sampler = build(unet_config)
-        params = trained | folder.frozen_params(frozen)
+        read = tuple(part for part in ("vae", "text_encoder") if part not in trained)
+        params = trained | folder.frozen_params(frozen, read)
     params = jax.tree.map(jnp.asarray, params)
     record = {
         "pretrained": config.pretrained,

@@ -71,19 +71,19 @@ class PipelineFolder:
         """VAE, text encoder and tokenizer, without weights; they compute in `dtype`."""
         return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype)
 
-    def frozen_params(self, models: FrozenModels) -> dict[str, Any]:
-        """Their float32 weights. Raises TreeMismatch where they do not fit the configuration."""
-        shapes = models.shapes()
-        vae = {_flax_vae_name(name): _flat_dense(name, value) for name, value in self._read("vae").items()}
-        text = {
-            name: value
-            for name, value in self._read("text_encoder").items()
-            if not name.endswith("position_ids")  # a constant that old files carry
-        }
-        return {
-            "vae": from_torch_like(vae, shapes["vae"], f"{self.name}, VAE"),
-            "text_encoder": from_torch_like(text, shapes["text_encoder"], f"{self.name}, text encoder"),
-        }
+    def frozen_params(
+        self, models: FrozenModels, parts: tuple[str, ...] = ("vae", "text_encoder")
+    ) -> dict[str, Any]:
+        """Float32 weights of these parts. Raises TreeMismatch where they do not fit the configuration."""
+        shapes, params = models.shapes(), {}
+        for part in parts:
+            arrays = self._read(part)
+            if part == "vae":
+                arrays = {_flax_vae_name(name): _flat_dense(name, value) for name, value in arrays.items()}
+            # a constant that old files of the text encoder carry
+            arrays = {name: x for name, x in arrays.items() if not name.endswith("position_ids")}
+            params[part] = from_torch_like(arrays, shapes[part], f"{self.name}, {part.replace('_', ' ')}")
+        return params
 
     def unet_2d(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
         """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
