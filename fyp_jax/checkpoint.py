@@ -9,6 +9,7 @@ data/        JSON: where the data iterator stands
 A step is written under another name and renamed when it is whole; FOLDER may be a bucket (`gs://...`).
 """
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -17,12 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.typing import DTypeLike
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, type_handlers
 
 from fyp_jax import trees
+from fyp_jax.convert.stored import StoredArray, Weights
 from fyp_jax.errors import UserError, reason
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import UNet3DConfig, unet_shapes
@@ -34,6 +37,8 @@ ENCODERS = ("vae", "text_encoder")
 """Models that a checkpoint may hold beside UNet and pose encoder, where a run has its own."""
 
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+TRAINED_TOO = "text_encoder/"
+"""What else an item of a stage that trained it has; its sizes are the pipeline's."""
 
 
 class CheckpointError(UserError):
@@ -81,17 +86,76 @@ def load_inference(
     the sizes that the checkpoint itself states.
     """
     folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    step = _newest(folder)
-    if step is None:
-        raise CheckpointError(f"{folder}: no checkpoint in it (no folder with a step number)")
+    step = _require_step(folder)
     try:
         return _load_step(folder, step, dtype)
     except UserError:
         raise
     except ORBAX_ERRORS as error:
         raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
+
+
+def open_inference(folder: Folder, step: int | None = None) -> Weights:
+    """What `load_inference` reads, of a step or the newest one, with its arrays still in the checkpoint.
+
+    Each array is read whole, on whatever mesh it was written. Raises as `load_inference`, and CheckpointError
+    when an array is read that cannot be.
+    """
+    folder = epath.Path(folder)
+    step = _require_step(folder, step)
+    try:
+        with _manager(folder, create=False) as manager:
+            saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+            found = manager.item_metadata(step)["inference"]
+        config = UNet3DConfig.from_json(saved["unet"])
+        if found is None:
+            raise CheckpointError(f"{folder}: step {step} has no inference parameters")
+        expected = trees.flatten(inference_shapes(config))
+        flat = trees.flatten(found.tree)
+        trees.check_same(
+            {path: leaf for path, leaf in flat.items() if not path.startswith(TRAINED_TOO)},
+            expected,
+            f"{folder}, step {step}",
+        )
+        reader = _ArrayReader(f"{folder}: step {step}", next(iter(flat.values())).directory)
+        models = trees.unflatten({path: reader.stored(leaf) for path, leaf in flat.items()})
+        return Weights(config, models, {**saved["origin"], "step": step})
+    except UserError:
+        raise
+    except ORBAX_ERRORS as error:
+        raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
+
+
+class _ArrayReader:
+    """Reads single arrays of one item, which Orbax's own restore does only with all names of the item."""
+
+    def __init__(self, what: str, directory: epath.Path):
+        self._what = what
+        self._runner = asyncio.Runner()
+        self._handler = type_handlers.NumpyHandler()
+        self._ocdbt = type_handlers.is_ocdbt_checkpoint(directory)
+        self._context = type_handlers.get_ts_context(use_ocdbt=self._ocdbt)
+
+    def stored(self, leaf: Any) -> StoredArray:
+        info = type_handlers.ParamInfo(
+            name=leaf.name,
+            parent_dir=leaf.directory,
+            is_ocdbt_checkpoint=self._ocdbt,
+            ts_context=self._context,
+        )
+        return StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), lambda: self._read(info))
+
+    def _read(self, info: type_handlers.ParamInfo) -> np.ndarray:
+        arrays: list[np.ndarray] = []
+
+        async def read() -> None:  # gives nothing back, as asyncio writes down what a task gives: slow
+            arrays.extend(await self._handler.deserialize([info]))
+
+        try:
+            self._runner.run(read())
+        except Exception as error:  # as above
+            raise CheckpointError(f"{self._what} cannot be read whole ({reason(error)})") from error
+        return arrays[0]
 
 
 def _load_step(
@@ -211,6 +275,18 @@ def _by_path(tree: Any) -> dict[str, Any]:
     """Leaves of any tree by names that are the same for what Orbax makes of it (a tuple becomes a list)."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _require_step(folder: epath.Path, step: int | None = None) -> int:
+    """The step that is asked for, or the newest; CheckpointError where there is none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    newest = _newest(folder)
+    if newest is None:
+        raise CheckpointError(f"{folder}: no checkpoint in it (no folder with a step number)")
+    if step is not None and not (folder / str(step)).is_dir():
+        raise CheckpointError(f"{folder}: has no step {step} (the newest is {newest})")
+    return newest if step is None else step
 
 
 def _newest(folder: epath.Path) -> int | None:

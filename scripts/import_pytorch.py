@@ -1,10 +1,15 @@
-"""PyTorch weights into an Orbax checkpoint that sample.py takes.
+"""PyTorch weights, and all that export_pytorch.py writes, into an Orbax checkpoint that sample.py takes.
 
 From a Stable Diffusion pipeline (folder or Hub id), its image UNet inflated to clips:
     python scripts/import_pytorch.py --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/sd14
 From a published Follow Your Pose checkpoint (pytorch_model.bin, and pose_encoder.pth in it or beside it):
     python scripts/import_pytorch.py --checkpoint followyourpose/checkpoint-1000 \\
         --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/follow_your_pose
+With a pose encoder that is a T2I-Adapter of diffusers (folder or Hub id):
+    python scripts/import_pytorch.py --pipeline CompVis/stable-diffusion-v1-4 \\
+        --pose-encoder TencentARC/t2iadapter_openpose_sd14v1 --out checkpoints/openpose
+From safetensors of our own names, which carry their config:
+    python scripts/import_pytorch.py --checkpoint exported/safetensors --out checkpoints/again
 """
 
 import argparse
@@ -15,9 +20,10 @@ from pathlib import Path
 import jax
 
 from fyp_jax.checkpoint import require_free, save_inference
+from fyp_jax.convert.own_form import is_own_form, read_own
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.published import read_published
-from fyp_jax.errors import exit_status
+from fyp_jax.convert.published import find_pose_encoder, read_published
+from fyp_jax.errors import UserError, exit_status
 from fyp_jax.models.pose_encoder import init_pose_encoder
 
 
@@ -25,13 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--pipeline", metavar="NAME", help="folder or Hub id; has the UNet's sizes")
     parser.add_argument(
-        "--pipeline", required=True, metavar="NAME", help="folder or Hub id; has the UNet's sizes"
+        "--checkpoint", type=Path, metavar="DIR", help="published, or of our own names; without it, inflate"
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="published checkpoint; without it, inflate"
+        "--pose-encoder", metavar="NAME", help="pose_encoder.pth, wherever it is, or a T2I-Adapter"
     )
-    parser.add_argument("--pose-encoder", type=Path, metavar="FILE", help="pose_encoder.pth, wherever it is")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new Orbax checkpoint")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="its step number (default: 0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of parameters that start fresh")
@@ -43,16 +49,22 @@ def main() -> None:
         for key, value in vars(args).items()
         if key != "out"
     }
-    if args.checkpoint is None:
+    pose = None if args.pose_encoder is None else find_pose_encoder(args.pose_encoder)
+    if args.checkpoint is not None and is_own_form(args.checkpoint):
+        config, params, came_from = read_own(args.checkpoint)
+        origin = came_from | {key: value for key, value in origin.items() if value is not None}
+        params |= read_published(None, pose, config)
+    elif args.pipeline is None:
+        raise UserError("give --pipeline: these weights do not say the sizes of their UNet")
+    elif args.checkpoint is None:
         folder = PipelineFolder(args.pipeline, parts=("unet",))
         config = folder.unet_config()
-        params = {"unet": folder.unet_2d(config, args.seed)}
-        if args.pose_encoder is None:
+        params = {"unet": folder.unet_2d(config, args.seed), **read_published(None, pose, config)}
+        if pose is None:
             print("The pose encoder starts fresh: its maps are 0 until it is trained.")
     else:
         config = PipelineFolder(args.pipeline, parts=()).unet_config()
-        params = {}
-    params |= read_published(args.checkpoint, args.pose_encoder, config)
+        params = read_published(args.checkpoint, pose, config)
     if "pose_encoder" not in params:
         params["pose_encoder"] = init_pose_encoder(config, jax.random.key(args.seed))
     save_inference(args.out, args.step, config, params, origin)

@@ -54,12 +54,12 @@ def test_imports_point_down(file: Path):
 def test_only_frozen_imports_the_model_libraries():
     for file in FILES:
         libraries = {name.split(".")[0] for name in imports(file)} & {"diffusers", "transformers"}
-        assert not libraries or file.name == "frozen.py", f"{file} imports {libraries}"
+        assert not libraries or file.name in ("frozen.py", "verify.py"), f"{file} imports {libraries}"
 
 
 def test_torch_is_imported_where_files_need_it_only():
     for file in FILES:
-        assert "torch" not in imports(file) or file.name == "torch_files.py", file
+        assert "torch" not in imports(file) or file.name in ("torch_files.py", "verify.py"), file
 
 
 def test_models_know_no_mesh():

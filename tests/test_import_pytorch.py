@@ -1,17 +1,13 @@
 """From PyTorch's weights to a checkpoint of ours, and back from the disk."""
 
-import contextlib
-import io
 import json
 import logging
-import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import diffusers
 import jax
@@ -31,8 +27,9 @@ from fyp_jax.errors import UserError, exit_status
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3DConfig
 from fyp_jax.trees import TreeMismatch, flatten, unflatten
+from running import SCRIPTS, Run, assert_mistake, assert_same, run_script
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "import_pytorch.py"
+SCRIPT = SCRIPTS / "import_pytorch.py"
 ORIGIN = {"made_by": "a test"}
 
 TINY = UNet3DConfig(
@@ -46,42 +43,8 @@ TINY = UNet3DConfig(
 )
 
 
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 def import_pytorch(*args: object) -> Run:
-    """Run the script as a user does, but in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = [str(SCRIPT), *map(str, args)]
-    with (
-        mock.patch.object(sys, "argv", argv),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as caught,
-    ):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return Run(int(caught.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def assert_mistake(run: Run, *said: str) -> None:
-    """Status 2 and one line on standard error."""
-    assert run.status == 2, run
-    assert run.err.startswith("error: "), run.err
-    assert run.err.count("\n") == 1, f"not one line: {run.err}"
-    for words in said:
-        assert words in run.err, run.err
-
-
-def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Paths, dtypes and every bit."""
-    found, expected = flatten(found), flatten(expected)
-    assert sorted(found) == sorted(expected)
-    for path, array in expected.items():
-        assert found[path].dtype == array.dtype, f"{path} is {found[path].dtype}, not {array.dtype}"
-        assert np.array_equal(np.asarray(found[path]), np.asarray(array)), f"{path} has other values"
+    return run_script(SCRIPT, *args)
 
 
 def save_torch(state_dict: Mapping[str, np.ndarray], file: Path) -> None:

@@ -1,5 +1,6 @@
 """A Stable Diffusion pipeline as diffusers lays it out: a folder, a Hub id, or one of our own sizes.
 
+model_index.json               the class of each part
 vae/ text_encoder/ unet/       config.json and weights
 tokenizer/                     vocab.json, merges.txt
 scheduler/                     scheduler_config.json
@@ -7,10 +8,9 @@ scheduler/                     scheduler_config.json
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
+from importlib import metadata, resources
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
@@ -18,15 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jax.typing import DTypeLike
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, read_weights
-from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like, to_torch_like
+from fyp_jax.convert.stored import StoredArray, all_in_memory
+from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, open_weights, read_weights
+from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like, image_part, to_torch_like
+from fyp_jax.convert.weight_writer import Contents, WeightSet, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError, reason
 from fyp_jax.models.frozen import FrozenModels
-from fyp_jax.models.unet import TEMPORAL
 from fyp_jax.models.unet_config import UNet3DConfig
 
 # The VAE's attention has other names in the Flax model and in old PyTorch files than in new ones.
@@ -34,9 +33,22 @@ VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 
 
 WEIGHT_FILES = {
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
+    ("vae", ".safetensors"): "diffusion_pytorch_model.safetensors",
+    ("unet", ".safetensors"): "diffusion_pytorch_model.safetensors",
+    ("text_encoder", ".safetensors"): "model.safetensors",
+    ("vae", ".bin"): "diffusion_pytorch_model.bin",
+    ("unet", ".bin"): "diffusion_pytorch_model.bin",
+    ("text_encoder", ".bin"): "pytorch_model.bin",
+}
+WEIGHTED = ("vae", "text_encoder", "unet")
+CLASSES = {
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
 }
 
 
@@ -46,7 +58,7 @@ class PipelineFolder:
     def __init__(self, name: str, parts: tuple[str, ...] = ("vae", "text_encoder")):
         """Find `name`, downloading the weights of `parts` if it is a Hub id. Raises UserError."""
         self.name = name
-        self.path = _find(name, parts)
+        self.path = find_folder(name, parts)
 
     def json(self, part: str) -> dict[str, Any]:
         """A part's configuration."""
@@ -96,25 +108,58 @@ class PipelineFolder:
 
         `changes` are fields of a part's config.json with other values: {"vae": {"scaling_factor": 0.2}}.
         Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
-        where the folder cannot be written.
+        where the folder cannot be written, or has something else in it.
         """
-        unet = to_torch_like(params["unet"])
+        stored = {part: all_in_memory(params[part]) for part in WEIGHTED}
         weights = {
-            "vae": {_torch_vae_name(name): x for name, x in to_torch_like(params["vae"]).items()},
-            "text_encoder": to_torch_like(params["text_encoder"]),
-            "unet": {name: x for name, x in unet.items() if not TEMPORAL.search(name)},
+            "vae": {_torch_vae_name(name): x for name, x in to_torch_like(stored["vae"]).items()},
+            "text_encoder": to_torch_like(stored["text_encoder"]),
+            "unet": image_part(stored["unet"]),
         }
-        try:
-            for part in ("tokenizer", "scheduler", *weights):
-                shutil.copytree(self.path / part, folder / part, dirs_exist_ok=True)
-            for part, values in changes.items():
-                config = json.dumps(self.json(part) | dict(values), indent=2)
-                (folder / part / "config.json").write_text(config)
-            for part, arrays in weights.items():
-                contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-                save_file(contiguous, folder / part / WEIGHT_FILES[part])
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder}: the pipeline cannot be written ({reason(error)})") from error
+        contents = self.contents(weights, changes)
+        WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
+
+    def contents(
+        self,
+        replaced: Mapping[str, Mapping[str, StoredArray]],
+        changes: Mapping[str, Mapping[str, Any]],
+        ending: str = ".safetensors",
+    ) -> Contents:
+        """What a pipeline folder like this one has, that PyTorch's `StableDiffusionPipeline` opens.
+
+        `replaced` are weights of parts by PyTorch's names; other parts keep theirs. `changes` as for
+        `write_with`. Raises UserError where this folder lacks something.
+        """
+        configs = {part: self.json(part) | dict(changes.get(part, {})) for part in WEIGHTED}
+        configs["unet"].pop("zero_init_temporal", None)  # ours alone
+        scheduler = self.json("scheduler")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": metadata.version("diffusers"),
+            **CLASSES,
+            "scheduler": ["diffusers", scheduler.get("_class_name", "PNDMScheduler")],
+            "requires_safety_checker": False,
+        }
+        if not (self.path / "tokenizer").is_dir():
+            raise UserError(f"{self.name}: has no tokenizer")
+        texts = {f"{part}/config.json": config for part, config in configs.items()}
+        texts |= {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
+        weights = [
+            WeightSet(f"{part}/{WEIGHT_FILES[part, ending]}", replaced.get(part) or self.stored(part))
+            for part in WEIGHTED
+        ]
+        return Contents(
+            weights,
+            {name: json.dumps(values, indent=2) for name, values in texts.items()},
+            {"tokenizer": self.path / "tokenizer"},
+        )
+
+    def stored(self, part: str) -> dict[str, StoredArray]:
+        """The weights of a part by PyTorch's present names, not yet read. Raises WeightsError."""
+        arrays = open_weights(find_weights(self.path / part))
+        if part == "vae":
+            return {_torch_vae_name(name): _flat_stored(name, x) for name, x in arrays.items()}
+        return {name: x for name, x in arrays.items() if not name.endswith("position_ids")}
 
     def _read(self, part: str) -> dict[str, np.ndarray]:
         return read_weights(find_weights(self.path / part))
@@ -137,7 +182,16 @@ def _flat_dense(name: str, value: np.ndarray) -> np.ndarray:
     return value[..., 0, 0] if ".attentions." in name and value.ndim == 4 else value
 
 
-def _find(name: str, parts: tuple[str, ...]) -> Path:
+def _flat_stored(name: str, value: StoredArray) -> StoredArray:
+    flat = value.shape[:2] if ".attentions." in name and len(value.shape) == 4 else value.shape
+    return StoredArray(flat, value.dtype, lambda: value.read().reshape(flat))
+
+
+def find_folder(name: str, parts: tuple[str, ...]) -> Path:
+    """A folder, one of our own sizes, or the local copy of a Hub repository with the weights of `parts`.
+
+    A part is a folder in the repository, "." all of it. Raises UserError.
+    """
     if os.path.isdir(name):
         return Path(name)
     own = Path(str(resources.files("fyp_jax").joinpath("assets", "models")))
@@ -152,11 +206,12 @@ def _find(name: str, parts: tuple[str, ...]) -> Path:
 
 def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
     """The parts of a Hub repository that are needed, from the Hub or its local cache."""
-    configs = ["*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
+    configs = ["config.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
     try:
         for form in FORMS:
             # One after the other: repositories hold each weight in several.
-            weights = [f"{part}/{name}" for part in parts for name in form.files + form.shards]
+            names = form.files + form.shards
+            weights = [str(PurePosixPath(part, name)) for part in parts for name in names]
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=configs + weights))
             if all(_has_weights(folder / part) for part in parts):
                 return folder

@@ -1,17 +1,24 @@
 """PyTorch weight files into named numpy arrays: safetensors without torch, `.bin` and `.pth` with it."""
 
-import json
 import pickle
+import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from fyp_jax.errors import UserError, reason
+from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
+from fyp_jax.convert.stored import StoredArray
+from fyp_jax.convert.weight_writer import shards_of
+from fyp_jax.errors import reason
+
+__all__ = ["FORMS", "WEIGHT_ENDINGS", "WeightsError", "find_weights", "open_weights", "read_weights"]
 
 # As diffusers and transformers name them; what stands first is taken.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+PICKLES = (".bin", ".pth", ".pt")
+WEIGHT_ENDINGS = (".safetensors", *PICKLES, ".json")
 
 
 class Form(NamedTuple):
@@ -35,10 +42,6 @@ class Form(NamedTuple):
 FORMS = (Form(".safetensors"), Form(".bin"), Form(".safetensors", ".fp16"), Form(".bin", ".fp16"))
 
 
-class WeightsError(UserError):
-    """A weight file that is missing, damaged or refused; the message opens with its path."""
-
-
 def find_weights(folder: Path) -> Path:
     """The weight file of one model's folder, or the index of its shards; safetensors and fp32 first."""
     for form in FORMS:
@@ -49,8 +52,8 @@ def find_weights(folder: Path) -> Path:
     raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(endings)})")
 
 
-def read_weights(file: Path) -> dict[str, np.ndarray]:
-    """Arrays by PyTorch's names; floats of any width become float32, the rest is kept.
+def open_weights(file: Path) -> dict[str, StoredArray]:
+    """Arrays by PyTorch's names, not yet read (those of an old `.bin`, which is no zip, are in memory).
 
     `file` is a `.safetensors`, a `.bin` or `.pth`, or the `.json` index of shards beside it. Raises
     WeightsError: no such file, damaged, a pickle that holds more than tensors, torch not installed.
@@ -58,35 +61,23 @@ def read_weights(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
     if file.suffix == ".json":
-        try:
-            names = set(json.loads(file.read_text())["weight_map"].values())
-            shards = sorted(file.parent / name for name in names)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{file}: not an index of shards ({error!r})") from error
-        return {name: value for shard in shards for name, value in read_weights(shard).items()}
+        return {name: array for shard in shards_of(file) for name, array in open_weights(shard).items()}
     if file.suffix == ".safetensors":
-        arrays = _read_safetensors(file)
-    elif file.suffix in {".bin", ".pth", ".pt"}:
-        arrays = _read_pickle(file)
-    else:
-        raise WeightsError(f"{file}: not a weight file (.safetensors, .bin, .pth)")
-    return {name: _float32(value) for name, value in arrays.items()}
+        return open_safetensors(file)[0]
+    if file.suffix in PICKLES:
+        return _open_pickle(file)
+    raise WeightsError(f"{file}: not a weight file (.safetensors, .bin, .pth)")
 
 
-def _float32(value: np.ndarray) -> np.ndarray:
-    is_float = value.dtype.kind == "f" or value.dtype.name.startswith("bfloat")
-    return value.astype(np.float32, copy=False) if is_float else value
+def read_weights(file: Path) -> dict[str, np.ndarray]:
+    """Arrays by PyTorch's names; floats of any width become float32, the rest is kept.
+
+    Raises as `open_weights`.
+    """
+    return {name: array.astype(np.float32, name).read() for name, array in open_weights(file).items()}
 
 
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(file, framework="np") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: not a whole safetensors file ({error})") from error
-
-
-def _read_pickle(file: Path) -> dict[str, np.ndarray]:
+def _open_pickle(file: Path) -> dict[str, StoredArray]:
     try:
         import torch
     except ImportError as error:
@@ -94,7 +85,7 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
             f"{file}: reading it needs torch: pip install -e '.[torch]', or convert it to safetensors"
         ) from error
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise WeightsError(
             f"{file}: damaged, or holds more than tensors; refused ({reason(error)})"
@@ -102,7 +93,13 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
     named = tensors.values() if isinstance(tensors, dict) else [None]
     if not all(isinstance(value, torch.Tensor) for value in named):
         raise WeightsError(f"{file}: not a state dict of named tensors")
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
-        for name, tensor in tensors.items()
-    }
+
+    def stored(tensor: Any) -> StoredArray:
+        # numpy knows no bfloat16 of torch's; every width becomes float32 without a change of value.
+        detached = tensor.detach()
+        narrow = tensor.dtype in (torch.float16, torch.bfloat16)
+        dtype = np.float32 if narrow else torch.empty(0, dtype=tensor.dtype).numpy().dtype
+        read = lambda: (detached.float() if narrow else detached).numpy()  # noqa: E731
+        return StoredArray(tuple(tensor.shape), np.dtype(dtype), read)
+
+    return {name: stored(tensor) for name, tensor in tensors.items()}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from fyp_jax import trees
+from fyp_jax.convert.stored import StoredArray
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import TEMPORAL, UNet3DConfig, draw_temporal, unet_shapes
 
@@ -64,7 +65,7 @@ def torch_layout(tree: Mapping[str, Any], prefix: str = "") -> dict[str, TorchAr
 
 
 def from_torch_like(
-    state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, Any], what: str, prefix: str = ""
+    state_dict: Mapping[str, Any], shapes: Mapping[str, Any], what: str, prefix: str = ""
 ) -> dict[str, Any]:
     """The parameters of any model whose nested `shapes` are known. Raises TreeMismatch; `what` opens it."""
     layout = torch_layout(shapes, prefix)
@@ -74,16 +75,23 @@ def from_torch_like(
     )
 
 
-def to_torch_like(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """The nested parameters of any model by PyTorch's names and axes; the inverse of `from_torch_like`."""
+def to_torch_like(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The nested parameters of any model by PyTorch's names and axes; the inverse of `from_torch_like`.
+
+    Stored arrays stay where they are; others become numpy's.
+    """
     flat = trees.flatten(params)
     return {
-        name: np.asarray(flat[entry.path]).transpose(entry.axes)
+        name: _on_host(flat[entry.path]).transpose(entry.axes)
         for name, entry in torch_layout(params, prefix).items()
     }
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig | None = None) -> dict[str, Any]:
+def _on_host(array: Any) -> Any:
+    return array if isinstance(array, StoredArray) else np.asarray(array)
+
+
+def from_torch(state_dict: Mapping[str, Any], config: UNet3DConfig | None = None) -> dict[str, Any]:
     """PyTorch's names and axes -> {"unet": parameters, "pose_encoder": parameters}, as views.
 
     Takes the video UNet, the pose encoder under `skeleton_adapter.`, or both; a part that is not there at
@@ -102,19 +110,25 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig | None
     return params
 
 
-def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(params: Mapping[str, Any]) -> dict[str, Any]:
     """{"unet": parameters, "pose_encoder": parameters}, or one of them -> PyTorch's names and axes.
 
-    The exact inverse of `from_torch`, bit for bit; raises TreeMismatch as it does.
+    The exact inverse of `from_torch`, bit for bit; raises TreeMismatch as it does. Stored arrays stay where
+    they are.
     """
     if unknown := set(params) - {"unet", "pose_encoder"}:
         raise trees.TreeMismatch(f"no PyTorch names for {sorted(unknown)}, only for unet and pose_encoder")
-    state_dict: dict[str, np.ndarray] = {}
+    state_dict: dict[str, Any] = {}
     for part, prefix in (("unet", ""), ("pose_encoder", POSE_PREFIX)):
         if part in params:
             state_dict |= to_torch_like(params[part], prefix)
     from_torch(state_dict)  # names and shapes must be those of a whole model
     return state_dict
+
+
+def image_part(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image model has of a video UNet's parameters, by PyTorch's names and axes."""
+    return {name: x for name, x in to_torch_like(unet).items() if not TEMPORAL.search(name)}
 
 
 def from_torch_2d(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, seed: int) -> dict[str, Any]:
@@ -128,7 +142,7 @@ def from_torch_2d(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, se
     return trees.unflatten(trees.flatten(params) | draw_temporal(config, jax.random.key(seed)))
 
 
-def unet_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
+def unet_sizes(state_dict: Mapping[str, Any]) -> UNet3DConfig:
     """The config whose UNet has arrays of these sizes; numbers of heads and groups cannot be seen."""
     levels = _count(state_dict, r"down_blocks\.(\d+)\.")
     with_text = [f"down_blocks.{i}.attentions.0.norm.weight" in state_dict for i in range(levels)]
@@ -150,7 +164,7 @@ def unet_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
     )
 
 
-def pose_encoder_sizes(state_dict: Mapping[str, np.ndarray]) -> UNet3DConfig:
+def pose_encoder_sizes(state_dict: Mapping[str, Any]) -> UNet3DConfig:
     """A config whose pose encoder has arrays of these sizes (only `block_out_channels` counts)."""
     levels = _count(state_dict, POSE_PREFIX + r"body\.(\d+)\.") // 2
     widths = [_shape(state_dict, f"{POSE_PREFIX}body.{2 * i}.block1.weight")[0] for i in range(levels)]
@@ -169,7 +183,7 @@ def _count(state_dict: Mapping[str, Any], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _shape(state_dict: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if name not in state_dict:
         found = ", ".join(sorted(state_dict)[: trees.SHOWN]) or "nothing"
         raise trees.TreeMismatch(f"cannot read the model's sizes: {name} is missing (found {found}, ...)")

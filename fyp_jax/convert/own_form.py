@@ -1,0 +1,104 @@
+"""Our own names in safetensors: one file for each model, which carries the config. Nothing here needs torch.
+
+unet.safetensors pose_encoder.safetensors      and text_encoder.safetensors where a stage trained it
+
+Names are paths as in the code (`conv_in/kernel`), axes as in the code (channels last). The metadata of every
+file has `format` (fyp_jax), `model`, and as JSON `config` (`UNet3DConfig`) and `origin`. A large model is in
+shards with the usual index (`unet.safetensors.index.json`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from fyp_jax import trees
+from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
+from fyp_jax.convert.stored import StoredArray, Weights, read_all
+from fyp_jax.convert.weight_writer import Contents, WeightSet, index_name, shards_of
+from fyp_jax.models.pose_encoder import pose_encoder_shapes
+from fyp_jax.models.unet import unet_shapes
+from fyp_jax.models.unet_config import UNet3DConfig
+
+FORMAT = "fyp_jax"
+REQUIRED = ("unet", "pose_encoder")
+MODELS = (*REQUIRED, "text_encoder")
+ENDING = ".safetensors"
+
+
+def own_contents(weights: Weights) -> Contents:
+    """What a folder in this form has; `WeightWriter.write_folder` writes it."""
+    return Contents(
+        [
+            WeightSet(model + ENDING, trees.flatten(tree), _metadata(weights, model))
+            for model, tree in weights.models.items()
+        ],
+        {},
+        {},
+    )
+
+
+def _metadata(weights: Weights, model: str) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "model": model,
+        "config": json.dumps(weights.config.to_json()),
+        "origin": json.dumps(weights.origin),
+    }
+
+
+def is_own_form(folder: Path) -> bool:
+    """Whether the UNet is here under our name."""
+    return any((folder / name).is_file() for name in (f"unet{ENDING}", index_name(f"unet{ENDING}")))
+
+
+def open_own(folder: Path) -> Weights:
+    """The models of a folder, not yet read.
+
+    Raises WeightsError where a file is missing, damaged or not of this form, TreeMismatch where arrays are
+    not those of the config.
+    """
+    models, configs, origins = {}, {}, {}
+    for model in MODELS:
+        if model in REQUIRED or (folder / (model + ENDING)).exists() or _has_index(folder, model):
+            flat, metadata = _open_model(folder, model)
+            models[model] = trees.unflatten(flat)
+            try:
+                if (metadata["format"], metadata["model"]) != (FORMAT, model):
+                    raise ValueError(f"it says {metadata['format']}, {metadata['model']}")
+                configs[model] = UNet3DConfig.from_json(json.loads(metadata["config"]))
+                origins[model] = json.loads(metadata["origin"])
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise WeightsError(f"{folder / model}{ENDING}: not in our form ({error})") from error
+    if any(config != configs["unet"] for config in configs.values()):
+        raise WeightsError(f"{folder}: its files are of models with different configs")
+    config = configs["unet"]
+    for model, shapes in (("unet", unet_shapes(config)), ("pose_encoder", pose_encoder_shapes(config))):
+        trees.check_same(trees.flatten(models[model]), trees.flatten(shapes), f"{folder / model}{ENDING}")
+    return Weights(config, models, origins["unet"])
+
+
+def read_own(
+    folder: Path, dtype: DTypeLike = np.float32
+) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
+    """Sizes, parameters as `dtype`, and where they are from: what `checkpoint.load_inference` gives.
+
+    Raises as `open_own`.
+    """
+    weights = open_own(folder)
+    return weights.config, read_all(weights.models, dtype), weights.origin
+
+
+def _has_index(folder: Path, model: str) -> bool:
+    return (folder / index_name(model + ENDING)).exists()
+
+
+def _open_model(folder: Path, model: str) -> tuple[Mapping[str, StoredArray], dict[str, str]]:
+    if not _has_index(folder, model):
+        return open_safetensors(folder / (model + ENDING))
+    opened = [open_safetensors(file) for file in shards_of(folder / index_name(model + ENDING))]
+    arrays = {name: array for part, _ in opened for name, array in part.items()}
+    return arrays, opened[0][1]

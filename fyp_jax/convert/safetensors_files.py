@@ -1,0 +1,96 @@
+"""Safetensors, one array at a time: 8 bytes with the header's length, a JSON header, and the arrays.
+
+The library's own `save_file` wants a whole model in memory.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fyp_jax.convert.stored import StoredArray, stream
+from fyp_jax.errors import UserError
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class WeightsError(UserError):
+    """A weight file that is missing, damaged or refused; the message opens with its path."""
+
+
+def write_safetensors(
+    file: Path,
+    arrays: Mapping[str, StoredArray],
+    metadata: Mapping[str, str],
+    on_array: Callable[[str, int], Any] | None = None,
+) -> dict[str, int]:
+    """Write the arrays one after the other; the CRC-32 of each array's bytes.
+
+    `on_array` is called with the name and the bytes of each one that is written. Raises OSError.
+    """
+    # The widest first, as the library does, so that every array begins at a multiple of its width.
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    sums: dict[str, int] = {}
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little"))
+        out.write(text)
+
+        def write(name: str, data: memoryview) -> None:
+            sums[name] = zlib.crc32(data)
+            out.write(data)
+            if on_array is not None:
+                on_array(name, len(data))
+
+        stream(ordered, write)
+    return sums
+
+
+def open_safetensors(file: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """The arrays of a file, not yet read, and its metadata.
+
+    Raises WeightsError where there is no such file, or it is cut off or no safetensors file.
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    try:
+        opened = safe_open(file, framework="np")
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        arrays = {
+            name: StoredArray(tuple(part.get_shape()), DTYPES[part.get_dtype()], _reader(opened, name))
+            for name, part in slices.items()
+        }
+        return arrays, dict(opened.metadata() or {})
+    except (SafetensorError, OSError, KeyError) as error:
+        raise WeightsError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def _reader(opened: Any, name: str) -> Callable[[], np.ndarray]:
+    return lambda: opened.get_tensor(name)

@@ -1,0 +1,97 @@
+"""The pose encoder as PyTorch diffusers' `T2IAdapter` (`full_adapter`), which is the same network.
+
+There, blocks are grouped by level: our `body.3.block1` is `adapter.body.1.resnets.1.block1`, and the 1x1
+convolution that changes the width, our `body.2.in_conv`, is the level's own, `adapter.body.1.in_conv`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fyp_jax import trees
+from fyp_jax.convert.stored import Weights
+from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_names import POSE_PREFIX, to_torch_like, torch_layout
+from fyp_jax.convert.weight_writer import Contents, WeightSet
+from fyp_jax.models.pose_encoder import DOWNSCALE, pose_encoder_shapes
+from fyp_jax.models.unet_config import UNet3DConfig
+
+PREFIX = "adapter."
+WEIGHT_FILE = "diffusion_pytorch_model.safetensors"
+BLOCKS = 2
+"""Residual blocks of a level."""
+COLOURS = 3
+
+
+def t2i_name(name: str) -> str:
+    """`T2IAdapter`'s name for an array of a `pose_encoder.pth`."""
+    block = re.fullmatch(r"body\.(\d+)\.(.*)", name)
+    if block is None:
+        return PREFIX + name
+    level, i = divmod(int(block[1]), BLOCKS)
+    inner = block[2] if block[2].startswith("in_conv.") else f"resnets.{i}.{block[2]}"
+    return f"{PREFIX}body.{level}.{inner}"
+
+
+def t2i_config(config: UNet3DConfig) -> dict[str, Any]:
+    """The `config.json` of the adapter that fits a UNet."""
+    return {
+        "_class_name": "T2IAdapter",
+        "_diffusers_version": metadata.version("diffusers"),
+        "adapter_type": "full_adapter",
+        "channels": list(config.block_out_channels),
+        "downscale_factor": DOWNSCALE,
+        "in_channels": COLOURS,
+        "num_res_blocks": BLOCKS,
+    }
+
+
+def t2i_contents(weights: Weights) -> Contents:
+    """A folder that `T2IAdapter.from_pretrained` opens."""
+    pose = to_torch_like(weights.models["pose_encoder"])
+    return Contents(
+        [WeightSet(WEIGHT_FILE, {t2i_name(name): x for name, x in pose.items()})],
+        {"config.json": json.dumps(t2i_config(weights.config), indent=2)},
+        {},
+    )
+
+
+def is_t2i(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the names are those of a `T2IAdapter`."""
+    return any(name.startswith(PREFIX) for name in state_dict)
+
+
+def from_t2i(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig) -> dict[str, np.ndarray]:
+    """The arrays of a `T2IAdapter` by the names of a published pose encoder (`skeleton_adapter...`).
+
+    Raises TreeMismatch, with the adapter's names, where they are not those of `config`.
+    """
+    layout = torch_layout(pose_encoder_shapes(config))
+    trees.check_same(state_dict, {t2i_name(name): entry for name, entry in layout.items()}, "T2I-Adapter")
+    return {POSE_PREFIX + name: state_dict[t2i_name(name)] for name in layout}
+
+
+def read_t2i_folder(folder: Path, config: UNet3DConfig) -> dict[str, np.ndarray]:
+    """The weights of a folder with a `T2IAdapter`, by its names.
+
+    Raises WeightsError where it is none, or another kind than `full_adapter` for a UNet of `config`.
+    """
+    try:
+        found = json.loads((folder / "config.json").read_text())
+        kind = found["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{folder}: not a folder of a T2IAdapter ({error})") from error
+    expected = t2i_config(config)
+    del expected["_diffusers_version"]
+    other = {
+        name: found.get(name, value) for name, value in expected.items() if found.get(name, value) != value
+    }
+    if other:
+        wanted = {name: expected[name] for name in other}
+        raise WeightsError(f"{folder}: a {kind} with {other}, but the UNet's would have {wanted}")
+    return read_weights(find_weights(folder))

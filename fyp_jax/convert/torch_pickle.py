@@ -1,0 +1,119 @@
+"""PyTorch's `.bin` and `.pth` files, written one array at a time and without torch.
+
+The form of `torch.save` since 1.6: a zip of uncompressed records, which are a pickled dictionary of tensors
+without their numbers, and a record of numbers for each. `torch.save` itself wants all tensors in memory.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax.numpy as jnp
+import numpy as np
+
+from fyp_jax.convert.stored import StoredArray, stream
+
+STORAGES = {
+    np.dtype(np.float64): "DoubleStorage",
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(jnp.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+    np.dtype(np.int32): "IntStorage",
+    np.dtype(np.int16): "ShortStorage",
+    np.dtype(np.int8): "CharStorage",
+    np.dtype(np.uint8): "ByteStorage",
+    np.dtype(np.bool_): "BoolStorage",
+}
+ALIGNMENT = 64
+"""Bytes; where a record of numbers begins, as `torch.save` has it, so that files can be mapped."""
+PADDING_ID = b"FB"
+LOCAL_HEADER = 30
+EXTRA_HEADER = 4
+
+
+def write_torch(
+    file: Path, arrays: Mapping[str, StoredArray], on_array: Callable[[str, int], Any] | None = None
+) -> dict[str, int]:
+    """A state dict that `torch.load(weights_only=True)` opens; the CRC-32 of each array's bytes.
+
+    `on_array` is called with the name and the bytes of each one that is written. Raises OSError.
+    """
+    sums: dict[str, int] = {}
+    with file.open("wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+
+        def record(name: str, data: bytes | memoryview) -> int:
+            about = _aligned(out, f"archive/{name}")
+            with archive.open(about, "w") as entry:
+                entry.write(data)
+            return about.CRC
+
+        record("data.pkl", _pickled(arrays))
+        record("byteorder", b"little")
+
+        def write(name: str, data: memoryview) -> None:
+            sums[name] = record(f"data/{len(sums)}", data)
+            if on_array is not None:
+                on_array(name, len(data))
+
+        stream(list(arrays.items()), write)
+        record("version", b"3\n")
+    return sums
+
+
+def _aligned(out: BinaryIO, name: str) -> zipfile.ZipInfo:
+    """A record at the end of the file; dated 1980, so that the same arrays give the same file."""
+    entry = zipfile.ZipInfo(name)
+    start = out.tell() + LOCAL_HEADER + len(name) + EXTRA_HEADER
+    padding = -start % ALIGNMENT
+    entry.extra = PADDING_ID + padding.to_bytes(2, "little") + bytes(padding)
+    return entry
+
+
+def _pickled(arrays: Mapping[str, StoredArray]) -> bytes:
+    """{name: tensor}, each tensor being a call of `_rebuild_tensor_v2` on a storage that is named only."""
+    items = b"".join(
+        _text(name) + _tensor(number, array) for number, (name, array) in enumerate(arrays.items())
+    )
+    return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
+
+
+def _tensor(number: int, array: StoredArray) -> bytes:
+    storage = _tuple(
+        _text("storage"),
+        _global("torch", STORAGES[array.dtype]),
+        _text(str(number)),
+        _text("cpu"),
+        _number(array.size),
+    )
+    strides = [int(np.prod(array.shape[i + 1 :], dtype=np.int64)) for i in range(len(array.shape))]
+    hooks = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = _tuple(
+        storage + pickle.BINPERSID,
+        _number(0),  # where the tensor begins in its storage
+        _tuple(*map(_number, array.shape)),
+        _tuple(*map(_number, strides)),
+        pickle.NEWFALSE,  # needs no gradient
+        hooks,
+    )
+    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return pickle.BINUNICODE + len(data).to_bytes(4, "little") + data
+
+
+def _number(number: int) -> bytes:
+    data = pickle.encode_long(number)
+    return pickle.LONG1 + len(data).to_bytes(1, "little") + data

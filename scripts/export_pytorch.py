@@ -1,0 +1,83 @@
+"""A checkpoint of ours into what PyTorch tools open, or into safetensors of our own names.
+
+Any step of any stage, in one form or several:
+    python scripts/export_pytorch.py --checkpoint runs/sd14_motion/checkpoints --out checkpoints \\
+        --format followyourpose
+    python scripts/export_pytorch.py --checkpoint runs/sd14_pose/checkpoints --out exported \\
+        --format diffusers-t2i-adapter diffusers-unet2d --dtype float16 --verify
+One form is written into OUT itself, several into OUT/FORM. Forms:
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fyp_jax.checkpoint import open_inference
+from fyp_jax.convert.forms import FORMS, manifest, plan
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.verify import TOLERANCE, verify
+from fyp_jax.convert.weight_writer import WeightWriter, byte_count, require_room, require_writable
+from fyp_jax.errors import UserError, exit_status
+
+ROW = "{:58} {:>7} {:>10} {:>10}"
+
+
+def main() -> None:
+    forms = "\n".join(f"    {name:27} {form.what}" for name, form in FORMS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}{forms}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add: Any = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="Orbax checkpoint; gs://... too")
+    add("--step", type=int, metavar="N", help="which step of it (default: the newest)")
+    add("--format", required=True, nargs="+", choices=FORMS, metavar="FORM", help="one form or several")
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    add("--pipeline", metavar="NAME", help="folder or Hub id with all but the UNet (default: the training's)")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
+    add("--max-shard-size", default="10GB", metavar="SIZE", help="largest file of a model (default: 10GB)")
+    add("--overwrite", action="store_true", help="replace what was exported to the same folder before")
+    add("--verify", action="store_true", help="run what was written beside ours; status 1 where they differ")
+    args = parser.parse_args()
+
+    weights = open_inference(args.checkpoint, args.step)
+    forms = list(dict.fromkeys(args.format))
+    pipeline = None
+    if any(FORMS[form].wants_pipeline for form in forms):
+        name = args.pipeline or weights.origin.get("pretrained") or weights.origin.get("pipeline")
+        if name is None:
+            raise UserError(f"{forms}: give --pipeline, as the checkpoint does not say which was used")
+        pipeline = PipelineFolder(name)
+    folders = {form: args.out / form if len(forms) > 1 else args.out for form in forms}
+    writer = WeightWriter(args.dtype, byte_count(args.max_shard_size))
+    contents = plan(weights, forms, pipeline)
+    for form in forms:
+        require_writable(folders[form], args.overwrite)
+    total = sum(writer.bytes_of(content) for content in contents.values())
+    require_room(args.out, total)
+    written, different = {}, False
+    with tqdm(total=total, unit="B", unit_scale=True) as bar:
+        writer = dataclasses.replace(writer, on_bytes=bar.update)
+        for form, content in contents.items():
+            about = {**manifest(weights, form, pipeline), "checkpoint": args.checkpoint, "dtype": args.dtype}
+            written[form] = writer.write_folder(content, folders[form], about, args.overwrite)
+    print(ROW.format("file", "arrays", "parameters", "bytes"))
+    for form, files in written.items():
+        for file in files:
+            name = str(folders[form] / file.name)
+            print(ROW.format(name, len(file.arrays), file.parameters, file.bytes))
+    for form in forms if args.verify else ():
+        for difference in verify(form, folders[form], weights, pipeline, args.dtype):
+            print(f"{form}: largest difference {difference.largest:.1e} of {difference.what}", flush=True)
+            different |= difference.largest > TOLERANCE
+    if different:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    sys.exit(exit_status(main))

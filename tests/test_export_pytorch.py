@@ -1,0 +1,648 @@
+"""From a checkpoint of ours to what PyTorch opens, and back."""
+
+import functools
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
+from einops import rearrange
+from safetensors.numpy import load_file, save_file
+
+from conftest import FIXTURES, Oracle, fill_torch, synthesise, tagged
+from fyp_jax import parallel
+from fyp_jax.checkpoint import (
+    CheckpointError,
+    TrainingCheckpoints,
+    inference_shapes,
+    load_inference,
+    open_inference,
+    save_inference,
+)
+from fyp_jax.convert import verify as verifying
+from fyp_jax.convert.forms import FORMS, plan
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.stored import Weights, all_in_memory, read_all
+from fyp_jax.convert.t2i_adapter import t2i_contents
+from fyp_jax.convert.torch_files import find_weights, read_weights
+from fyp_jax.convert.torch_names import POSE_PREFIX, image_part
+from fyp_jax.convert.verify import TOLERANCE, verify
+from fyp_jax.convert.weight_writer import MANIFEST, WeightWriter
+from fyp_jax.diffusion import ddim
+from fyp_jax.models.compute import Compute
+from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
+from fyp_jax.parallel import MeshConfig
+from fyp_jax.sampling import guided
+from fyp_jax.trees import flatten, unflatten
+from running import SCRIPTS, Run, assert_mistake, assert_same, run_script
+
+STEP = 7
+PROMPT = "a robot dances on the moon"
+STEPS, GUIDANCE = 5, 7.5
+
+export_pytorch: Callable[..., Run] = functools.partial(run_script, SCRIPTS / "export_pytorch.py")
+import_pytorch: Callable[..., Run] = functools.partial(run_script, SCRIPTS / "import_pytorch.py")
+
+
+def silenced(unet: dict[str, Any]) -> dict[str, Any]:
+    """Without what an image model does not have."""
+    flat = flatten(unet)
+    return unflatten({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()})
+
+
+def spatial(unet: dict[str, Any]) -> dict[str, Any]:
+    return {path: x for path, x in flatten(unet).items() if not TEMPORAL.search(path)}
+
+
+@pytest.fixture(scope="module")
+def config(pipeline_folder: Path) -> UNet3DConfig:
+    return PipelineFolder(str(pipeline_folder)).unet_config()
+
+
+@pytest.fixture(scope="module")
+def params(config: UNet3DConfig) -> dict[str, Any]:
+    """Nothing is 0, so every array is felt."""
+    flat = flatten(inference_shapes(config))
+    return unflatten({path: synthesise(path, leaf.shape) for path, leaf in flat.items()})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    config: UNet3DConfig,
+    params: dict[str, Any],
+    pipeline_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Step 7, which says that it is of a motion stage."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "motion"
+    save_inference(folder, STEP, config, params, {"stage": "motion", "pretrained": str(pipeline_folder)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In all forms, by the script."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", *FORMS)
+    assert run.status == 0, run.err
+    return out
+
+
+def assert_close(found: Any, expected: Any, what: str) -> None:
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape, f"{what}: {found.shape}, PyTorch has {expected.shape}"
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < 1e-4, f"{what}: relative error {error:.1e}"
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("form", ["followyourpose", "followyourpose-safetensors"])
+@pytest.mark.parametrize("max_shard", ["10GB", "300KB"])
+def test_published_form_and_back(
+    checkpoint: Path, config: UNet3DConfig, params: dict[str, Any], tmp_path: Path, form: str, max_shard: str
+):
+    """Bit for bit, sizes and weights from the export alone; the pipeline's own weights too."""
+    out = tmp_path / "out"
+    args = "--checkpoint", checkpoint, "--out", out, "--format", form, "--max-shard-size", max_shard
+    assert export_pytorch(*args).status == 0
+    assert (len(list((out / f"checkpoint-{STEP}").iterdir())) > 1) == (max_shard != "10GB")
+    back = "--checkpoint", out / f"checkpoint-{STEP}", "--pipeline", out / "stable-diffusion"
+    assert import_pytorch(*back, "--out", tmp_path / "again", "--step", STEP).status == 0
+    found, again, _ = load_inference(tmp_path / "again")
+    assert found == config
+    assert_same(again, params)
+
+
+def test_own_form_and_back(exported: Path, config: UNet3DConfig, params: dict[str, Any], tmp_path: Path):
+    """Bit for bit, without a pipeline; the checkpoint says again of which stage it is."""
+    run = import_pytorch("--checkpoint", exported / "safetensors", "--out", tmp_path / "again")
+    assert run.status == 0, run.err
+    found, again, origin = load_inference(tmp_path / "again")
+    assert found == config
+    assert origin["stage"] == "motion"
+    assert_same(again, params)
+
+
+def test_diffusers_forms_and_back(exported: Path, params: dict[str, Any], tmp_path: Path):
+    """What they hold, bit for bit: the image part of the UNet, and the pose encoder."""
+    adapter, pipeline = exported / "diffusers-t2i-adapter", exported / "diffusers-unet2d"
+    run = import_pytorch("--pipeline", pipeline, "--pose-encoder", adapter, "--out", tmp_path / "again")
+    assert run.status == 0, run.err
+    _, again, _ = load_inference(tmp_path / "again")
+    assert_same(again["pose_encoder"], params["pose_encoder"])
+    assert_same(spatial(again["unet"]), spatial(params["unet"]))
+
+
+@pytest.mark.parametrize("form", ["followyourpose/stable-diffusion", "diffusers-unet2d"])
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_the_rest_of_the_pipeline_goes_along(exported: Path, pipeline_folder: Path, form: str, part: str):
+    ours, theirs = (read_weights(find_weights(place / part)) for place in (exported / form, pipeline_folder))
+    assert_same(ours, theirs)
+
+
+def test_published_names(oracle: Oracle, pipeline_folder: Path, tmp_path: Path):
+    """As the published model's own state dict has them, every bit; the pose encoder alone without prefix."""
+    save_inference(tmp_path / "checkpoint", 3, oracle.config, oracle.params, {})
+    args = "--checkpoint", tmp_path / "checkpoint", "--out", tmp_path / "out", "--pipeline", pipeline_folder
+    run = export_pytorch(*args, "--format", "followyourpose")
+    assert run.status == 0, run.err
+    layout = json.loads((FIXTURES / "small_layout.json").read_text())["state_dict"]
+    whole = torch.load(tmp_path / "out" / "checkpoint-3" / "pytorch_model.bin", weights_only=True)
+    assert {name: list(tensor.shape) for name, tensor in whole.items()} == layout
+    assert_same({name: x.numpy() for name, x in whole.items()}, oracle.state_dict)
+    pose = torch.load(tmp_path / "out" / "pose_encoder.pth", weights_only=True)
+    expected = {name: x for name, x in whole.items() if name.startswith(POSE_PREFIX)}
+    assert sorted(POSE_PREFIX + name for name in pose) == sorted(expected)
+    assert all(torch.equal(x, expected[POSE_PREFIX + name]) for name, x in pose.items())
+
+
+def test_manifest_and_table(exported: Path, checkpoint: Path, config: UNet3DConfig):
+    for form in FORMS:
+        manifest = json.loads((exported / form / MANIFEST).read_text())
+        assert (manifest["form"], manifest["step"], manifest["dtype"]) == (form, STEP, "float32")
+        assert manifest["checkpoint"] == str(checkpoint)
+        assert UNet3DConfig.from_json(manifest["config"]) == config
+        assert "jax" in manifest["versions"]
+        assert all("crc32" in about for arrays in manifest["files"].values() for about in arrays.values())
+
+
+def test_table_of_what_was_written(checkpoint: Path, params: dict[str, Any], tmp_path: Path):
+    out = tmp_path / "out"
+    run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", "safetensors")
+    rows = [line.split() for line in run.out.splitlines()][1:]
+    for model, (name, arrays, parameters, size) in zip(("pose_encoder", "unet"), sorted(rows), strict=True):
+        leaves = flatten(params[model]).values()
+        assert Path(name) == out / f"{model}.safetensors"
+        assert (int(arrays), int(parameters)) == (len(leaves), sum(leaf.size for leaf in leaves))
+        assert int(size) == Path(name).stat().st_size
+    assert "100%" in run.err, "no progress bar"
+
+
+# ---- in PyTorch
+
+
+@pytest.fixture(scope="module")
+def adapter(exported: Path) -> Any:
+    adapter, info = T2IAdapter.from_pretrained(exported / "diffusers-t2i-adapter", output_loading_info=True)
+    assert not any(info.values()), info
+    return adapter
+
+
+@pytest.mark.parametrize("form", ["followyourpose/stable-diffusion", "diffusers-unet2d"])
+def test_unet_in_pytorch(exported: Path, config: UNet3DConfig, params: dict[str, Any], form: str):
+    """Every key is there and none is left over; the same noise in one frame."""
+    safe = form == "diffusers-unet2d"
+    unet, info = UNet2DConditionModel.from_pretrained(
+        exported / form / "unet", output_loading_info=True, use_safetensors=safe
+    )
+    assert not any(info.values()), info
+    latents, text = tagged("latents", (2, 1, 8, 16, 4)), tagged("text", (2, 7, 32))
+    with torch.no_grad():
+        image = torch.from_numpy(rearrange(latents, "b 1 h w c -> b c h w").copy())
+        theirs = unet(image, 501, torch.from_numpy(text)).sample
+    apply = jax.jit(lambda p, *inputs: UNet3D(config, Compute()).apply({"params": p}, *inputs))
+    ours = apply(silenced(params["unet"]), latents, jnp.full(2, 501), text)
+    assert_close(rearrange(np.asarray(ours), "b 1 h w c -> b c h w"), theirs, "noise")
+
+
+def test_pose_maps_in_pytorch(adapter: Any, config: UNet3DConfig, params: dict[str, Any]):
+    skeleton = np.random.default_rng(0).random((2, 3, 64, 128, 3)).astype(np.float32)
+    compare_maps(adapter, config, params["pose_encoder"], skeleton)
+
+
+def compare_maps(adapter: Any, config: UNet3DConfig, params: dict[str, Any], skeleton: np.ndarray) -> None:
+    with torch.no_grad():
+        theirs = adapter(torch.from_numpy(rearrange(skeleton, "b f h w c -> (b f) c h w").copy()))
+    ours = jax.jit(lambda p, x: PoseEncoder(config).apply({"params": p}, x))(params, skeleton)
+    for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        assert_close(rearrange(np.asarray(x), "b f h w c -> (b f) c h w"), y, f"map {i}")
+
+
+def test_adapter_of_published_size(tmp_path: Path):
+    """As PyTorch's defaults have it, 77.4 M parameters."""
+    config = UNet3DConfig()
+    params = random_params({"pose_encoder": pose_encoder_shapes(config)}, seed=0)
+    weights = Weights(config, all_in_memory(params), {})
+    (written,) = WeightWriter().write_folder(t2i_contents(weights), tmp_path / "adapter", {})
+    assert round(written.parameters / 1e6, 1) == 77.4
+    adapter, info = T2IAdapter.from_pretrained(tmp_path / "adapter", output_loading_info=True)
+    assert not any(info.values()), info
+    defaults = {name: x for name, x in T2IAdapter().config.items() if not name.startswith("_")}
+    assert {name: adapter.config[name] for name in defaults} == defaults
+    skeleton = np.random.default_rng(0).random((1, 1, 64, 64, 3)).astype(np.float32)
+    compare_maps(adapter, config, params["pose_encoder"], skeleton)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["text alone", "with a pose"])
+def test_five_steps_in_pytorch(
+    exported: Path,
+    adapter: Any,
+    config: UNet3DConfig,
+    params: dict[str, Any],
+    pipeline_folder: Path,
+    with_adapter: bool,
+):
+    """Their pipelines on our weights, against our sampling of one frame without temporal layers."""
+    pipeline = StableDiffusionPipeline.from_pretrained(exported / "diffusers-unet2d")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    noise = tagged("noise", (1, 1, 8, 8, 4))
+    skeleton = np.random.default_rng(0).random((1, 1, 64, 64, 3)).astype(np.float32)
+    extra: dict[str, Any] = {}
+    if with_adapter:
+        parts = {name: part for name, part in pipeline.components.items() if name != "image_encoder"}
+        pipeline = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+        extra = {"image": torch.from_numpy(rearrange(skeleton, "b 1 h w c -> b c h w").copy())}
+    pipeline.set_progress_bar_config(disable=True)
+    common = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
+    image = torch.from_numpy(rearrange(noise, "b 1 h w c -> b c h w").copy())
+    theirs = {
+        kind: pipeline(PROMPT, latents=image, output_type=kind, **common, **extra).images
+        for kind in ("latent", "np")
+    }
+
+    folder = PipelineFolder(str(pipeline_folder))
+    models = folder.frozen_models()
+    frozen = folder.frozen_params(models)
+    text, negative = (
+        jax.jit(models.encode_text)(frozen, models.tokenize(prompt)[0]) for prompt in (PROMPT, "")
+    )
+
+    def run(unet: Any, pose: Any) -> tuple[Any, Any]:
+        maps = PoseEncoder(config).apply({"params": pose}, jnp.asarray(skeleton)) if with_adapter else None
+        denoise = guided(UNet3D(config, Compute()), unet, text, negative, maps, GUIDANCE)
+        latents = ddim.sample(denoise, jnp.asarray(noise), STEPS, folder.schedule())
+        return latents, models.decode_latents(frozen, latents, chunk=1)
+
+    latents, pixels = jax.jit(run)(silenced(params["unet"]), params["pose_encoder"])
+    assert_close(rearrange(np.asarray(latents), "b 1 h w c -> b c h w"), theirs["latent"], "latents")
+    assert_close(np.clip(np.asarray(pixels)[:, 0] / 2 + 0.5, 0, 1), theirs["np"], "pixels")
+
+
+def test_importing_an_adapter_that_pytorch_wrote(pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path):
+    """As a `.bin`, as published adapters are, by its folder and by its file."""
+    theirs = T2IAdapter(channels=list(config.block_out_channels))
+    fill_torch(theirs)
+    theirs.save_pretrained(tmp_path / "adapter", safe_serialization=False)
+    skeleton = np.random.default_rng(0).random((1, 2, 64, 64, 3)).astype(np.float32)
+    for i, name in enumerate(("adapter", "adapter/diffusion_pytorch_model.bin")):
+        out = tmp_path / f"out{i}"
+        args = "--pipeline", pipeline_folder, "--pose-encoder", tmp_path / name, "--out", out
+        assert import_pytorch(*args).status == 0
+        compare_maps(theirs, config, load_inference(out)[1]["pose_encoder"], skeleton)
+
+
+# ---- checkpoints of training runs
+
+
+def training_checkpoint(
+    folder: Path, config: UNet3DConfig, inference: dict[str, Any], stage: str, pipeline: Path
+) -> Path:
+    about = {"unet": config.to_json(), "origin": {"stage": stage, "pretrained": str(pipeline)}}
+    with TrainingCheckpoints(folder, keep=1) as checkpoints:
+        train = {"step": jnp.zeros((), jnp.int32)}
+        checkpoints.save(STEP, train=train, inference=inference, data={}, config=about, loss=1.0)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["pose", "motion"])
+def test_written_on_eight_devices_exported_on_one(
+    config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, stage: str
+):
+    """Large arrays were divided among eight; a process that has one device puts them together."""
+    mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=8, frame=1))
+    placed = unflatten(parallel.place(flatten(params), mesh))
+    divided = [x for x in flatten(placed).values() if not x.sharding.is_fully_replicated]
+    assert len({shard.device for shard in divided[0].addressable_shards}) == 8
+    folder = training_checkpoint(tmp_path / "run", config, placed, stage, pipeline_folder)
+    command = [
+        sys.executable,
+        SCRIPTS / "export_pytorch.py",
+        "--checkpoint",
+        folder,
+        "--out",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(
+        [*command, "--format", "followyourpose-safetensors"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["versions"]["device"].startswith("1 x ")
+    file = tmp_path / "out" / f"checkpoint-{STEP}" / "model.safetensors"
+    assert_same(load_file(file), {name: np.asarray(x) for name, x in all_names(params).items()})
+
+
+def all_names(params: dict[str, Any]) -> dict[str, Any]:
+    from fyp_jax.convert.torch_names import to_torch
+
+    return to_torch(params)
+
+
+def test_bfloat16_weights_of_a_checkpoint(
+    config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
+):
+    """A run with frozen weights in bfloat16: float32 holds them without a change."""
+    unet = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["unet"])
+    mixed = {"unet": unet, "pose_encoder": params["pose_encoder"]}
+    folder = training_checkpoint(tmp_path / "run", config, mixed, "pose", pipeline_folder)
+    run = export_pytorch("--checkpoint", folder, "--out", tmp_path / "out", "--format", "safetensors")
+    assert run.status == 0, run.err
+    expected = {path: np.asarray(x, np.float32) for path, x in flatten(unet).items()}
+    assert_same(load_file(tmp_path / "out" / "unet.safetensors"), expected)
+
+
+def test_a_trained_text_encoder_goes_along(
+    config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
+):
+    folder = PipelineFolder(str(pipeline_folder))
+    text = folder.frozen_params(folder.frozen_models())["text_encoder"]
+    trained = jax.tree.map(lambda x: x + 1, text)
+    inference = params | {"text_encoder": trained}
+    run_folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
+    weights = open_inference(run_folder)
+    assert_same(read_all(weights.models), inference)
+    contents = plan(weights, ["diffusers-unet2d"], folder)["diffusers-unet2d"]
+    WeightWriter().write_folder(contents, tmp_path / "out", {})
+    written = PipelineFolder(str(tmp_path / "out"))
+    assert_same(written.frozen_params(written.frozen_models())["text_encoder"], trained)
+
+
+# ---- dtypes, torch, verification
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_verify(checkpoint: Path, exported: Path, tmp_path: Path, dtype: str):
+    """By the script: each form's differences, and status 0."""
+    out = tmp_path / "out"
+    forms = "diffusers-t2i-adapter", "diffusers-unet2d", "safetensors", "followyourpose"
+    run = export_pytorch(
+        "--checkpoint", checkpoint, "--out", out, "--format", *forms, "--dtype", dtype, "--verify"
+    )
+    assert run.status == 0, run
+    for what in ("pose maps, by PyTorch", "noise, by PyTorch", "text, by PyTorch", "pixels, by PyTorch"):
+        assert what in run.out
+    dtypes = {str(x.dtype) for x in torch.load(out / "followyourpose" / "pose_encoder.pth").values()}
+    assert dtypes == {f"torch.{dtype}"}
+
+
+def test_verify_sees_a_wrong_number(
+    checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In a file; and the script's status says so."""
+    folder = shutil.copytree(exported / "diffusers-t2i-adapter", tmp_path / "adapter")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    arrays = load_file(file)
+    arrays["adapter.body.1.resnets.0.block1.bias"] += 1
+    save_file(arrays, file)
+    weights = open_inference(checkpoint)
+    seen = {x.what: x.largest for x in verify("diffusers-t2i-adapter", folder, weights, None, "float32")}
+    assert seen["checksums of arrays"] > TOLERANCE
+    assert seen["pose maps, by PyTorch"] > TOLERANCE
+    monkeypatch.setattr(verifying, "TOLERANCE", 1e-12)
+    args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "diffusers-t2i-adapter"
+    assert export_pytorch(*args, "--verify").status == 1
+
+
+def test_without_torch(
+    checkpoint: Path, params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All forms are written, our own is verified and read again."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    out = tmp_path / "out"
+    args = "--checkpoint", checkpoint, "--out", out, "--format", *FORMS
+    assert export_pytorch(*args).status == 0
+    run = export_pytorch(
+        "--checkpoint", checkpoint, "--out", tmp_path / "own", "--format", "safetensors", "--verify"
+    )
+    assert run.status == 0, run.err
+    assert "of noise of a clip, read back" in run.out
+    assert import_pytorch("--checkpoint", tmp_path / "own", "--out", tmp_path / "again").status == 0
+    assert_same(load_inference(tmp_path / "again")[1], params)
+
+
+# ---- mistakes: exporting
+
+
+def test_out_that_is_there(checkpoint: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    args = "--checkpoint", checkpoint, "--out", out, "--format", "diffusers-t2i-adapter"
+    assert export_pytorch(*args).status == 0
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    assert_mistake(export_pytorch(*args), str(out), "--overwrite")
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    assert export_pytorch(*args, "--overwrite").status == 0
+    (out / MANIFEST).unlink()
+    assert_mistake(export_pytorch(*args, "--overwrite"), "was not exported")
+
+
+def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path):
+    rest = "--out", tmp_path / "out", "--format", "safetensors"
+    assert_mistake(export_pytorch("--checkpoint", tmp_path / "none", *rest), "no such folder")
+    assert_mistake(export_pytorch("--checkpoint", tmp_path, *rest), "no checkpoint in it")
+    assert_mistake(
+        export_pytorch("--checkpoint", checkpoint, "--step", 8, *rest), "has no step 8", "newest is 7"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "lost", ["inference", "config", "config/metadata", "inference/_METADATA", "inference/d"]
+)
+def test_half_written_checkpoint(checkpoint: Path, tmp_path: Path, lost: str):
+    folder = shutil.copytree(checkpoint, tmp_path / "half")
+    place = folder / str(STEP) / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    if lost == "inference/d":
+        shutil.rmtree(folder / str(STEP) / "inference" / "ocdbt.process_0")
+    args = "--checkpoint", folder, "--out", tmp_path / "out", "--format", "safetensors"
+    assert_mistake(export_pytorch(*args), f"{folder}: step 7")
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_that_is_cut_off_while_it_is_read(checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(checkpoint, tmp_path / "half")
+    weights = open_inference(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match="step 7 cannot be read whole"):
+        read_all(weights.models)
+
+
+def test_stage_without_a_pose_encoder(
+    config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
+):
+    """Its maps are 0: no adapter, and no published form; the others are told, and work."""
+    fresh = init_pose_encoder(config, jax.random.key(0))
+    inference = {"unet": params["unet"], "pose_encoder": fresh}
+    folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
+    args = "--checkpoint", folder, "--out", tmp_path / "out", "--format"
+    for form in ("diffusers-t2i-adapter", "followyourpose", "followyourpose-safetensors"):
+        run = export_pytorch(*args, "safetensors", form)
+        assert_mistake(run, form, "never trained", "motion", "these forms fit: diffusers-unet2d, safetensors")
+    assert not (tmp_path / "out").exists()
+    assert export_pytorch(*args, "diffusers-unet2d", "safetensors").status == 0
+
+
+def test_pipeline_that_does_not_fit(checkpoint: Path, pipeline_folder: Path, tmp_path: Path):
+    args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "diffusers-unet2d", "--pipeline"
+    assert_mistake(export_pytorch(*args, "sd14"), "text_encoder has hidden_size 768", "wants 32")
+    assert_mistake(export_pytorch(*args, tmp_path / "none"), "no such folder")
+    other = shutil.copytree(pipeline_folder, tmp_path / "other")
+    file = other / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 48}))
+    assert_mistake(export_pytorch(*args, other), "hidden_size 48", "wants 32")
+    without = shutil.copytree(pipeline_folder, tmp_path / "without")
+    find_weights(without / "vae").unlink()
+    assert_mistake(export_pytorch(*args, without), f"{without / 'vae'}: no weights")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["big", "0MB", "-3GB", "5"])
+def test_sizes_that_are_none(checkpoint: Path, tmp_path: Path, size: str):
+    args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "safetensors"
+    assert_mistake(export_pytorch(*args, f"--max-shard-size={size}"), size, "300MB")
+
+
+def test_disk_that_is_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Told before anything is written."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 5, 5))
+    args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "safetensors"
+    assert_mistake(export_pytorch(*args), "needs 0.0", "the disk has 0.00 GB left")
+    assert not any(tmp_path.iterdir())
+
+
+def test_disk_that_fills_up(checkpoint: Path, tmp_path: Path):
+    """The kernel refuses to write on, as on a full disk: nothing is left."""
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    script = SCRIPTS / "export_pytorch.py"
+    code = f"import sys; sys.argv[0] = {str(script)!r}; {limited}"
+    args = [
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "followyourpose",
+        "safetensors",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "cannot be written (File too large)" in last
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ---- mistakes: importing
+
+
+@pytest.fixture
+def published(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported / "followyourpose", tmp_path / "published")
+
+
+def import_published(folder: Path) -> Run:
+    checkpoint, pipeline = folder / f"checkpoint-{STEP}", folder / "stable-diffusion"
+    return import_pytorch("--checkpoint", checkpoint, "--pipeline", pipeline, "--out", folder / "again")
+
+
+def test_truncated_file(published: Path):
+    file = published / f"checkpoint-{STEP}" / "pytorch_model.bin"
+    whole = file.read_bytes()
+    for kept in (len(whole) - 1, len(whole) // 2, 100, 0):
+        file.write_bytes(whole[:kept])
+        assert_mistake(import_published(published), str(file), "damaged")
+    assert not (published / "again").exists()
+
+
+def test_pickle_with_code(published: Path):
+    """Refused, and nothing is run."""
+    trap = published / "trap"
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return Path.touch, (trap,)
+
+    file = published / f"checkpoint-{STEP}" / "pytorch_model.bin"
+    for write in (
+        lambda: torch.save({"weight": Code()}, file),
+        lambda: file.write_bytes(pickle.dumps(Code())),
+    ):
+        write()
+        assert_mistake(import_published(published), str(file), "refused")
+        assert not trap.exists()
+
+
+def test_missing_and_extra_keys(exported: Path, published: Path, pipeline_folder: Path, tmp_path: Path):
+    """Are listed, by the names of the form."""
+    file = published / f"checkpoint-{STEP}" / "pytorch_model.bin"
+    state_dict = torch.load(file)
+    state_dict["conv_in.wait"] = state_dict.pop("conv_in.weight")
+    torch.save(state_dict, file)
+    run = import_published(published)
+    assert_mistake(run, "1 missing (conv_in.weight)", "1 unexpected (conv_in.wait)")
+    adapter = shutil.copytree(exported / "diffusers-t2i-adapter", tmp_path / "adapter")
+    file = adapter / "diffusion_pytorch_model.safetensors"
+    arrays = load_file(file)
+    arrays["adapter.extra"] = arrays.pop("adapter.body.2.resnets.1.block2.bias")
+    save_file(arrays, file)
+    args = "--pipeline", pipeline_folder, "--pose-encoder", adapter, "--out", tmp_path / "again"
+    run = import_pytorch(*args)
+    assert_mistake(run, "1 missing (adapter.body.2.resnets.1.block2.bias)", "1 unexpected (adapter.extra)")
+
+
+def test_other_adapters(pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path):
+    """Of another kind or size, or no adapter: told apart by what their config says."""
+    args = "--pipeline", pipeline_folder, "--out", tmp_path / "out", "--pose-encoder"
+    T2IAdapter(adapter_type="light_adapter", channels=[32, 64, 64]).save_pretrained(tmp_path / "light")
+    assert_mistake(import_pytorch(*args, tmp_path / "light"), "light_adapter", "full_adapter")
+    T2IAdapter(channels=[8, 8, 8, 8]).save_pretrained(tmp_path / "narrow")
+    assert_mistake(import_pytorch(*args, tmp_path / "narrow"), "[8, 8, 8, 8]", "[32, 64, 64, 64]")
+    (tmp_path / "empty").mkdir()
+    assert_mistake(import_pytorch(*args, tmp_path / "empty"), "not a folder of a T2IAdapter")
+    assert_mistake(import_pytorch(*args, "nobody/no-such-adapter"), "as a Hub id it cannot be had")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_that_nothing_says(exported: Path, tmp_path: Path):
+    args = "--checkpoint", exported / "followyourpose" / f"checkpoint-{STEP}", "--out", tmp_path / "out"
+    assert_mistake(import_pytorch(*args), "give --pipeline")
+
+
+def test_image_part_is_what_an_image_model_has(params: dict[str, Any], pipeline_folder: Path):
+    assert sorted(image_part(params["unet"])) == sorted(read_weights(find_weights(pipeline_folder / "unet")))
