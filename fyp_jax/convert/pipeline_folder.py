@@ -21,7 +21,13 @@ from jax.typing import DTypeLike
 
 from fyp_jax.convert.stored import StoredArray, all_in_memory
 from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, open_weights, read_weights
-from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like, image_part, to_torch_like
+from fyp_jax.convert.torch_names import (
+    from_torch_2d,
+    from_torch_image,
+    from_torch_like,
+    image_part,
+    to_torch_like,
+)
 from fyp_jax.convert.weight_writer import Contents, WeightSet, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError, reason
@@ -101,6 +107,10 @@ class PipelineFolder:
         """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
         return from_torch_2d(self._read("unet"), config, seed)
 
+    def image_unet(self, config: UNet3DConfig) -> dict[str, Any]:
+        """The image UNet's weights alone, by the names of `UNet3D`."""
+        return from_torch_image(self._read("unet"), config)
+
     def write_with(
         self, params: Mapping[str, Any], folder: Path, changes: Mapping[str, Mapping[str, Any]]
     ) -> None:
@@ -110,14 +120,18 @@ class PipelineFolder:
         Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
         where the folder cannot be written, or has something else in it.
         """
+        contents = self.contents(self.torch_weights(params), changes)
+        WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
+
+    @staticmethod
+    def torch_weights(params: Mapping[str, Any]) -> dict[str, dict[str, StoredArray]]:
+        """Our parameters of vae, text_encoder and unet as `contents` takes them."""
         stored = {part: all_in_memory(params[part]) for part in WEIGHTED}
-        weights = {
+        return {
             "vae": {_torch_vae_name(name): x for name, x in to_torch_like(stored["vae"]).items()},
             "text_encoder": to_torch_like(stored["text_encoder"]),
             "unet": image_part(stored["unet"]),
         }
-        contents = self.contents(weights, changes)
-        WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
 
     def contents(
         self,
@@ -131,7 +145,8 @@ class PipelineFolder:
         `write_with`. Raises UserError where this folder lacks something.
         """
         configs = {part: self.json(part) | dict(changes.get(part, {})) for part in WEIGHTED}
-        configs["unet"].pop("zero_init_temporal", None)  # ours alone
+        for name in ("zero_init_temporal", "cross_frame_attention"):  # ours alone
+            configs["unet"].pop(name, None)
         scheduler = self.json("scheduler")
         index = {
             "_class_name": "StableDiffusionPipeline",

@@ -15,7 +15,7 @@ from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.types import Batch, Latents, Params, Text
 
-KL_WEIGHT, VARIANCE_WEIGHT = 1e-3, 1e-2
+KL_WEIGHT, VARIANCE_WEIGHT = 1e-3, 1e-1
 """Of the autoencoder's regularisers, beside errors of pixels in [-1, 1]."""
 
 

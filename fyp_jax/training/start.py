@@ -10,7 +10,7 @@ import numpy as np
 
 from fyp_jax import trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
-from fyp_jax.convert.pipeline_folder import WEIGHT_FILES, PipelineFolder
+from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
 from fyp_jax.models.random_params import random_params
@@ -58,7 +58,7 @@ def start(config: TrainConfig, stage: Stage, frame_axis: str | None) -> Start:
         saved_config, saved = (None, {}) if config.init is None else load_inference(config.init)[:2]
         kept = {name: tree for name, tree in saved.items() if name not in config.fresh}
         wanted = tuple(part for part in MODELS if part not in config.fresh and part not in kept)
-        folder = PipelineFolder(config.pretrained, tuple(part for part in wanted if part in WEIGHT_FILES))
+        folder = PipelineFolder(config.pretrained, tuple(part for part in wanted if part in WEIGHTED))
         frozen_models = folder.frozen_models(dtype)
         zero_init = config.zero_init_temporal or stage.dataset == "pose_images"
         unet_config = saved_config or folder.unet_config()
