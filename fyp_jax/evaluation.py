@@ -49,7 +49,8 @@ def questions(count: int, frames: int, held_out_pairs: bool) -> list[Question]:
     for i in range(count):
         style = list(STYLES)[i % len(STYLES)]
         seed = FIRST_SEED + i + (10**5 if held_out_pairs else 0)
-        scene = Scene(*pairs[order[i % len(pairs)]], style, HELD_OUT_MOTION, seed)
+        character, background = pairs[order[i % len(pairs)]]
+        scene = Scene(character, background, style, HELD_OUT_MOTION, seed)
         points = draw_clip(scene, frames).keypoints
         drawn = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in points])
         asked.append(Question(scene, points, drawn.astype(np.float32) / 255))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from fyp_jax.data.mini_world import motions
 from fyp_jax.data.mini_world.backgrounds import BACKGROUNDS
 from fyp_jax.data.mini_world.characters import CHARACTERS
-from fyp_jax.data.mini_world.clips import Scene, draw_frames, draw_frames_without, masks
+from fyp_jax.data.mini_world.clips import Scene, draw_frames, draw_place, masks
 from fyp_jax.data.mini_world.styles import STYLES
 from fyp_jax.media.pose import JOINTS
 
@@ -116,7 +116,7 @@ def text_scores(video: Frames, keypoints: Keypoints, scene: Scene) -> TextScores
         return min(float(_difference(video, drawing)[where].mean()) for drawing in drawings)
 
     def ground(name: str) -> float:
-        places = [draw_frames_without(name, scene.style, seed) for seed in range(PLACES)]
+        places = [draw_place(name, scene.style, seed) for seed in range(PLACES)]
         return min(float(_difference(video, place[None])[around].mean()) for place in places)
 
     def bodies_apart(name: str) -> float:
@@ -196,7 +196,7 @@ def _sides(keypoints: Keypoints) -> tuple[Float[np.ndarray, " f"], Float[np.ndar
     return wide, high
 
 
-def _difference(video: Frames, other: Frames) -> Float[np.ndarray, "f h w"]:
+def _difference(video: Frames, other: UInt8[np.ndarray, "_ h w 3"]) -> Float[np.ndarray, "f h w"]:
     return np.abs(video.astype(np.float32) - other.astype(np.float32)).mean(axis=-1)
 
 
@@ -229,7 +229,7 @@ def _figure_colours(character: str, background: str, style: str) -> np.ndarray:
 @functools.cache
 def _ground_colours(background: str, style: str) -> np.ndarray:
     """Colours that a background has at each pixel or one beside it, float32 [n h w 3]."""
-    places = [draw_frames_without(background, style, seed) for seed in range(PLACES)]
+    places = [draw_place(background, style, seed) for seed in range(PLACES)]
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     moved = [np.roll(place, shift, axis=(0, 1)) for place in places for shift in shifts]
     return np.stack(moved).astype(np.float32)

@@ -34,7 +34,7 @@ def test_a_drawn_clip_follows_its_own_pose_and_not_another():
 def test_an_empty_place_follows_no_pose():
     scene = SCENES[0]
     points = draw_clip(scene, 1).keypoints
-    empty = metrics.draw_frames_without(scene.background, scene.style, scene.seed)[None]
+    empty = metrics.draw_place(scene.background, scene.style, scene.seed)[None]
     assert metrics.pose_scores(empty, points, scene).accuracy < 0.05
 
 

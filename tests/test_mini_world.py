@@ -1,4 +1,4 @@
-"""The mini world: what follows from a scene, what is held out, and that figures stand where their joints are."""
+"""The mini world: what a scene decides, what is held out, and that figures stand where their joints are."""
 
 import re
 
@@ -100,7 +100,7 @@ def test_a_persons_left_is_on_the_pictures_right():
 def test_limbs_are_drawn_where_the_joints_are(character: str):
     scene = Scene(character, "street", "none", "kick", 8)
     clip = draw_clip(scene, 2)
-    drawn, empty = masks(scene, clip.keypoints), draw_place(scene)
+    drawn, empty = masks(scene, clip.keypoints), draw_place(scene.background, scene.style, scene.seed)
     for frame in range(2):
         x, y = np.clip(np.floor(limb_points(clip.keypoints[frame])).astype(int), 0, 63).T
         assert drawn[frame, y, x].mean() > 0.98

@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
+Share = int | float
+"""Of the picture's side, from the upper left corner."""
 
 
 class _Canvas:
@@ -16,28 +18,28 @@ class _Canvas:
         self.image = Image.new("RGB", (side, side))
         self._draw = ImageDraw.Draw(self.image)
 
-    def near(self, value: float, spread: float) -> float:
+    def near(self, value: Share, spread: Share) -> float:
         """About this value."""
         return float(value + self.rng.uniform(-spread, spread))
 
-    def sky(self, top: Colour, bottom: Colour, until: float = 1.0) -> None:
+    def sky(self, top: Colour, bottom: Colour, until: Share = 1.0) -> None:
         rows = np.linspace(0, 1, max(2, round(until * self.side)))[:, None, None]
         band = (1 - rows) * np.array(top) + rows * np.array(bottom)
         band = np.repeat(band, self.side, axis=1).round().astype(np.uint8)
         self.image.paste(Image.fromarray(band), (0, 0))
 
-    def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
+    def box(self, left: Share, top: Share, right: Share, bottom: Share, colour: Colour) -> None:
         left, top, right, bottom = (value * self.side for value in (left, top, right, bottom))
         self._draw.rectangle((left, top, right, bottom), fill=colour)
 
-    def disc(self, x: float, y: float, radius: float, colour: Colour) -> None:
+    def disc(self, x: Share, y: Share, radius: Share, colour: Colour) -> None:
         self._draw.circle((x * self.side, y * self.side), radius * self.side, fill=colour)
 
-    def oval(self, x: float, y: float, wide: float, high: float, colour: Colour) -> None:
+    def oval(self, x: Share, y: Share, wide: Share, high: Share, colour: Colour) -> None:
         left, top, right, bottom = x - wide, y - high, x + wide, y + high
         self._draw.ellipse(tuple(value * self.side for value in (left, top, right, bottom)), fill=colour)
 
-    def area(self, points: list[tuple[float, float]], colour: Colour) -> None:
+    def area(self, points: list[tuple[Share, Share]], colour: Colour) -> None:
         self._draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=colour)
 
 

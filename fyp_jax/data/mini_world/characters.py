@@ -239,7 +239,7 @@ def figure_mask(
     return np.asarray(mask.reduce(scale)) > 127
 
 
-def scaled(keypoints: Float[np.ndarray, "17 3"], scale: float) -> Float[np.ndarray, "17 3"]:
+def scaled(keypoints: Float[np.ndarray, "17 3"], scale: int) -> Float[np.ndarray, "17 3"]:
     """The same joints in a picture that is `scale` times as large."""
     return np.asarray(keypoints) * [scale, scale, 1]
 

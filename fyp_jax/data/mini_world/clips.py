@@ -88,12 +88,8 @@ def draw_frames(scene: Scene, points: Float[np.ndarray, "f 17 3"]) -> UInt8[np.n
     return np.stack(pictures)
 
 
-def draw_place(scene: Scene) -> UInt8[np.ndarray, "64 64 3"]:
-    """The scene without anybody in it."""
-    return draw_frames_without(scene.background, scene.style, scene.seed)
-
-
-def draw_frames_without(background: str, style: str, seed: int) -> UInt8[np.ndarray, "64 64 3"]:
+def draw_place(background: str, style: str, seed: int) -> UInt8[np.ndarray, "64 64 3"]:
+    """A scene without anybody in it."""
     place = draw_background(background, SIDE * DRAWN, seed).reduce(DRAWN)
     return np.round(255 * apply_style(style, np.asarray(place, np.float64) / 255)).astype(np.uint8)
 

@@ -102,7 +102,7 @@ def _run(t: float, a: float, d: float) -> Posture:
 def _jump(t: float, a: float, d: float) -> Posture:
     up = _wave(t)
     crouch, flight = max(0.0, -up), max(0.0, up)
-    arm = 0.4 + 2.3 * flight * a
+    arm = 0.4 + 1.5 * flight * a
     return Posture(
         arms=(arm, -arm),
         forearms=(arm + 0.3, -arm - 0.3),
