@@ -1,6 +1,7 @@
 """Orbax checkpoints: `FOLDER/STEP/`, with one item for each thing that is read on its own.
 
-inference/   {"unet": ..., "pose_encoder": ...}: all that sampling needs, in the dtype it was saved in
+inference/   {"unet": ..., "pose_encoder": ...}: what sampling needs beside a pipeline folder, in the dtype it
+             was saved in; "vae" and "text_encoder" too where training did not take them from that folder
 config/      JSON: sizes of the UNet, where the weights are from, and the run's config
 train/       trainable parameters, optimizer moments, counters: all that changes in training
 data/        JSON: where the data iterator stands
@@ -32,6 +33,9 @@ from fyp_jax.models.unet import UNet3DConfig, unet_shapes
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step it takes
 
 Folder = str | Path | epath.Path
+ENCODERS = ("vae", "text_encoder")
+"""Models that a checkpoint may hold beside UNet and pose encoder, where a run has its own."""
+
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 TRAINED_TOO = "text_encoder/"
 """What else an item of a stage that trained it has; its sizes are the pipeline's."""
@@ -160,10 +164,11 @@ def _load_step(
     with _manager(folder, create=False) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
         config = UNet3DConfig.from_json(saved["unet"])
-        shapes = inference_shapes(config)
         found = manager.item_metadata(step)["inference"]
         if found is None:
             raise CheckpointError(f"{folder}: step {step} has no inference parameters")
+        shapes = inference_shapes(config)
+        shapes |= {name: tree for name, tree in found.tree.items() if name in ENCODERS}
         trees.check_same(trees.flatten(found.tree), trees.flatten(shapes), f"{folder}, step {step}")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes)

@@ -19,6 +19,7 @@ from fyp_jax import trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
 from fyp_jax.config import SampleConfig, save_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.trained_parts import read_trained_parts
 from fyp_jax.diffusion import ddim
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
@@ -187,15 +188,18 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
         sampler, origin = build(folder.unet_config()), {"random": True}
         drawn = random_params(inference_shapes(sampler.unet.config) | frozen.shapes(), seed=0)
         params = drawn | {part: _cast(drawn[part], dtype) for part in ("unet", "pose_encoder")}
-    elif config.checkpoint is None:
-        raise UserError(
-            "no trained weights: give checkpoint=FOLDER (scripts/import_pytorch.py makes one), "
-            "or random_weights=true for a first look"
-        )
     else:
-        unet_config, trained, origin = load_inference(Path(config.checkpoint), dtype)
+        if config.checkpoint is not None:
+            found = load_inference(Path(config.checkpoint), dtype)
+        elif (found := read_trained_parts(folder, dtype)) is None:
+            raise UserError(
+                "no trained weights: give checkpoint=FOLDER (scripts/import_pytorch.py makes one), "
+                "or random_weights=true for a first look"
+            )
+        unet_config, trained, origin = found
         sampler = build(unet_config)
-        params = trained | folder.frozen_params(frozen)
+        read = tuple(part for part in ("vae", "text_encoder") if part not in trained)
+        params = trained | folder.frozen_params(frozen, read)
     params = jax.tree.map(jnp.asarray, params)
     record = {
         "pretrained": config.pretrained,

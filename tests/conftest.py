@@ -128,7 +128,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, skip_prk_steps=True
     ).save_pretrained(folder / "scheduler")
-    tokenizer = resources.files("fyp_jax").joinpath("assets", "models", "mini", "tokenizer")
+    tokenizer = resources.files("fyp_jax").joinpath("assets", "models", "sd14", "tokenizer")
     shutil.copytree(str(tokenizer), folder / "tokenizer")
     return folder
 

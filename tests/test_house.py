@@ -13,7 +13,8 @@ FLOORS = (
     ("media", "diffusion", "models"),
     ("convert", "data"),
     ("config", "checkpoint"),
-    ("sampling",),
+    ("sampling", "metrics"),
+    ("evaluation",),
     ("training",),
 )
 FILES = sorted((ROOT / "fyp_jax").rglob("*.py"))

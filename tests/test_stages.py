@@ -61,7 +61,7 @@ def test_rules_match_whole_paths_only():
 
 
 def test_unknown_stage():
-    with pytest.raises(UserError, match="stage=both: the stages are pose and motion"):
+    with pytest.raises(UserError, match="stage=both: the stages are pose, motion, autoencoder, image, video"):
         stage("both")
 
 

@@ -230,7 +230,7 @@ def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureF
         (["optimizer.lr=0"], "optimizer.lr=0.0 is out of range"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: "),
         (["optimiser.lr=1"], "unknown key optimiser"),
-        (["stage=third"], "stage=third: the stages are pose and motion"),
+        (["stage=third"], "stage=third: the stages are pose, motion, autoencoder, image, video"),
         (["stage=pose"], "holds captioned_videos, but the pose stage learns from pose_images"),
         (["steps=0"], "steps=0 must be at least 1"),
         (["checkpoint.every=0"], "checkpoint.every=0 must be at least 1"),

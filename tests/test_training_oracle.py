@@ -16,9 +16,9 @@ from fyp_jax.convert.torch_names import to_torch
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.training.config import OptimizerConfig
+from fyp_jax.training.objectives import Draws, Networks, clip_losses
 from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import STAGES
-from fyp_jax.training.step import Draws, Networks, clip_losses
 
 STEPS = 100
 

@@ -23,12 +23,12 @@ from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
+from fyp_jax.training.objectives import Networks
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState, init_state
-from fyp_jax.training.step import Networks
 from fyp_jax.types import Batch
 
-TOKENIZER = Path(str(resources.files("fyp_jax"))) / "assets" / "models" / "mini" / "tokenizer"
+TOKENIZER = Path(str(resources.files("fyp_jax"))) / "assets" / "models" / "sd14" / "tokenizer"
 LEVELS = 4
 UNET = UNet3DConfig(
     block_out_channels=[16, 32],

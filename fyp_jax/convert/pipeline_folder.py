@@ -21,7 +21,13 @@ from jax.typing import DTypeLike
 
 from fyp_jax.convert.stored import StoredArray, all_in_memory
 from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, open_weights, read_weights
-from fyp_jax.convert.torch_names import from_torch_2d, from_torch_like, image_part, to_torch_like
+from fyp_jax.convert.torch_names import (
+    from_torch_2d,
+    from_torch_image,
+    from_torch_like,
+    image_part,
+    to_torch_like,
+)
 from fyp_jax.convert.weight_writer import Contents, WeightSet, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError, reason
@@ -83,23 +89,27 @@ class PipelineFolder:
         """VAE, text encoder and tokenizer, without weights; they compute in `dtype`."""
         return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype)
 
-    def frozen_params(self, models: FrozenModels) -> dict[str, Any]:
-        """Their float32 weights. Raises TreeMismatch where they do not fit the configuration."""
-        shapes = models.shapes()
-        vae = {_flax_vae_name(name): _flat_dense(name, value) for name, value in self._read("vae").items()}
-        text = {
-            name: value
-            for name, value in self._read("text_encoder").items()
-            if not name.endswith("position_ids")  # a constant that old files carry
-        }
-        return {
-            "vae": from_torch_like(vae, shapes["vae"], f"{self.name}, VAE"),
-            "text_encoder": from_torch_like(text, shapes["text_encoder"], f"{self.name}, text encoder"),
-        }
+    def frozen_params(
+        self, models: FrozenModels, parts: tuple[str, ...] = ("vae", "text_encoder")
+    ) -> dict[str, Any]:
+        """Float32 weights of these parts. Raises TreeMismatch where they do not fit the configuration."""
+        shapes, params = models.shapes(), {}
+        for part in parts:
+            arrays = self._read(part)
+            if part == "vae":
+                arrays = {_flax_vae_name(name): _flat_dense(name, value) for name, value in arrays.items()}
+            # a constant that old files of the text encoder carry
+            arrays = {name: x for name, x in arrays.items() if not name.endswith("position_ids")}
+            params[part] = from_torch_like(arrays, shapes[part], f"{self.name}, {part.replace('_', ' ')}")
+        return params
 
     def unet_2d(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
         """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
         return from_torch_2d(self._read("unet"), config, seed)
+
+    def image_unet(self, config: UNet3DConfig) -> dict[str, Any]:
+        """The image UNet's weights alone, by the names of `UNet3D`."""
+        return from_torch_image(self._read("unet"), config)
 
     def write_with(
         self, params: Mapping[str, Any], folder: Path, changes: Mapping[str, Mapping[str, Any]]
@@ -110,14 +120,18 @@ class PipelineFolder:
         Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
         where the folder cannot be written, or has something else in it.
         """
+        contents = self.contents(self.torch_weights(params), changes)
+        WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
+
+    @staticmethod
+    def torch_weights(params: Mapping[str, Any]) -> dict[str, dict[str, StoredArray]]:
+        """Our parameters of vae, text_encoder and unet as `contents` takes them."""
         stored = {part: all_in_memory(params[part]) for part in WEIGHTED}
-        weights = {
+        return {
             "vae": {_torch_vae_name(name): x for name, x in to_torch_like(stored["vae"]).items()},
             "text_encoder": to_torch_like(stored["text_encoder"]),
             "unet": image_part(stored["unet"]),
         }
-        contents = self.contents(weights, changes)
-        WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
 
     def contents(
         self,
@@ -131,7 +145,8 @@ class PipelineFolder:
         `write_with`. Raises UserError where this folder lacks something.
         """
         configs = {part: self.json(part) | dict(changes.get(part, {})) for part in WEIGHTED}
-        configs["unet"].pop("zero_init_temporal", None)  # ours alone
+        for name in ("zero_init_temporal", "cross_frame_attention"):  # ours alone
+            configs["unet"].pop(name, None)
         scheduler = self.json("scheduler")
         index = {
             "_class_name": "StableDiffusionPipeline",

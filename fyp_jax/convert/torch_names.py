@@ -134,12 +134,20 @@ def image_part(unet: Mapping[str, Any]) -> dict[str, Any]:
 def from_torch_2d(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, seed: int) -> dict[str, Any]:
     """An image UNet inflated to clips -> parameters of UNet3D; temporal ones are drawn from `seed`.
 
+    Raises TreeMismatch as `from_torch_image`.
+    """
+    image = trees.flatten(from_torch_image(state_dict, config))
+    return trees.unflatten(image | draw_temporal(config, jax.random.key(seed)))
+
+
+def from_torch_image(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig) -> dict[str, Any]:
+    """Those parameters of UNet3D that an image UNet has.
+
     Raises TreeMismatch where the arrays are not those of a `UNet2DConditionModel` of this config.
     """
     shapes = trees.flatten(unet_shapes(config))
     spatial = {path: shape for path, shape in shapes.items() if not TEMPORAL.search(path)}
-    params = from_torch_like(state_dict, trees.unflatten(spatial), "image UNet")
-    return trees.unflatten(trees.flatten(params) | draw_temporal(config, jax.random.key(seed)))
+    return from_torch_like(state_dict, trees.unflatten(spatial), "image UNet")
 
 
 def unet_sizes(state_dict: Mapping[str, Any]) -> UNet3DConfig:

@@ -77,7 +77,7 @@ def nearest(starts: Int[np.ndarray, " n"], window: range) -> int:
     return int(np.argmin(np.abs(2 * np.asarray(starts) - (window[0] + window[-1]))))
 
 
-def decode_image(record: Record, *, height: int, width: int) -> Sample:
+def decode_image(record: Record, *, height: int, width: int, with_pose: bool = True) -> Sample:
     """An image and its skeleton as clips of one frame, scaled to cover height x width, cropped to the centre.
 
     Raises BadRecordError with the record's name: an image that does not open, or one whose skeleton has
@@ -86,7 +86,9 @@ def decode_image(record: Record, *, height: int, width: int) -> Sample:
     name = as_text(record["name"])
     image = _open(record["image"], name, "image", ground="white")
     h, w = image.shape[:2]
-    if record["skeleton"]:
+    if not with_pose:
+        skeleton = None
+    elif record["skeleton"]:
         drawn = _open(record["skeleton"], name, "skeleton", ground="black")
         sh, sw = drawn.shape[:2]
         if abs(sh * w - sw * h) > max(h, w):  # a pixel of the skeleton is rounding

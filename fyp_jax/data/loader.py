@@ -103,13 +103,13 @@ class Element(NamedTuple):
 class Elements:
     """The endless sequence of elements that all processes draw from: `elements[i]`, i from 0."""
 
-    def __init__(self, records: RecordSource, config: DataConfig, seed: int):
+    def __init__(self, records: RecordSource, config: DataConfig, seed: int, with_pose: bool = True):
         config.check()
         if not len(records):
             raise UserError(f"{config.path}: has no records")
         if records.kind == "pose_images" and config.frames != 1:
             raise UserError(f"data.frames={config.frames}, but {config.path} has images: data.frames=1")
-        self.records, self.config, self.seed = records, config, seed
+        self.records, self.config, self.seed, self.with_pose = records, config, seed, with_pose
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()  # each epoch anew
         self.most_bad = math.floor(config.max_bad_fraction * len(records) + 1e-9)  # 0.29 x 100 is 29
         # so many broken ones in a row are as good as never drawn if no more than allowed are broken
@@ -149,7 +149,7 @@ class Elements:
         """UserError for a broken record."""
         config = self.config
         if self.records.kind == "pose_images":
-            return decode_image(record, height=config.height, width=config.width)
+            return decode_image(record, height=config.height, width=config.width, with_pose=self.with_pose)
         return decode_video(
             record,
             frames=config.frames,
@@ -163,8 +163,9 @@ class Elements:
 class Loader(Iterator[Batch]):
     """Batches of the given rows of each global batch, without end, from `start_step` on.
 
-    `tokenize` gives the token ids int32 [l] of a caption. Worker processes begin with the first batch and
-    end with `close`, at the end of a `with` block, or with this process, however it ends.
+    `tokenize` gives the token ids int32 [l] of a caption; `with_pose=False` leaves out the poses of records.
+    Worker processes begin with the first batch and end with `close`, at the end of a `with` block, or with
+    this process, however it ends.
     Iterating raises TooManyBadFiles (each process of a pod counts the records that it drew itself), and
     UserError where a worker process dies.
     """
@@ -177,8 +178,9 @@ class Loader(Iterator[Batch]):
         seed: int,
         rows: range,
         start_step: int = 0,
+        with_pose: bool = True,
     ):
-        self._elements = Elements(records, config, seed)
+        self._elements = Elements(records, config, seed, with_pose)
         if not rows or not set(rows) <= set(range(config.batch_size)):
             raise ValueError(f"rows {rows} are not rows of a batch of {config.batch_size}")
         self._tokenize, self._rows, self._step = tokenize, rows, start_step

@@ -78,6 +78,11 @@ class Attention(nn.Module):
 class CrossFrameAttention(Attention):
     """Frame i reads frame 0 and frame max(i-1, 0), in this order (Follow Your Pose, eq. 4)."""
 
+    cross_frame: bool = True
+    """False: frame i reads itself."""
+
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
+        if not self.cross_frame:
+            return super().__call__(x)
         keys, values = (first_and_previous(t, self.compute.frame_axis) for t in (self.to_k(x), self.to_v(x)))
         return self.mix(self.to_q(x), keys, values)

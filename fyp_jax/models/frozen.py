@@ -1,10 +1,11 @@
-"""The models that are never trained here: VAE, CLIP text encoder and tokenizer of Stable Diffusion.
+"""The models of other libraries: VAE, CLIP text encoder and tokenizer of Stable Diffusion, frozen as a rule.
 
 The only module that imports diffusers and transformers, whose Flax models these are. What they do with axes
 and units ends here: outside, clips are b f h w c, pixels are in [-1, 1] and latents have unit variance.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,12 +74,17 @@ class FrozenModels:
     def shapes(self) -> dict[str, Any]:
         """Names and shapes of the parameters, without computing them."""
         key = jax.random.key(0)
-        pixels = jnp.zeros((1, 3, self.downscale, self.downscale))
-        ids = jnp.zeros((1, 1), jnp.int32)
         return {
-            "vae": jax.eval_shape(self.vae.init, key, pixels)["params"],
-            "text_encoder": jax.eval_shape(self.text_encoder.init, key, ids, ids, ids)["params"],
+            part: jax.eval_shape(functools.partial(self.init, part), key) for part in ("vae", "text_encoder")
         }
+
+    def init(self, part: str, key: Array) -> dict[str, Any]:
+        """Freshly drawn float32 parameters of "vae" or "text_encoder"."""
+        if part == "vae":
+            pixels = jnp.zeros((1, 3, self.downscale, self.downscale))
+            return dict(jax.jit(self.vae.init)(key, pixels)["params"])
+        ids = jnp.zeros((1, 1), jnp.int32)
+        return dict(jax.jit(self.text_encoder.init)(key, ids, ids, ids)["params"])
 
     def tokenize(self, prompt: str) -> tuple[Int[np.ndarray, "1 l"], str]:
         """Token ids, padded to the length that the text encoder was trained with, and the text cut off."""
@@ -100,12 +106,17 @@ class FrozenModels:
 
         With standard normal `noise` of their shape a draw from the VAE's posterior, else its mean.
         """
+        mean, std = self.posterior(params, video)
+        return (mean if noise is None else mean + std * noise) * self.vae.scaling_factor
+
+    def posterior(self, params: Params, video: Video) -> tuple[Latents, Latents]:
+        """RGB in [-1, 1] -> mean and standard deviation of the latents, *not* times the scaling factor."""
         images = rearrange(video, "b f h w c -> (b f) c h w")
         posterior = self._vae(params, images, self.vae.encode).latent_dist
         mean, std = (
             rearrange(t, "(b f) h w c -> b f h w c", b=len(video)) for t in (posterior.mean, posterior.std)
         )
-        return (mean if noise is None else mean + std * noise) * self.vae.scaling_factor
+        return mean, std
 
     def decode_latents(self, params: Params, latents: Latents, chunk: int) -> Video:
         """Latents times the scaling factor -> RGB, about in [-1, 1], `chunk` frames at a time."""

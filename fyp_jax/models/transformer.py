@@ -67,7 +67,9 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3, self.norm_temp = (
             nn.LayerNorm(epsilon=1e-5, dtype=dtype) for _ in range(4)
         )
-        self.attn1 = CrossFrameAttention(self.heads, self.width, compute=self.compute)
+        self.attn1 = CrossFrameAttention(
+            self.heads, self.width, compute=self.compute, cross_frame=self.config.cross_frame_attention
+        )
         self.attn2 = Attention(self.heads, self.width, compute=self.compute)
         self.ff = FeedForward(dtype)
         self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.compute)

@@ -62,6 +62,8 @@ class UNet3DConfig:
     use_linear_projection: bool = False
     zero_init_temporal: bool = True
     """Temporal attention starts at 0 (ours); False is the reference's default initialisation."""
+    cross_frame_attention: bool = True
+    """False: frames attend to themselves alone, as in an image model; an ablation of the paper."""
 
     def __post_init__(self):
         for name in ("down_block_types", "up_block_types", "block_out_channels", "attention_head_dim"):

@@ -13,6 +13,8 @@ from fyp_jax.parallel import MeshConfig
 from fyp_jax.training.logs import LogConfig
 from fyp_jax.training.stages import stage
 
+MODELS = ("unet", "pose_encoder", "vae", "text_encoder")
+
 
 @dataclass
 class OptimizerConfig:
@@ -72,9 +74,17 @@ class ValidationConfig:
 class TrainConfig:
     """One run of train.py."""
 
-    stage: str = option("motion", "pose: the pose encoder, from images; motion: temporal layers, from videos")
+    stage: str = option(
+        "motion",
+        "pose: the pose encoder, from images; motion: temporal layers, from videos; "
+        "autoencoder, image: a Stable Diffusion from nothing; video: all of the UNet",
+    )
     pretrained: str = option("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
-    init: str | None = option(None, "checkpoint to start from (of the pose stage); null: the pipeline's UNet")
+    init: str | None = option(None, "checkpoint of an earlier stage to start from; null: the pipeline's UNet")
+    fresh: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"models that start untrained, whatever else is there, of {', '.join(MODELS)}"},
+    )
     random_weights: bool = option(False, "draw weights, always the same; of `pretrained` take the sizes")
     zero_init_temporal: bool = option(
         True, "temporal attention that was never trained starts at 0; false: as the reference draws it"
@@ -109,6 +119,10 @@ class TrainConfig:
                 raise UserError(f"{name}={getattr(self, name)} is not float32 or bfloat16")
         if self.remat not in REMAT:
             raise UserError(f"remat={self.remat} is not one of {', '.join(REMAT)}")
+        if unknown := [name for name in self.fresh if name not in MODELS]:
+            raise UserError(f"fresh={unknown[0]}: the models are {', '.join(MODELS)}")
+        if self.fresh and self.random_weights:
+            raise UserError(f"fresh={','.join(self.fresh)} and random_weights=true: which of them?")
         if self.init is not None and self.random_weights:
             raise UserError(f"init={self.init} and random_weights=true: which of them?")
         if not 0 <= self.seed < 2**32:

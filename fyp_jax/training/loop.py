@@ -25,11 +25,12 @@ from fyp_jax.errors import UserError
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import TrainingLog
+from fyp_jax.training.objectives import OBJECTIVES, Networks
 from fyp_jax.training.optimizer import learning_rate, make_optimizer
 from fyp_jax.training.stages import Stage, stage
 from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState, init_state
-from fyp_jax.training.step import Networks, make_step
+from fyp_jax.training.step import make_step
 from fyp_jax.training.validation import Validation
 from fyp_jax.types import Batch
 
@@ -57,11 +58,11 @@ def train(config: TrainConfig) -> None:
         )
     this_stage = stage(config.stage)
     records = _open(config, this_stage)
-    networks, state, origin = _begin(config, this_stage, mesh)
-    tokenize = functools.partial(_tokenize, networks.frozen)
+    networks, state, models, origin = _begin(config, this_stage, mesh)
+    tokenize, with_pose = functools.partial(_tokenize, networks.frozen), this_stage.uses_pose
     with (
-        Loader(records, config.data, tokenize, config.seed, rows) as loader,
-        _Feed(loader, config.data, rows, mesh, tokenize).until_asked_to_end() as feed,
+        Loader(records, config.data, tokenize, config.seed, rows, with_pose=with_pose) as loader,
+        _Feed(loader, config.data, rows, mesh, tokenize, with_pose).until_asked_to_end() as feed,
         TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.keep) as checkpoints,
     ):
         saved = checkpoints.restore(_changing(state))
@@ -81,7 +82,7 @@ def train(config: TrainConfig) -> None:
         }
 
         def save(done: int, state: TrainState, loss: float) -> None:
-            changing, inference = _changing(state), _inference(state)
+            changing, inference = _changing(state), _inference(state, models)
             data = feed.state()
             checkpoints.save(done, train=changing, inference=inference, data=data, config=about, loss=loss)
 
@@ -92,13 +93,19 @@ def train(config: TrainConfig) -> None:
         log.warning("asked to end: step %d is saved, and the same command goes on from there", done)
 
 
-def _begin(config: TrainConfig, this_stage: Stage, mesh: Mesh) -> tuple[Networks, TrainState, dict[str, Any]]:
-    """Models, the state of step 0 on the mesh, and where the weights are from; no copy stays on the host."""
+def _begin(
+    config: TrainConfig, this_stage: Stage, mesh: Mesh
+) -> tuple[Networks, TrainState, tuple[str, ...], dict[str, Any]]:
+    """Models, the state of step 0 on the mesh, the names of what a checkpoint holds, and where it is from.
+
+    No copy of the weights stays on the host.
+    """
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    networks, trainable, frozen, origin = start(config, this_stage, frame_axis)
+    networks, trainable, frozen, models, origin = start(config, this_stage, frame_axis)
     optimizer = make_optimizer(config.optimizer, config.steps)
     placed = parallel.place(trainable, mesh), parallel.place(frozen, mesh)
-    return networks, init_state(*placed, optimizer, config.optimizer.ema is not None, mesh), origin
+    state = init_state(*placed, optimizer, config.optimizer.ema is not None, mesh)
+    return networks, state, models, origin
 
 
 def _run(
@@ -113,6 +120,7 @@ def _run(
     """The steps that are done when it ends: all of them, or those until the run was asked to end."""
     step = make_step(
         networks,
+        OBJECTIVES[stage(config.stage).objective],
         make_optimizer(config.optimizer, config.steps),
         learning_rate(config.optimizer, config.steps),
         mesh,
@@ -203,8 +211,10 @@ class _Feed:
         rows: range,
         mesh: Mesh,
         tokenize: Callable[[str], Int32[np.ndarray, " l"]],
+        with_pose: bool,
     ):
         self._loader, self._config, self._rows, self._mesh = loader, config, rows, mesh
+        self._with_pose = with_pose
         self._blank_ids = tokenize("")
         self._asked_to_end = False
         self._last: Batch | None = None
@@ -249,7 +259,7 @@ class _Feed:
     def _blank(self) -> Batch:
         config, clips = self._config, len(self._rows)
         video = np.zeros((clips, config.frames, config.height, config.width, 3), np.float32)
-        return Batch(video, np.stack([self._blank_ids] * clips), video)
+        return Batch(video, np.stack([self._blank_ids] * clips), video if self._with_pose else None)
 
 
 def _open(config: TrainConfig, this_stage: Stage) -> RecordSource:
@@ -272,7 +282,7 @@ def _changing(state: TrainState) -> dict[str, Any]:
     return {name: x for name, x in fields.items() if name != "frozen" and x is not None}
 
 
-def _inference(state: TrainState) -> dict[str, Any]:
-    """What sampling reads: UNet and pose encoder, averaged where the run averages."""
+def _inference(state: TrainState, models: tuple[str, ...]) -> dict[str, Any]:
+    """What sampling reads beside a pipeline folder, averaged where the run averages."""
     params = trees.unflatten(state.averaged() | state.frozen)
-    return {name: params[name] for name in ("unet", "pose_encoder")}
+    return {name: params[name] for name in models}

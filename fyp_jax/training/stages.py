@@ -1,4 +1,8 @@
-"""The two training stages, as data: what is trained, on which dataset, and whether it sees poses."""
+"""The training stages, as data: what is trained, on which dataset, by which loss, and whether it sees poses.
+
+`pose` and `motion` are Follow Your Pose's two. `autoencoder` and `image` make a Stable Diffusion from
+nothing, for sizes that nobody has trained; `video` trains a whole UNet on clips.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +22,9 @@ SPATIAL = (
 QUERIES = (CROSS_ATTENTION + r"/to_q/.*",)
 TEMPORAL = (r"unet/.*/(attn_temp|conv_temporal)/.*",)
 POSE_ENCODER = (r"pose_encoder/.*",)
-ENCODERS = (r"vae/.*", r"text_encoder/.*")
+VAE = (r"vae/.*",)
+TEXT_ENCODER = (r"text_encoder/.*",)
+ENCODERS = VAE + TEXT_ENCODER
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Stage:
     uses_pose: bool
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
+    objective: str = "denoise"
+    """Which loss: of training.objectives."""
 
     def trains(self, paths: Iterable[str]) -> dict[str, bool]:
         """For each parameter whether it is trained. Raises RuleMismatch unless each has exactly one rule."""
@@ -57,6 +65,31 @@ STAGES = {
             trained=QUERIES + TEMPORAL,
             frozen=SPATIAL + POSE_ENCODER + ENCODERS,
         ),
+        # Rombach et al. 2022, section 3.1: a latent space; what the other stages train in.
+        Stage(
+            name="autoencoder",
+            dataset="pose_images",
+            uses_pose=False,
+            trained=VAE,
+            frozen=SPATIAL + QUERIES + TEMPORAL + POSE_ENCODER + TEXT_ENCODER,
+            objective="reconstruct",
+        ),
+        # Section 3.3 there: text-to-image, the text encoder learning with the UNet.
+        Stage(
+            name="image",
+            dataset="pose_images",
+            uses_pose=False,
+            trained=SPATIAL + QUERIES + TEXT_ENCODER,
+            frozen=TEMPORAL + POSE_ENCODER + VAE,
+        ),
+        # The UNet as a whole, for a few clips that it shall know by heart.
+        Stage(
+            name="video",
+            dataset="captioned_videos",
+            uses_pose=False,
+            trained=SPATIAL + QUERIES + TEMPORAL,
+            frozen=POSE_ENCODER + ENCODERS,
+        ),
     )
 }
 
@@ -64,5 +97,5 @@ STAGES = {
 def stage(name: str) -> Stage:
     """The stage of this name, or UserError with the names that there are."""
     if name not in STAGES:
-        raise UserError(f"stage={name}: the stages are {' and '.join(STAGES)}")
+        raise UserError(f"stage={name}: the stages are {', '.join(STAGES)}")
     return STAGES[name]

@@ -10,14 +10,16 @@ import numpy as np
 
 from fyp_jax import trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
-from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
 from fyp_jax.models.random_params import random_params
-from fyp_jax.models.unet import UNet3D, UNet3DConfig, draw_temporal
-from fyp_jax.training.config import TrainConfig
+from fyp_jax.models.unet import UNet3D, UNet3DConfig, draw_temporal, init_unet
+from fyp_jax.training.config import MODELS, TrainConfig
+from fyp_jax.training.objectives import Networks
 from fyp_jax.training.stages import Stage
-from fyp_jax.training.step import Networks
+
+ENCODERS = ("vae", "text_encoder")
 
 UNTRAINED = re.compile(r"/conv_temporal/up/kernel$")
 """Starts at 0 whatever the config: while all of them are 0, temporal layers have not been trained."""
@@ -31,6 +33,8 @@ class Start(NamedTuple):
     """By path, float32."""
     frozen: dict[str, Any]
     """By path, in `frozen_dtype`."""
+    models: tuple[str, ...]
+    """Those that a checkpoint has to hold: all that are not just as `pretrained` has them."""
     origin: dict[str, Any]
     """Where the weights are from, for whoever reads a checkpoint of the run."""
 
@@ -38,27 +42,44 @@ class Start(NamedTuple):
 def start(config: TrainConfig, stage: Stage, frame_axis: str | None) -> Start:
     """Models and weights of a config. Raises UserError where they cannot be had, or do not fit each other.
 
-    The UNet is the pipeline's image UNet, inflated to clips, or that of the checkpoint `init`. Temporal
-    layers that no training has touched are drawn anew as the stage wants them: silent for images, so that
-    the pose stage trains against the text-to-image model; by `zero_init_temporal` for videos.
+    Each model is fresh where the config says so, else that of the checkpoint `init` if it has one, else the
+    pipeline's, its image UNet inflated to clips. Temporal layers that no training has touched are drawn anew
+    as the stage wants them: silent for images, so that stages before the motion stage train an image model;
+    by `zero_init_temporal` for videos.
     """
-    from_pipeline = config.init is None and not config.random_weights
-    encoders = ("vae", "text_encoder")
-    parts = () if config.random_weights else (*encoders, "unet") if from_pipeline else encoders
-    folder = PipelineFolder(config.pretrained, parts=parts)
-    frozen_models = folder.frozen_models(jnp.dtype(config.dtype))
-    zero_init = config.zero_init_temporal or stage.uses_pose
     origin: dict[str, Any] = {"stage": stage.name, "pretrained": config.pretrained, "init": config.init}
+    dtype = jnp.dtype(config.dtype)
     if config.random_weights:
-        unet_config = folder.unet_config()
+        folder = PipelineFolder(config.pretrained, parts=())
+        unet_config, frozen_models = folder.unet_config(), folder.frozen_models(dtype)
         params = random_params(inference_shapes(unet_config) | frozen_models.shapes(), config.seed)
-        origin |= {"random": True}
+        models, origin = MODELS[:2], origin | {"random": True}
     else:
-        unet_config, params = _trained(config, folder, zero_init)
-        params = params | folder.frozen_params(frozen_models)
+        saved_config, saved = (None, {}) if config.init is None else load_inference(config.init)[:2]
+        kept = {name: tree for name, tree in saved.items() if name not in config.fresh}
+        wanted = tuple(part for part in MODELS if part not in config.fresh and part not in kept)
+        folder = PipelineFolder(config.pretrained, tuple(part for part in wanted if part in WEIGHTED))
+        frozen_models = folder.frozen_models(dtype)
+        zero_init = config.zero_init_temporal or stage.dataset == "pose_images"
+        unet_config = saved_config or folder.unet_config()
+        if "unet" not in kept or _never_in_time(kept["unet"]):
+            unet_config = dataclasses.replace(unet_config, zero_init_temporal=zero_init)
+        read = folder.frozen_params(frozen_models, tuple(part for part in wanted if part in ENCODERS))
+        params = read | _unet_and_pose(config, unet_config, folder, kept)
+        params |= {name: kept[name] for name in ENCODERS if name in kept}
+        for name in ENCODERS:
+            if name in config.fresh:
+                params[name] = frozen_models.init(name, jax.random.key(config.seed))
+        trees.check_same(
+            trees.flatten({name: params[name] for name in ENCODERS}),
+            trees.flatten(frozen_models.shapes()),
+            f"{config.init or config.pretrained}, VAE and text encoder",
+        )
+        models = tuple(name for name in MODELS if name not in read)
+        origin |= {"fresh": list(config.fresh)}
     flat = trees.flatten(params)
     trained = stage.trains(flat)
-    compute = Compute(jnp.dtype(config.dtype), config.remat, frame_axis)
+    compute = Compute(dtype, config.remat, frame_axis)
     networks = Networks(
         frozen_models,
         folder.schedule(),
@@ -66,26 +87,31 @@ def start(config: TrainConfig, stage: Stage, frame_axis: str | None) -> Start:
         PoseEncoder(unet_config, compute.dtype) if stage.uses_pose else None,
     )
     frozen_dtype = jnp.dtype(config.frozen_dtype)
+    learning = {path.split("/")[0] for path in flat if trained[path]}
     return Start(
         networks,
         {path: np.asarray(x, np.float32) for path, x in flat.items() if trained[path]},
         {path: np.asarray(x, frozen_dtype) for path, x in flat.items() if not trained[path]},
+        tuple(name for name in MODELS if name in models or name in learning),
         origin,
     )
 
 
-def _trained(
-    config: TrainConfig, folder: PipelineFolder, zero_init: bool
-) -> tuple[UNet3DConfig, dict[str, Any]]:
-    """UNet and pose encoder, from a checkpoint or from Stable Diffusion."""
+def _unet_and_pose(
+    config: TrainConfig, unet_config: UNet3DConfig, folder: PipelineFolder, kept: dict[str, Any]
+) -> dict[str, Any]:
     key = jax.random.key(config.seed)
-    if config.init is None:
-        unet_config = dataclasses.replace(folder.unet_config(), zero_init_temporal=zero_init)
+    if "unet" in config.fresh:
+        unet = jax.jit(init_unet, static_argnums=0)(unet_config, key)
+    elif "unet" not in kept:
         unet = folder.unet_2d(unet_config, config.seed)
-        return unet_config, {"unet": unet, "pose_encoder": init_pose_encoder(unet_config, key)}
-    unet_config, params, _ = load_inference(config.init)
-    unet = trees.flatten(params["unet"])
-    if not any(np.any(x) for path, x in unet.items() if UNTRAINED.search(path)):
-        unet_config = dataclasses.replace(unet_config, zero_init_temporal=zero_init)
-        unet |= draw_temporal(unet_config, key)
-    return unet_config, params | {"unet": trees.unflatten(unet)}
+    elif _never_in_time(kept["unet"]):
+        unet = trees.unflatten(trees.flatten(kept["unet"]) | draw_temporal(unet_config, key))
+    else:
+        unet = kept["unet"]
+    return {"unet": unet, "pose_encoder": kept.get("pose_encoder") or init_pose_encoder(unet_config, key)}
+
+
+def _never_in_time(unet: dict[str, Any]) -> bool:
+    """Whether no stage has trained the temporal layers of this UNet."""
+    return not any(np.any(x) for path, x in trees.flatten(unet).items() if UNTRAINED.search(path))

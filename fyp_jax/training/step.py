@@ -1,8 +1,7 @@
 """One training step, for every stage and every mesh: state and batch become the next state and metrics."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +9,16 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from fyp_jax import parallel, trees
-from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, target
 from fyp_jax.errors import UserError
-from fyp_jax.models.frozen import FrozenModels
-from fyp_jax.models.pose_encoder import PoseEncoder
-from fyp_jax.models.unet import UNet3D
 from fyp_jax.parallel import AXES, CLIPS
+from fyp_jax.training.objectives import Draws, Losses, Networks, draw
 from fyp_jax.training.optimizer import update_average
 from fyp_jax.training.state import Arrays, TrainState, state_specs
-from fyp_jax.types import Batch, Latents, Params, Text
+from fyp_jax.types import Batch, Params
 
-ENCODERS = ("vae/", "text_encoder/")
 QUARTERS = 4
 """Parts of the training timesteps that get a loss of their own."""
 
@@ -31,70 +26,9 @@ Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch, Int[Array, "devices"]], tuple[TrainState, Metrics]]
 
 
-@dataclass(frozen=True, eq=False)
-class Networks:
-    """The models of a stage without their weights; no pose encoder where the stage uses no poses."""
-
-    frozen: FrozenModels
-    schedule: ScheduleConfig
-    unet: UNet3D
-    pose_encoder: PoseEncoder | None
-
-
-class Draws(NamedTuple):
-    """The random numbers of a step, for some clips and some of their frames."""
-
-    t: Int[Array, "b"]
-    """Training timestep of each clip."""
-    noise: Latents
-    """What is added to the latents."""
-    posterior: Latents
-    """What the VAE's latents are drawn with."""
-
-
-def draw(
-    key: jax.Array,
-    clips: Int[Array, "b"],
-    frames: Int[Array, "f"],
-    latent: tuple[int, int, int],
-    timesteps: int,
-) -> Draws:
-    """Random numbers by key, by a clip's place in the global batch, and by a frame's place in the clip.
-
-    So they are the same however the batch is shared out. `latent` is (height, width, channels).
-    """
-
-    def of_clip(clip: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
-        timestep_key, frames_key = jax.random.split(jax.random.fold_in(key, clip))
-
-        def of_frame(frame: Int[Array, ""]) -> jax.Array:
-            return jax.random.normal(jax.random.fold_in(frames_key, frame), (2, *latent))
-
-        return jax.random.randint(timestep_key, (), 0, timesteps), jax.vmap(of_frame)(frames)
-
-    t, normals = jax.vmap(of_clip)(clips)
-    return Draws(t, normals[:, :, 0], normals[:, :, 1])
-
-
-def clip_losses(
-    networks: Networks, params: Params, latents: Latents, draws: Draws, text: Text, skeleton: Any
-) -> Float[Array, "b"]:
-    """Mean squared error of each clip's prediction (Follow Your Pose, eq. 2), in float32.
-
-    `params` has `unet` and, for networks with one, `pose_encoder`; `skeleton` is None without it.
-    """
-    features = None
-    if networks.pose_encoder is not None:
-        features = networks.pose_encoder.apply({"params": params["pose_encoder"]}, skeleton)
-    noisy = add_noise(latents, draws.noise, draws.t, networks.schedule)
-    prediction = networks.unet.apply({"params": params["unet"]}, noisy, draws.t, text, features)  # pyright: ignore
-    wanted = target(latents, draws.noise, draws.t, networks.schedule)
-    error = jnp.asarray(prediction, jnp.float32) - wanted
-    return jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
-
-
 def make_step(
     networks: Networks,
+    losses: Losses,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     mesh: Mesh,
@@ -113,7 +47,7 @@ def make_step(
     `accumulate` is the number of parts in which a batch is computed, one after the other.
     """
     specs = state_specs(state, mesh)
-    gradient = sharded_gradient(networks, mesh, specs, batch_size, accumulate)
+    gradient = sharded_gradient(networks, losses, mesh, specs, batch_size, accumulate)
 
     def step(state: TrainState, batch: Batch, votes: Int[Array, "devices"]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -165,7 +99,7 @@ def _batch_specs(networks: Networks) -> Batch:
 
 
 def sharded_gradient(
-    networks: Networks, mesh: Mesh, specs: TrainState, batch_size: int, accumulate: int
+    networks: Networks, losses: Losses, mesh: Mesh, specs: TrainState, batch_size: int, accumulate: int
 ) -> Callable[..., tuple[Arrays, Metrics]]:
     """(trainable, frozen, batch, key, votes) -> gradients that stand where the parameters do, and metrics.
 
@@ -188,14 +122,11 @@ def sharded_gradient(
         first_clip = (jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")) * share
         frames = batch.video.shape[1]
         frame_numbers = jax.lax.axis_index("frame") * frames + jnp.arange(frames)
-        encoders = {path: leaf for path, leaf in frozen.items() if path.startswith(ENCODERS)}
-        others = {path: leaf for path, leaf in frozen.items() if path not in encoders}
-        encoders = trees.unflatten(_whole(encoders, specs.frozen))
 
-        def objective(trainable: Arrays, latents: Latents, draws: Draws, text: Text, skeleton: Any) -> Any:
-            params = _whole(trainable, specs.trainable) | _whole(others, specs.frozen)
-            losses = clip_losses(networks, trees.unflatten(params), latents, draws, text, skeleton)
-            return losses.sum() * scale, losses
+        def objective(trainable: Arrays, batch: Batch, draws: Draws) -> Any:
+            params = _whole(trainable, specs.trainable) | _whole(frozen, specs.frozen)
+            of_clips = losses(networks, trees.unflatten(params), batch, draws)
+            return of_clips.sum() * scale, of_clips
 
         if mesh.shape["fsdp"] > 1:  # shares of others are fetched again, not kept for the gradient
             policy = jax.checkpoint_policies.save_anything_except_these_names(parallel.FETCHED)
@@ -209,11 +140,7 @@ def sharded_gradient(
             height, width = (side // networks.frozen.downscale for side in batch.video.shape[2:4])
             latent = (height, width, networks.unet.config.in_channels)
             draws = draw(key, clips, frame_numbers, latent, networks.schedule.num_train_timesteps)
-            latents = networks.frozen.encode_images(encoders, jnp.asarray(batch.video), draws.posterior)
-            text = networks.frozen.encode_text(encoders, jnp.asarray(batch.ids))
-            found, gradients = jax.value_and_grad(objective, has_aux=True)(
-                mine, latents, draws, text, batch.skeleton
-            )
+            found, gradients = jax.value_and_grad(objective, has_aux=True)(mine, batch, draws)
             return jax.tree.map(jnp.add, total, gradients), (found[1], draws.t)
 
         parts = jax.tree.map(
@@ -221,13 +148,15 @@ def sharded_gradient(
             (batch, first_clip + jnp.arange(share)),
         )
         zeros = jax.tree.map(lambda leaf: parallel.varying(jnp.zeros(leaf.shape, leaf.dtype), P()), mine)
-        # One part needs no loop: on a CPU, XLA runs a loop's convolutions ten times as slowly.
-        gradients, (losses, t) = jax.lax.scan(add_part, zeros, parts, unroll=accumulate == 1)
+        if accumulate == 1:  # without a loop, in which XLA on a CPU runs convolutions ten times as slowly
+            gradients, (of_clips, t) = add_part(zeros, (batch, first_clip + jnp.arange(share)))
+        else:
+            gradients, (of_clips, t) = jax.lax.scan(add_part, zeros, parts)
         gradients = jax.tree.map(parallel.sum_of_shares, gradients, specs.trainable)
 
         quarter = t.reshape(-1) * QUARTERS // networks.schedule.num_train_timesteps
         is_in = jax.nn.one_hot(quarter, QUARTERS, dtype=jnp.float32)
-        sums = jax.lax.psum((losses.reshape(-1) / frame_shares) @ is_in, AXES)
+        sums = jax.lax.psum((of_clips.reshape(-1) / frame_shares) @ is_in, AXES)
         counts = jax.lax.psum(is_in.sum(axis=0), CLIPS)
         metrics = {
             "loss": sums.sum() / batch_size,

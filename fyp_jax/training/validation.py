@@ -14,8 +14,8 @@ from fyp_jax.models.unet import UNet3D
 from fyp_jax.sampling import Sampler
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import TrainingLog
+from fyp_jax.training.objectives import Networks
 from fyp_jax.training.state import TrainState
-from fyp_jax.training.step import Networks
 
 
 class Validation:

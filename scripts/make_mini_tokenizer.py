@@ -1,0 +1,86 @@
+"""Write the mini model's CLIP vocabulary: every word of the mini world is one token, any other text is bytes.
+
+    python scripts/make_mini_tokenizer.py [--out fyp_jax/assets/models/mini/tokenizer]
+
+Byte-pair encoding (Sennrich et al. 2016), trained on the words of all captions until each is one token.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+from fyp_jax.data.mini_world.clips import PAIRS, Scene, caption
+from fyp_jax.data.mini_world.styles import STYLES
+from fyp_jax.errors import exit_status
+from fyp_jax.media.video import writing
+
+MAX_TOKENS = 32
+END, START_TOKEN, END_TOKEN = "</w>", "<|startoftext|>", "<|endoftext|>"
+Word = tuple[str, ...]
+
+
+def byte_letters() -> list[str]:
+    """The letter that stands for each byte in CLIP's vocabulary (GPT-2's), in the order of its tokens."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def merge(word: Word, pair: tuple[str, str]) -> Word:
+    """The word with each such pair of neighbours joined, from the left."""
+    joined: list[str] = []
+    i = 0
+    while i < len(word):
+        step = 2 if word[i : i + 2] == pair else 1
+        joined.append("".join(word[i : i + step]))
+        i += step
+    return tuple(joined)
+
+
+def merges_for(words: set[str]) -> list[tuple[str, str]]:
+    """Merges, in order, by which each of these words becomes one token."""
+    split: list[Word] = [(*word[:-1], word[-1] + END) for word in sorted(words)]
+    merges = []
+    while any(len(word) > 1 for word in split):
+        pairs = Counter(pair for word in split for pair in pairwise(word))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = [merge(word, best) for word in split]
+    return merges
+
+
+def main() -> None:
+    asset = Path(__file__).resolve().parents[1] / "fyp_jax" / "assets" / "models" / "mini" / "tokenizer"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=asset, metavar="DIR", help="default: the asset")
+    args = parser.parse_args()
+    captions = [caption(Scene(*pair, style, "walk", 0)) for pair in PAIRS for style in STYLES]
+    merges = merges_for(set(re.findall(r"[a-z]+", " ".join(captions).lower())))
+    letters = byte_letters()
+    tokens = [*letters, *(letter + END for letter in letters), *map("".join, merges), START_TOKEN, END_TOKEN]
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_TOKENS,
+        "bos_token": START_TOKEN,
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), END_TOKEN),
+        "errors": "replace",
+        "do_lower_case": True,
+    }
+    for name, text in {
+        "vocab.json": json.dumps({token: i for i, token in enumerate(tokens)}, indent=0),
+        "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges)]),
+        "tokenizer_config.json": json.dumps(config, indent=2),
+    }.items():
+        with writing(args.out / name) as file:
+            file.write_text(text + "\n", encoding="utf-8")
+    print(f"{args.out}: {len(tokens)} tokens")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,50 @@
+"""Round the mini model's weights to float16 and write them as the package ships them.
+
+    python scripts/ship_mini.py --image runs/mini/image/checkpoints --motion runs/mini/motion/checkpoints \\
+        --out fyp_jax/assets/models/mini
+
+OUT becomes a pipeline folder (VAE, text encoder, image UNet, tokenizer, scheduler) in the diffusers layout,
+with follow_your_pose.safetensors: the pose encoder, temporal layers and trained queries.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from fyp_jax.checkpoint import load_inference
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.trained_parts import trained_parts
+from fyp_jax.convert.weight_writer import WeightWriter
+from fyp_jax.errors import exit_status
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--image", type=Path, required=True, metavar="DIR", help="checkpoints: text-to-image")
+    parser.add_argument("--motion", type=Path, required=True, metavar="DIR", help="checkpoints: motion stage")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder to be replaced")
+    args = parser.parse_args()
+    folder = PipelineFolder("mini", parts=())
+    _, image, _ = load_inference(args.image)
+    _, motion, origin = load_inference(args.motion)
+    parts = trained_parts(motion, image["unet"], jnp.float16, origin)
+    contents = folder.contents(folder.torch_weights(image), {})
+    contents = contents._replace(weights=[*contents.weights, parts])
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
+        written = WeightWriter(jnp.float16).write_folder(
+            contents, Path(place) / "mini", {"step": origin["step"]}
+        )
+        if args.out.exists():
+            args.out.rename(Path(place) / "before")
+        (Path(place) / "mini").rename(args.out)
+    for file in written:
+        print(f"{args.out / file.name}: {file.parameters / 1e6:.2f} M parameters, {file.bytes / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
