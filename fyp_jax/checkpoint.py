@@ -27,18 +27,14 @@ from orbax.checkpoint import checkpoint_managers, type_handlers
 from fyp_jax import trees
 from fyp_jax.convert.stored import StoredArray, Weights
 from fyp_jax.errors import UserError, reason
+from fyp_jax.models.frozen import ENCODERS
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import UNet3DConfig, unet_shapes
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step it takes
 
 Folder = str | Path | epath.Path
-ENCODERS = ("vae", "text_encoder")
-"""Models that a checkpoint may hold beside UNet and pose encoder, where a run has its own."""
-
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
-TRAINED_TOO = "text_encoder/"
-"""What else an item of a stage that trained it has; its sizes are the pipeline's."""
 
 
 class CheckpointError(UserError):
@@ -110,13 +106,8 @@ def open_inference(folder: Folder, step: int | None = None) -> Weights:
         config = UNet3DConfig.from_json(saved["unet"])
         if found is None:
             raise CheckpointError(f"{folder}: step {step} has no inference parameters")
-        expected = trees.flatten(inference_shapes(config))
         flat = trees.flatten(found.tree)
-        trees.check_same(
-            {path: leaf for path, leaf in flat.items() if not path.startswith(TRAINED_TOO)},
-            expected,
-            f"{folder}, step {step}",
-        )
+        trees.check_same(flat, trees.flatten(_expected(config, found.tree)), f"{folder}, step {step}")
         reader = _ArrayReader(f"{folder}: step {step}", next(iter(flat.values())).directory)
         models = trees.unflatten({path: reader.stored(leaf) for path, leaf in flat.items()})
         return Weights(config, models, {**saved["origin"], "step": step})
@@ -124,6 +115,11 @@ def open_inference(folder: Folder, step: int | None = None) -> Weights:
         raise
     except ORBAX_ERRORS as error:
         raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
+
+
+def _expected(config: UNet3DConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What an inference item has to hold; encoders, which a run may have of its own, as they are found."""
+    return inference_shapes(config) | {name: tree for name, tree in found.items() if name in ENCODERS}
 
 
 class _ArrayReader:
@@ -167,8 +163,7 @@ def _load_step(
         found = manager.item_metadata(step)["inference"]
         if found is None:
             raise CheckpointError(f"{folder}: step {step} has no inference parameters")
-        shapes = inference_shapes(config)
-        shapes |= {name: tree for name, tree in found.tree.items() if name in ENCODERS}
+        shapes = _expected(config, found.tree)
         trees.check_same(trees.flatten(found.tree), trees.flatten(shapes), f"{folder}, step {step}")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes)

@@ -26,7 +26,7 @@ from fyp_jax.errors import UserError
 from fyp_jax.media.outputs import new_run_folder, write_clip
 from fyp_jax.media.pose import configured_pose, pose_path
 from fyp_jax.models.compute import Compute
-from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.frozen import ENCODERS, FrozenModels
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
@@ -198,7 +198,7 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
             )
         unet_config, trained, origin = found
         sampler = build(unet_config)
-        read = tuple(part for part in ("vae", "text_encoder") if part not in trained)
+        read = tuple(part for part in ENCODERS if part not in trained)
         params = trained | folder.frozen_params(frozen, read)
     params = jax.tree.map(jnp.asarray, params)
     record = {

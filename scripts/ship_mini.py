@@ -15,7 +15,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from fyp_jax.checkpoint import load_inference
-from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
+from fyp_jax.convert.stored import all_in_memory
 from fyp_jax.convert.trained_parts import trained_parts
 from fyp_jax.convert.weight_writer import WeightWriter
 from fyp_jax.errors import exit_status
@@ -33,7 +34,7 @@ def main() -> None:
     _, image, _ = load_inference(args.image)
     _, motion, origin = load_inference(args.motion)
     parts = trained_parts(motion, image["unet"], jnp.float16, origin)
-    contents = folder.contents(folder.torch_weights(image), {})
+    contents = folder.contents(torch_weights(all_in_memory({part: image[part] for part in WEIGHTED})), {})
     contents = contents._replace(weights=[*contents.weights, parts])
     with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
         written = WeightWriter(jnp.float16).write_folder(

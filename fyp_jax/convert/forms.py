@@ -1,7 +1,7 @@
 """The forms in which weights leave: what each one's folder has, and which weights it is for."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from fyp_jax import trees
 from fyp_jax.convert.own_form import own_contents
-from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.stored import StoredArray, Weights
+from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
+from fyp_jax.convert.stored import Weights
 from fyp_jax.convert.t2i_adapter import t2i_contents
-from fyp_jax.convert.torch_names import image_part, to_torch, to_torch_like
+from fyp_jax.convert.torch_names import to_torch, to_torch_like
 from fyp_jax.convert.weight_writer import Contents, WeightSet
 from fyp_jax.errors import UserError
+from fyp_jax.models.frozen import ENCODERS
 from fyp_jax.models.unet import TEMPORAL
 from fyp_jax.versions import versions
 
@@ -29,13 +30,14 @@ def checkpoint_name(weights: Weights) -> str:
 
 
 def pipeline_contents(weights: Weights, pipeline: PipelineFolder, ending: str = ".safetensors") -> Contents:
-    """The pipeline with the image part of our UNet, and with our text encoder if a stage trained it."""
+    """The pipeline with the image part of our UNet, and with those encoders that a stage has trained."""
     classed = {"_class_name": "UNet2DConditionModel", "_diffusers_version": metadata.version("diffusers")}
-    replaced: dict[str, Mapping[str, StoredArray]] = {"unet": image_part(weights.models["unet"])}
-    if "text_encoder" in weights.models:
-        replaced["text_encoder"] = to_torch_like(weights.models["text_encoder"])
-        what = f"the trained text encoder against that of {pipeline.name}"
-        trees.check_same(replaced["text_encoder"], pipeline.stored("text_encoder"), what)
+    replaced = torch_weights({name: tree for name, tree in weights.models.items() if name in WEIGHTED})
+    own = [name for name in ENCODERS if name in weights.models]
+    shapes = pipeline.frozen_models().shapes() if own else {}
+    for name in own:
+        what = f"the trained {name.replace('_', ' ')} against that of {pipeline.name}"
+        trees.check_same(trees.flatten(weights.models[name]), trees.flatten(shapes[name]), what)
     for part, field, ours in (
         ("text_encoder", "hidden_size", weights.config.cross_attention_dim),
         ("vae", "latent_channels", weights.config.in_channels),

@@ -1,6 +1,6 @@
 """Our own names in safetensors: one file for each model, which carries the config. Nothing here needs torch.
 
-unet.safetensors pose_encoder.safetensors      and text_encoder.safetensors where a stage trained it
+unet.safetensors pose_encoder.safetensors      and vae, text_encoder where a stage trained them
 
 Names are paths as in the code (`conv_in/kernel`), axes as in the code (channels last). The metadata of every
 file has `format` (fyp_jax), `model`, and as JSON `config` (`UNet3DConfig`) and `origin`. A large model is in
@@ -19,13 +19,14 @@ from fyp_jax import trees
 from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
 from fyp_jax.convert.stored import StoredArray, Weights, read_all
 from fyp_jax.convert.weight_writer import Contents, WeightSet, index_name, shards_of
+from fyp_jax.models.frozen import ENCODERS
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import unet_shapes
 from fyp_jax.models.unet_config import UNet3DConfig
 
 FORMAT = "fyp_jax"
 REQUIRED = ("unet", "pose_encoder")
-MODELS = (*REQUIRED, "text_encoder")
+MODELS = (*REQUIRED, *ENCODERS)
 ENDING = ".safetensors"
 
 

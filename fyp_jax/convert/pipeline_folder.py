@@ -31,7 +31,7 @@ from fyp_jax.convert.torch_names import (
 from fyp_jax.convert.weight_writer import Contents, WeightSet, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError, reason
-from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.frozen import ENCODERS, FrozenModels
 from fyp_jax.models.unet_config import UNet3DConfig
 
 # The VAE's attention has other names in the Flax model and in old PyTorch files than in new ones.
@@ -61,7 +61,7 @@ CLASSES = {
 class PipelineFolder:
     """Reads what a pipeline folder holds, part by part."""
 
-    def __init__(self, name: str, parts: tuple[str, ...] = ("vae", "text_encoder")):
+    def __init__(self, name: str, parts: tuple[str, ...] = ENCODERS):
         """Find `name`, downloading the weights of `parts` if it is a Hub id. Raises UserError."""
         self.name = name
         self.path = find_folder(name, parts)
@@ -89,9 +89,7 @@ class PipelineFolder:
         """VAE, text encoder and tokenizer, without weights; they compute in `dtype`."""
         return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype)
 
-    def frozen_params(
-        self, models: FrozenModels, parts: tuple[str, ...] = ("vae", "text_encoder")
-    ) -> dict[str, Any]:
+    def frozen_params(self, models: FrozenModels, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
         """Float32 weights of these parts. Raises TreeMismatch where they do not fit the configuration."""
         shapes, params = models.shapes(), {}
         for part in parts:
@@ -120,18 +118,9 @@ class PipelineFolder:
         Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
         where the folder cannot be written, or has something else in it.
         """
-        contents = self.contents(self.torch_weights(params), changes)
+        weights = torch_weights({part: all_in_memory(params[part]) for part in WEIGHTED})
+        contents = self.contents(weights, changes)
         WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
-
-    @staticmethod
-    def torch_weights(params: Mapping[str, Any]) -> dict[str, dict[str, StoredArray]]:
-        """Our parameters of vae, text_encoder and unet as `contents` takes them."""
-        stored = {part: all_in_memory(params[part]) for part in WEIGHTED}
-        return {
-            "vae": {_torch_vae_name(name): x for name, x in to_torch_like(stored["vae"]).items()},
-            "text_encoder": to_torch_like(stored["text_encoder"]),
-            "unet": image_part(stored["unet"]),
-        }
 
     def contents(
         self,
@@ -178,6 +167,16 @@ class PipelineFolder:
 
     def _read(self, part: str) -> dict[str, np.ndarray]:
         return read_weights(find_weights(self.path / part))
+
+
+def torch_weights(models: Mapping[str, Any]) -> dict[str, dict[str, StoredArray]]:
+    """Nested stored arrays of vae, text_encoder or unet by PyTorch's names, as `contents` takes them."""
+    weights = {name: to_torch_like(tree) for name, tree in models.items() if name == "text_encoder"}
+    if "vae" in models:
+        weights["vae"] = {_torch_vae_name(name): x for name, x in to_torch_like(models["vae"]).items()}
+    if "unet" in models:
+        weights["unet"] = image_part(models["unet"])
+    return weights
 
 
 def _flax_vae_name(name: str) -> str:

@@ -60,7 +60,7 @@ class Weights(NamedTuple):
 
     config: UNet3DConfig
     models: dict[str, Any]
-    """Nested StoredArrays of "unet" and "pose_encoder", and of "text_encoder" where a stage trained it."""
+    """Nested StoredArrays of "unet" and "pose_encoder", and of encoders that a stage trained."""
     origin: dict[str, Any]
     """Where they are from; `step` is the checkpoint's."""
 

@@ -29,6 +29,7 @@ from fyp_jax.convert.stored import Weights, as_bytes, read_all
 from fyp_jax.convert.torch_files import open_weights
 from fyp_jax.convert.weight_writer import MANIFEST
 from fyp_jax.models.compute import Compute
+from fyp_jax.models.frozen import ENCODERS
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
 
@@ -153,10 +154,9 @@ def _image_pipeline(
     silent = trees.unflatten({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()})
     our_noise = _unet(config, silent, latents, text, None)
     yield Difference("noise, by PyTorch", _relative(noise, rearrange(our_noise, "b 1 h w c -> b c h w")))
-    params = jax.tree.map(
-        lambda x: np.asarray(np.asarray(x, dtype), np.float32), pipeline.frozen_params(models)
-    )
-    params |= {name: ours[name] for name in ours if name == "text_encoder"}
+    read = pipeline.frozen_params(models, tuple(name for name in ENCODERS if name not in ours))
+    params = jax.tree.map(lambda x: np.asarray(np.asarray(x, dtype), np.float32), read)
+    params |= {name: ours[name] for name in ENCODERS if name in ours}
     yield Difference("text, by PyTorch", _relative(text, jax.jit(models.encode_text)(params, ids)))
     decoded = jax.jit(functools.partial(models.decode_latents, chunk=1))(params, latents)
     yield Difference("pixels, by PyTorch", _relative(pixels, rearrange(decoded, "b 1 h w c -> b c h w")))

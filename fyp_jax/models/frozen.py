@@ -29,6 +29,9 @@ logging.getLogger("diffusers.models.vae_flax").setLevel(logging.ERROR)
 
 Video = Float[Array, "b f H W 3"]
 
+ENCODERS = ("vae", "text_encoder")
+"""Names of the two models wherever parameters of several models are together."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrozenModels:
@@ -74,9 +77,7 @@ class FrozenModels:
     def shapes(self) -> dict[str, Any]:
         """Names and shapes of the parameters, without computing them."""
         key = jax.random.key(0)
-        return {
-            part: jax.eval_shape(functools.partial(self.init, part), key) for part in ("vae", "text_encoder")
-        }
+        return {part: jax.eval_shape(functools.partial(self.init, part), key) for part in ENCODERS}
 
     def init(self, part: str, key: Array) -> dict[str, Any]:
         """Freshly drawn float32 parameters of "vae" or "text_encoder"."""

@@ -12,14 +12,13 @@ from fyp_jax import trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
 from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder
 from fyp_jax.models.compute import Compute
+from fyp_jax.models.frozen import ENCODERS
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig, draw_temporal, init_unet
 from fyp_jax.training.config import MODELS, TrainConfig
 from fyp_jax.training.objectives import Networks
 from fyp_jax.training.stages import Stage
-
-ENCODERS = ("vae", "text_encoder")
 
 UNTRAINED = re.compile(r"/conv_temporal/up/kernel$")
 """Starts at 0 whatever the config: while all of them are 0, temporal layers have not been trained."""
