@@ -25,6 +25,7 @@ from fyp_jax.parallel import MeshConfig, make_mesh
 from fyp_jax.training import loop
 from fyp_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from fyp_jax.training.logs import LogConfig
+from fyp_jax.training.objectives import denoise
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState
@@ -173,7 +174,7 @@ def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., An
     make = functools.partial(tiny.state, models, "motion", optimizer, one_device)
     state = make()
     rate = optax.constant_schedule(1e-3)
-    step = make_step(models, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
+    step = make_step(models, denoise, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
     return state, step, make
 
 

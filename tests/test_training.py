@@ -22,7 +22,7 @@ from fyp_jax.checkpoint import TrainingCheckpoints, load_inference
 from fyp_jax.config import save_config
 from fyp_jax.data.datasets import Records, open_records
 from fyp_jax.data.loader import TooManyBadFiles
-from fyp_jax.errors import exit_status
+from fyp_jax.errors import UserError, exit_status
 from fyp_jax.training import loop
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.stages import STAGES
@@ -260,3 +260,53 @@ def test_mistakes_are_one_line_and_status_2(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert message.format(world=world) in said[0]
+
+
+def test_a_stable_diffusion_from_nothing(pose_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Autoencoder, then text-to-image on top of it: each trains its own part, and hands on all that is its own."""
+    nothing = str(pose_world / "pipeline")  # sizes without weights
+    fresh = ["vae", "text_encoder", "unet", "pose_encoder"]
+    first, second = tmp_path / "autoencoder", tmp_path / "image"
+    losses = train_on(
+        1,
+        pose_config(pose_world, first, stage="autoencoder", pretrained=nothing, fresh=fresh, steps=8),
+        monkeypatch,
+    )
+    assert float(losses[-1]) < float(losses[0])
+    _, made, _ = load_inference(first / "checkpoints")
+    assert set(made) == {"unet", "pose_encoder", "vae", "text_encoder"}
+    image = pose_config(
+        pose_world, second, stage="image", pretrained=nothing, init=f"{first}/checkpoints", steps=2,
+        fresh=["text_encoder"],
+    )  # fmt: skip
+    train_on(1, image, monkeypatch)
+    _, after, _ = load_inference(second / "checkpoints")
+    before, after = trees.flatten(made), trees.flatten(after)
+    changed = {path for path, x in after.items() if not np.array_equal(x, before[path])}
+    assert {path.split("/")[0] for path in changed} == {"unet", "text_encoder"}
+    assert not any(re.search("attn_temp|norm_temp|conv_temporal", path) for path in changed)
+    # the next stage needs nothing of the folder but its sizes
+    begin = start(
+        dataclasses.replace(image, stage="pose", init=f"{second}/checkpoints", fresh=[]), STAGES["pose"], None
+    )
+    assert begin.models == ("unet", "pose_encoder", "vae", "text_encoder")
+    np.testing.assert_array_equal(
+        begin.frozen["text_encoder/text_model/final_layer_norm/scale"],
+        after["text_encoder/text_model/final_layer_norm/scale"],
+    )
+
+
+def test_weights_of_the_folder_are_not_in_the_checkpoint(pose_run: tuple[Path, Start, list[str]]):
+    assert set(load_inference(pose_run[0] / "checkpoints")[1]) == {"unet", "pose_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fresh": ["unett"]}, "fresh=unett: the models are unet, pose_encoder, vae, text_encoder"),
+        ({"fresh": ["unet"], "random_weights": True}, "fresh=unet and random_weights=true: which of them?"),
+    ],
+)
+def test_models_that_cannot_start_fresh(changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        TrainConfig(**changes).check()

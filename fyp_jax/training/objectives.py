@@ -15,8 +15,8 @@ from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.types import Batch, Latents, Params, Text
 
-KL_WEIGHT, VARIANCE_WEIGHT = 1e-3, 1e-1
-"""Of the autoencoder's regularisers, beside errors of pixels in [-1, 1]."""
+KL_WEIGHT = 1e-3
+"""Of the autoencoder's divergence, mean over latents, beside mean errors of pixels in [-1, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,22 +100,18 @@ def clip_losses(
 def reconstruct(networks: Networks, params: Params, batch: Batch, draws: Draws) -> Float[Array, "b"]:
     """How far the autoencoder's pictures are from those it was given: mean absolute plus mean squared error.
 
-    Beside it the posterior's divergence from a standard normal (Kingma and Welling 2014), and a term that
-    gives latents times the scaling factor of the VAE's config a mean square of 1, as diffusion wants them.
+    Beside it the divergence of the posterior from a standard normal (Kingma and Welling 2014), of latents
+    *times the scaling factor* of the VAE's config: so they come to have a variance near 1, as diffusion wants
+    them, since the errors do not change when encoder and decoder agree on another scale.
     """
     frozen, video = networks.frozen, jnp.asarray(batch.video)
-    mean, std = frozen.posterior(params, video)
-    latents = (mean + std * draws.posterior) * frozen.vae.scaling_factor
-    again = frozen.decode_latents(params, latents, chunk=video.shape[0] * video.shape[1])
+    mean, std = (x * frozen.vae.scaling_factor for x in frozen.posterior(params, video))
+    again = frozen.decode_latents(params, mean + std * draws.posterior, chunk=video.shape[0] * video.shape[1])
     error = jnp.asarray(again, jnp.float32) - video
-    axes = (1, 2, 3, 4)
     divergence = 0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std)
-    variance = jnp.mean(jnp.square(mean * frozen.vae.scaling_factor))
-    return (
-        jnp.mean(jnp.abs(error) + jnp.square(error), axis=axes)
-        + KL_WEIGHT * jnp.mean(divergence, axis=axes)
-        + VARIANCE_WEIGHT * jnp.square(variance - 1)
-    )
+    axes = (1, 2, 3, 4)
+    pixels = jnp.mean(jnp.abs(error) + jnp.square(error), axis=axes)
+    return pixels + KL_WEIGHT * jnp.mean(divergence, axis=axes)
 
 
 OBJECTIVES: dict[str, Losses] = {"denoise": denoise, "reconstruct": reconstruct}
