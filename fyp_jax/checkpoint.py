@@ -62,7 +62,7 @@ def save_inference(
     Raises CheckpointError where the folder has this step already or cannot be made, TreeMismatch where the
     parameters are not those of `config`.
     """
-    trees.check_same(trees.flatten(params), trees.flatten(inference_shapes(config)), str(folder))
+    trees.check_same(trees.flatten(params), trees.flatten(_expected(config, params)), str(folder))
     require_free(folder, step)
     _make(folder)
     items = {

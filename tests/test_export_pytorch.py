@@ -37,7 +37,7 @@ from fyp_jax.checkpoint import (
     save_inference,
 )
 from fyp_jax.convert import verify as verifying
-from fyp_jax.convert.forms import FORMS, plan
+from fyp_jax.convert.forms import FORMS
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.stored import Weights, all_in_memory, read_all
 from fyp_jax.convert.t2i_adapter import t2i_contents
@@ -376,20 +376,45 @@ def test_bfloat16_weights_of_a_checkpoint(
     assert_same(load_file(tmp_path / "out" / "unet.safetensors"), expected)
 
 
-def test_a_trained_text_encoder_goes_along(
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_encoders_of_a_run_go_along(
+    config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, part: str
+):
+    """Into pipelines, where PyTorch gives what ours gives, and into our own form and back."""
+    folder = PipelineFolder(str(pipeline_folder))
+    theirs = folder.frozen_params(folder.frozen_models())[part]
+    trained = jax.tree.map(lambda x: 1.1 * x, theirs)
+    inference = params | {part: trained}
+    run_folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
+    args = (
+        "--checkpoint",
+        run_folder,
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "diffusers-unet2d",
+        "safetensors",
+    )
+    run = export_pytorch(*args, "--verify")
+    assert run.status == 0, run
+    written = PipelineFolder(str(tmp_path / "out" / "diffusers-unet2d"))
+    assert_same(written.frozen_params(written.frozen_models())[part], trained)
+    again = tmp_path / "again"
+    assert import_pytorch("--checkpoint", tmp_path / "out" / "safetensors", "--out", again).status == 0
+    assert_same(load_inference(again)[1], inference)
+
+
+def test_encoder_of_another_size(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
     folder = PipelineFolder(str(pipeline_folder))
     text = folder.frozen_params(folder.frozen_models())["text_encoder"]
-    trained = jax.tree.map(lambda x: x + 1, text)
-    inference = params | {"text_encoder": trained}
+    inference = params | {
+        "text_encoder": {"text_model": {"final_layer_norm": text["text_model"]["final_layer_norm"]}}
+    }
     run_folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
-    weights = open_inference(run_folder)
-    assert_same(read_all(weights.models), inference)
-    contents = plan(weights, ["diffusers-unet2d"], folder)["diffusers-unet2d"]
-    WeightWriter().write_folder(contents, tmp_path / "out", {})
-    written = PipelineFolder(str(tmp_path / "out"))
-    assert_same(written.frozen_params(written.frozen_models())["text_encoder"], trained)
+    args = "--checkpoint", run_folder, "--out", tmp_path / "out", "--format", "diffusers-unet2d"
+    assert_mistake(export_pytorch(*args), "the trained text encoder against", "missing")
 
 
 # ---- dtypes, torch, verification
@@ -505,6 +530,16 @@ def test_stage_without_a_pose_encoder(
         assert_mistake(run, form, "never trained", "motion", "these forms fit: diffusers-unet2d, safetensors")
     assert not (tmp_path / "out").exists()
     assert export_pytorch(*args, "diffusers-unet2d", "safetensors").status == 0
+
+
+def test_unet_without_cross_frame_attention(
+    config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
+):
+    """The published model has it always, so an ablation without it is not in its form."""
+    ablation = UNet3DConfig(**config.to_json() | {"cross_frame_attention": False})
+    folder = training_checkpoint(tmp_path / "run", ablation, params, "motion", pipeline_folder)
+    args = "--checkpoint", folder, "--out", tmp_path / "out", "--format"
+    assert_mistake(export_pytorch(*args, "followyourpose"), "without cross-frame attention")
 
 
 def test_pipeline_that_does_not_fit(checkpoint: Path, pipeline_folder: Path, tmp_path: Path):

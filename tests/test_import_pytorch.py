@@ -289,7 +289,7 @@ def test_pose_encoder_of_another_model(checkpoint_7: Path, tiny_torch: dict[str,
 def image_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline with an image UNet of TINY's size."""
     sizes = TINY.to_json()
-    del sizes["zero_init_temporal"]
+    del sizes["zero_init_temporal"], sizes["cross_frame_attention"]
     unet = diffusers.UNet2DConditionModel(**sizes)
     fill_torch(unet)
     folder = tmp_path_factory.mktemp("image_unet")

@@ -243,7 +243,7 @@ def test_state_dict_that_does_not_fit(
         "shape": vae | {"decoder.conv_out.bias": np.zeros(5, np.float32)},
     }[change]
     save_file(changed, folder / "vae" / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(TreeMismatch, match=f"{folder}, VAE: {said}$"):
+    with pytest.raises(TreeMismatch, match=f"{folder}, vae: {said}$"):
         frozen_params(folder)
 
 

@@ -143,6 +143,8 @@ def require_fit(weights: Weights, names: Sequence[str]) -> None:
                 f"{name}: the pose encoder was never trained (stage: {weights.origin.get('stage')}), its "
                 f"maps are 0; of such a checkpoint these forms fit: {fit}"
             )
+        if form.wants_temporal and not weights.config.cross_frame_attention:
+            raise UserError(f"{name}: the UNet was trained without cross-frame attention, which the form has")
         if form.wants_temporal and not temporal:
             log.warning("%s: the temporal layers were never trained, frames will not hang together", name)
         if form.drops_temporal and temporal:
