@@ -306,11 +306,11 @@ def test_nonexistent_folder(name: str, monkeypatch: pytest.MonkeyPatch):
         PipelineFolder(name)
 
 
-@pytest.mark.parametrize("name", ["mini", "sd14"])
-def test_sizes_of_our_own(name: str):
+@pytest.mark.parametrize(("name", "predicts"), [("mini", "v_prediction"), ("sd14", "epsilon")])
+def test_sizes_of_our_own(name: str, predicts: str):
     folder = PipelineFolder(name)
     assert folder.frozen_models().text_width == folder.unet_config().cross_attention_dim
-    assert folder.schedule() == ScheduleConfig()
+    assert folder.schedule() == ScheduleConfig(prediction_type=predicts)
 
 
 def test_hub_id_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

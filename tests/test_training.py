@@ -262,6 +262,7 @@ def test_mistakes_are_one_line_and_status_2(
     assert message.format(world=world) in said[0]
 
 
+@pytest.mark.slow
 def test_a_stable_diffusion_from_nothing(pose_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Autoencoder, then text-to-image: each trains its own part, and hands on all that is its own."""
     nothing = str(pose_world / "pipeline")  # sizes without weights

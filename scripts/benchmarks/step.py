@@ -60,7 +60,9 @@ def main() -> None:
     folder = PipelineFolder(args.size, parts=())
     config, frames = folder.unet_config(), args.clips * args.frames
     params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
-    latents = jax.random.normal(jax.random.key(0), (args.clips, args.frames, args.side, args.side, 4))
+    latents = jax.random.normal(
+        jax.random.key(0), (args.clips, args.frames, args.side, args.side, config.in_channels)
+    )
     text = jax.random.normal(jax.random.key(1), (args.clips, 77, config.cross_attention_dim))
     t = jnp.full(args.clips, 501)
 
@@ -71,7 +73,10 @@ def main() -> None:
     theirs = UNet2DConditionModel(
         **{key: value for key, value in folder.json("unet").items() if key[0] != "_"}
     )
-    images, words = torch.randn(frames, 4, args.side, args.side), torch.randn(frames, *text.shape[1:])
+    images, words = (
+        torch.randn(frames, config.in_channels, args.side, args.side),
+        torch.randn(frames, *text.shape[1:]),
+    )
     square = jnp.ones((MATRIX, MATRIX))
     products = count_products(denoise, params, latents)
     convolutions = {p: n for p, n in products.items() if p.right[:2] == (3, 3)}

@@ -1,0 +1,28 @@
+"""That training learns what sampling gives back, by the command that the README names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_a_clip_is_learned_by_heart(tmp_path: Path):
+    """A quarter of the script's own steps."""
+    command = [sys.executable, "scripts/overfit.py", "--out", str(tmp_path), "steps=150", "log.every=10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = re.search(r"loss: ([\d.]+) at first, ([\d.]+) at last", done.stdout)
+    assert said, done.stdout
+    first, last = map(float, said.groups())
+    assert last < first / 10
+    with Image.open(tmp_path / "overfit.png") as sheet:
+        rows = np.asarray(sheet, np.float32)
+    clip, sample = rows[:64, :64], rows[68:132, :64]
+    assert np.abs(clip - sample).mean() < 0.5 * np.abs(clip - clip.mean(axis=(0, 1))).mean()

@@ -1,0 +1,101 @@
+"""What the stages add to a pipeline folder: nothing twice, read back, and sampled from as it stands."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from fyp_jax import trees
+from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.config import SampleConfig
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.trained_parts import FILE, read_trained_parts, trained_parts
+from fyp_jax.convert.weight_writer import Contents, WeightWriter
+from fyp_jax.errors import UserError
+from fyp_jax.models.random_params import random_params
+from fyp_jax.sampling import load_sampler
+from fyp_jax.training.stages import STAGES
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with weights."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny.write_weights(tiny.write_pipeline(folder / "pipeline"), folder / "weights")
+    return folder / "weights"
+
+
+def after_both_stages(folder: PipelineFolder) -> dict[str, dict]:
+    """The folder's image UNet, with everything drawn anew that the two stages train."""
+    drawn = trees.flatten(random_params(inference_shapes(tiny.UNET), seed=9))
+    image = {f"unet/{path}": x for path, x in trees.flatten(folder.image_unet(tiny.UNET)).items()}
+    encoders = {path: 0 for path in trees.flatten(folder.frozen_models().shapes())}
+    trained = [STAGES[name].trains(drawn | encoders) for name in ("pose", "motion")]
+    changed = {path for path in drawn if any(stage[path] for stage in trained)}
+    return trees.unflatten({path: x if path in changed else image.get(path, x) for path, x in drawn.items()})
+
+
+@pytest.fixture(scope="module")
+def shipped(weights: Path) -> tuple[Path, dict[str, dict]]:
+    """The folder with what the stages added, in float16, and the parameters that it stands for."""
+    folder = PipelineFolder(str(weights))
+    params = after_both_stages(folder)
+    parts = trained_parts(params, folder.image_unet(tiny.UNET), jnp.float16, {"step": 7})
+    WeightWriter(jnp.float16).write_folder(Contents([parts], {}, {}), weights.parent / "parts", {})
+    (weights.parent / "parts" / FILE).rename(weights / FILE)
+    return weights, params
+
+
+def test_nothing_stands_twice(shipped: tuple[Path, dict[str, dict]]):
+    folder, params = shipped
+    image = trees.flatten(PipelineFolder(str(folder)).image_unet(tiny.UNET))
+    parts = trained_parts(params, trees.unflatten(image), jnp.float16, {})
+    names = set(parts.arrays)
+    queries = {f"unet/{path}" for path in image if "/to_q/" in path}
+    assert queries
+    assert queries <= names
+    assert {path for path in names if path.removeprefix("unet/") in image} == queries
+    assert {path for path in names if path.startswith("pose_encoder/")}
+
+
+def test_read_back_they_are_what_was_written_rounded(shipped: tuple[Path, dict[str, dict]]):
+    folder, params = shipped
+    found = read_trained_parts(PipelineFolder(str(folder)))
+    assert found is not None
+    config, again, origin = found
+    assert config.block_out_channels == tiny.UNET.block_out_channels
+    assert origin == {"step": 7}
+    for path, x in trees.flatten(again).items():
+        given = np.asarray(trees.flatten(params)[path])
+        np.testing.assert_allclose(x, given, rtol=1e-3, atol=1e-6, err_msg=path)
+
+
+def test_a_sampler_needs_no_checkpoint_where_they_are(shipped: tuple[Path, dict[str, dict]]):
+    folder, params = shipped
+    _, loaded, record = load_sampler(SampleConfig(pretrained=str(folder)))
+    assert record["origin"] == {"step": 7}
+    path = "down_blocks_0/attentions_0/transformer_blocks_0/attn_temp/to_out_0/kernel"
+    np.testing.assert_allclose(
+        trees.flatten(loaded["unet"])[path], trees.flatten(params["unet"])[path], rtol=1e-3, atol=1e-6
+    )
+
+
+def test_parts_of_another_model_are_refused(shipped: tuple[Path, dict[str, dict]], tmp_path: Path):
+    folder, params = shipped
+    less = {"unet": params["unet"], "pose_encoder": {"conv_in": params["pose_encoder"]["conv_in"]}}
+    parts = trained_parts(less, PipelineFolder(str(folder)).image_unet(tiny.UNET), jnp.float16, {})
+    kept = (folder / FILE).read_bytes()
+    WeightWriter().write_folder(Contents([parts], {}, {}), tmp_path / "parts", {})
+    try:
+        (folder / FILE).write_bytes((tmp_path / "parts" / FILE).read_bytes())
+        with pytest.raises(
+            UserError, match=r"follow_your_pose.safetensors: \d+ missing \(pose_encoder/body_0"
+        ):
+            read_trained_parts(PipelineFolder(str(folder)))
+        (folder / FILE).write_bytes(kept[:1000])
+        with pytest.raises(UserError, match="not a whole safetensors file"):
+            read_trained_parts(PipelineFolder(str(folder)))
+    finally:
+        (folder / FILE).write_bytes(kept)
