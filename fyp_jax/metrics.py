@@ -32,6 +32,8 @@ PLACES = 8
 """Seeds of a background that a picture is compared with: what stands in it moves a little with the seed."""
 COLOURS = 16
 """Of a figure's colours, how many are looked at, the most frequent first."""
+AROUND = 4
+"""Pixels around a figure that are not background for sure: it may colour a block of the Minecraft style."""
 OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 """COCO's, one a joint."""
 
@@ -134,7 +136,7 @@ def text_scores(video: Frames, keypoints: Keypoints, scene: Scene) -> TextScores
 def steadiness(video: Frames, keypoints: Keypoints, scene: Scene) -> Steadiness:
     """Of a clip that should be `scene` with these joints, which say where figure and background are."""
     figure = masks(scene, keypoints)
-    ground = ~np.stack([_grown(mask, 3) for mask in figure])
+    ground = ~np.stack([_grown(mask, AROUND) for mask in figure])
     picture = video.astype(np.float32)
     flicker, colours = [], []
     for frame in range(len(video)):
