@@ -257,7 +257,7 @@ def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pyte
     begin, after = start(config, STAGES["motion"], None), arrays(tmp_path)
     assert {x.dtype for x in begin.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
     with TrainingCheckpoints(f"{tmp_path}/checkpoints", 1) as checkpoints:
-        _, state, _ = loop._begin(config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1]))
+        _, state, _, _ = loop._begin(config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1]))
         saved = checkpoints.restore(loop._changing(state))
     assert saved is not None
     for path, x in begin.trainable.items():

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_a_clip_is_learned_by_heart(tmp_path: Path):
-    """A quarter of the script's own steps."""
-    command = [sys.executable, "scripts/overfit.py", "--out", str(tmp_path), "steps=150", "log.every=10"]
+    """Half of the script's own frames and steps."""
+    options = ["data.frames=4", "steps=300", "log.every=10"]
+    command = [sys.executable, "scripts/overfit.py", "--out", str(tmp_path), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     said = re.search(r"loss: ([\d.]+) at first, ([\d.]+) at last", done.stdout)
