@@ -1,6 +1,6 @@
 """The mini world's exam: scenes that training has not seen, sampled in several ways, and scored.
 
-One way is a `Variant`: the model as it is shipped, or with a part of the method taken away.
+A way of sampling is a `Sample`: the model as it is shipped, or with a part of the method taken away.
 """
 
 import dataclasses

@@ -143,14 +143,14 @@ def sharded_gradient(
             found, gradients = jax.value_and_grad(objective, has_aux=True)(mine, batch, draws)
             return jax.tree.map(jnp.add, total, gradients), (found[1], draws.t)
 
-        parts = jax.tree.map(
-            lambda leaf: rearrange(leaf, "(n b) ... -> n b ...", n=accumulate),
-            (batch, first_clip + jnp.arange(share)),
-        )
+        all_clips = batch, first_clip + jnp.arange(share)
         zeros = jax.tree.map(lambda leaf: parallel.varying(jnp.zeros(leaf.shape, leaf.dtype), P()), mine)
         if accumulate == 1:  # without a loop, in which XLA on a CPU runs convolutions ten times as slowly
-            gradients, (of_clips, t) = add_part(zeros, (batch, first_clip + jnp.arange(share)))
+            gradients, (of_clips, t) = add_part(zeros, all_clips)
         else:
+            parts = jax.tree.map(
+                lambda leaf: rearrange(leaf, "(n b) ... -> n b ...", n=accumulate), all_clips
+            )
             gradients, (of_clips, t) = jax.lax.scan(add_part, zeros, parts)
         gradients = jax.tree.map(parallel.sum_of_shares, gradients, specs.trainable)
 

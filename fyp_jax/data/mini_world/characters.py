@@ -1,7 +1,7 @@
 """The figures of the mini world: what each character wears, and how joints become a drawn body."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -39,7 +39,6 @@ class Character:
     belt: Colour | None = None
     chest: tuple[str, Colour] | None = None
     """dot, emblem, panel; and its colour."""
-    aliases: tuple[str, ...] = field(default=())
 
 
 SKIN, BROWN, BLACK = (236, 188, 150), (92, 56, 30), (22, 22, 28)

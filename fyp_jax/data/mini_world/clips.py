@@ -100,7 +100,7 @@ def masks(scene: Scene, points: Float[np.ndarray, "f 17 3"]) -> Bool[np.ndarray,
 
 
 def training_scene(seed: int) -> Scene:
-    """A scene that training may see; all of them come up as often, styles half of the time."""
+    """A scene that training may see; pairs and motions as often as each other, three in five with a style."""
     rng = np.random.default_rng([seed, 3])
     character, background = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
     style = "none" if rng.random() < 0.4 else list(STYLES)[1 + rng.integers(len(STYLES) - 1)]
