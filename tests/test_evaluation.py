@@ -1,16 +1,19 @@
 """The mini world's exam: what is asked, how it is scored, and what it means to take a part away."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 import tiny
-from fyp_jax import evaluation, trees
+from fyp_jax import trees
 from fyp_jax.data.mini_world.clips import HELD_OUT_PAIRS, TRAINED_PAIRS, draw_frames
 from fyp_jax.data.mini_world.motions import HELD_OUT_MOTION
 from fyp_jax.data.mini_world.styles import STYLES
+from fyp_jax.evaluation import exam, report, ways
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
@@ -18,7 +21,7 @@ from fyp_jax.models.unet import UNet3D, unet_shapes
 
 def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
     for held_out, pairs in ((False, TRAINED_PAIRS), (True, HELD_OUT_PAIRS)):
-        asked = evaluation.questions(8, 2, held_out)
+        asked = exam.questions(8, 2, held_out)
         assert {(q.scene.character, q.scene.background) for q in asked} <= set(pairs)
         assert {q.scene.motion for q in asked} == {HELD_OUT_MOTION}
         assert {q.scene.style for q in asked} == set(STYLES)
@@ -26,20 +29,18 @@ def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
 
 
 def test_the_worlds_own_drawings_pass_and_noise_fails():
-    asked = evaluation.questions(4, 2, False)
+    asked = exam.questions(4, 2, False)
     drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
     noise = [np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(drawn)]
-    good, bad = (
-        evaluation.score(clips, asked, lambda video: video.astype(np.float32)) for clips in (drawn, noise)
-    )
+    good, bad = (exam.score(clips, asked, lambda video: video.astype(np.float32)) for clips in (drawn, noise))
     assert good.pose_accuracy.mean > 0.97
     assert good.character.mean == good.background.mean == good.style.mean == 1
     assert good.flicker.mean == 0
     assert bad.iou.mean < good.iou.mean - 0.35
     assert bad.flicker.mean > 50
-    table = list(evaluation.rows({"drawn": good, "noise": bad}))
+    table = list(report.rows({"drawn": good, "noise": bad}))
     assert len(table) == 4
-    assert {row.count("|") for row in table} == {len(evaluation.Scores._fields) + 2}
+    assert {row.count("|") for row in table} == {len(exam.Scores._fields) + 2}
 
 
 def test_without_cross_frame_attention_frames_read_themselves_alone():
@@ -61,7 +62,7 @@ def test_without_cross_frame_attention_frames_read_themselves_alone():
 def test_without_temporal_layers_and_cross_frame_attention_frames_meet_in_norms_alone():
     """Two equal frames and no norm that tells them apart: each is what it is on its own."""
     params = random_params(unet_shapes(tiny.UNET), seed=0)
-    silent = evaluation.without_temporal_layers(params)
+    silent = ways.without_temporal_layers(params)
     assert {path for path, x in trees.flatten(silent).items() if not np.any(x)} >= {
         path for path in trees.flatten(params) if "conv_temporal/up" in path
     }
@@ -86,8 +87,21 @@ def test_before_the_motion_stage_the_queries_are_the_image_models():
             "attentions_0": {"transformer_blocks_0": {"attn1": {"to_q": {"kernel": jnp.ones((16, 16))}}}}
         }
     }
-    before = evaluation.before_motion_stage(params, image)["unet"]
+    before = ways.before_motion_stage(params, image)["unet"]
     block = before["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]
     assert (block["attn1"]["to_q"]["kernel"] == 1).all()
     assert not np.any(block["conv_temporal"]["up"]["kernel"])
     assert np.any(block["attn2"]["to_q"]["kernel"])
+
+
+def test_figures_show_every_way(tmp_path: Path):
+    asked = exam.questions(2, 2, False)
+    drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
+    scores = exam.score(drawn, asked, lambda video: video.astype(np.float32))
+    sizes = []
+    for count in (2, 5):
+        names = [f"way {i}" for i in range(count)]
+        report.draw_scores(dict.fromkeys(names, scores), tmp_path / "scores.png")
+        report.draw_clips(dict.fromkeys(names, drawn), tmp_path / "clips.png", 2)
+        sizes.append([Image.open(tmp_path / f"{name}.png").height for name in ("scores", "clips")])
+    assert (np.array(sizes[1]) > sizes[0]).all(), "a row for each"

@@ -1,0 +1,86 @@
+"""Ways of answering the exam: the model as it is shipped, or with a part of the method taken away."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from fyp_jax import trees
+from fyp_jax.data.mini_world.clips import caption
+from fyp_jax.evaluation.exam import Question
+from fyp_jax.models.unet import UNet3D
+from fyp_jax.sampling import Sampler
+
+Sample = Callable[[Question, int], UInt8[np.ndarray, "f 64 64 3"]]
+"""(question, seed of the noise) -> clip."""
+
+
+def as_shipped(sampler: Sampler, params: Mapping[str, Any], steps: int, guidance: float) -> Sample:
+    """Pose, text, cross-frame attention, temporal layers: all of it."""
+
+    def sample(question: Question, seed: int) -> Any:
+        prompt = caption(question.scene)
+        return sampler(params, prompt, question.skeleton, seed=seed, steps=steps, guidance=guidance)
+
+    return sample
+
+
+def without_pose(sampler: Sampler, params: Mapping[str, Any], steps: int, guidance: float) -> Sample:
+    """The text alone."""
+
+    def sample(question: Question, seed: int) -> Any:
+        size, prompt = question.skeleton.shape[:3], caption(question.scene)
+        return sampler(params, prompt, None, size=size, seed=seed, steps=steps, guidance=guidance)
+
+    return sample
+
+
+def frame_by_frame(sampler: Sampler, params: Mapping[str, Any], steps: int, guidance: float) -> Sample:
+    """Each frame on its own: what the pose stage alone can do."""
+
+    def sample(question: Question, seed: int) -> Any:
+        prompt, frames = caption(question.scene), len(question.skeleton)
+        seeds = [seed * 1000 + frame for frame in range(frames)]
+        clips = [
+            sampler(params, prompt, frame[None], seed=own, steps=steps, guidance=guidance)
+            for frame, own in zip(question.skeleton, seeds, strict=True)
+        ]
+        return np.concatenate(clips)
+
+    return sample
+
+
+def without_temporal_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parameters with temporal attention and convolution silent."""
+    silent = ("attn_temp/to_out_0", "conv_temporal/up")
+    flat = trees.flatten(params)
+    return trees.unflatten(
+        {path: jnp.zeros_like(x) if any(part in path for part in silent) else x for path, x in flat.items()}
+    )
+
+
+def before_motion_stage(params: Mapping[str, Any], image_unet: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parameters with the queries of the image model, and temporal layers silent."""
+    unet = trees.flatten(without_temporal_layers(params["unet"])) | trees.flatten(image_unet)
+    return {**params, "unet": trees.unflatten(unet)}
+
+
+def without_cross_frame_attention(sampler: Sampler) -> Sampler:
+    """The same sampler, but frames attend to themselves alone, as in the image model."""
+    unet = sampler.unet
+    config = dataclasses.replace(unet.config, cross_frame_attention=False)
+    return dataclasses.replace(sampler, unet=UNet3D(config, unet.compute))
+
+
+def latent_encoder(sampler: Sampler, params: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 frames [f h w 3] -> VAE latents [f h w c]."""
+    encode = jax.jit(sampler.frozen.encode_images)
+
+    def latents(video: np.ndarray) -> np.ndarray:
+        return np.asarray(encode(params, jnp.asarray(video, jnp.float32)[None] / 127.5 - 1)[0])
+
+    return latents
