@@ -175,6 +175,25 @@ def oks(found: Keypoints, given: Keypoints) -> float:
     return float(((np.exp(-apart / scale) * counts).sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).mean())
 
 
+def matched(
+    found: Sequence[Float[np.ndarray, "_ 17 3"]], given: Sequence[Float[np.ndarray, "_ 17 3"]]
+) -> tuple[Float[np.ndarray, "n 17 3"], Float[np.ndarray, "n 17 3"]]:
+    """Of two lists of frames with several persons each: every given person, and who is most like it by OKS.
+
+    Where a frame has nobody, its given persons are matched with joints infinitely far away; a person may be
+    taken twice. Given persons without any joint are left out.
+    """
+    nobody = np.full((17, 3), np.inf)
+    pairs = [
+        (max(persons, key=lambda one: oks(one[None], wanted[None]), default=nobody), wanted)
+        for persons, people in zip(found, given, strict=True)
+        for wanted in people
+        if (wanted[:, 2] > 0).any()
+    ]
+    ours, theirs = np.array(pairs).reshape(-1, 2, 17, 3).swapaxes(0, 1)
+    return ours, theirs
+
+
 class Estimate(NamedTuple):
     """A mean over clips, and the middle 95% of the means of clips drawn again with replacement."""
 

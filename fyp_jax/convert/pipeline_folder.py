@@ -221,6 +221,7 @@ def find_folder(name: str, parts: tuple[str, ...]) -> Path:
 def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
     """The parts of a Hub repository that are needed, from the Hub or its local cache."""
     configs = ["config.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
+    configs += ["vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"]  # CLIP's
     try:
         for form in FORMS:
             # One after the other: repositories hold each weight in several.

@@ -39,6 +39,8 @@ ARRAYS = (
     ArrayRow("kernel", "weight", (1, 0)),  # dense: in out -> out in
     ArrayRow("kernel", "weight", (2, 1, 0)),  # along time: k in out -> out in k
     ArrayRow("kernel", "weight", (3, 2, 0, 1)),  # in space: h w in out -> out in h w
+    ArrayRow("class_embedding", "class_embedding", (0,)),  # these two in CLIP alone
+    ArrayRow("logit_scale", "logit_scale", ()),
 )
 
 
@@ -59,7 +61,8 @@ def torch_layout(tree: Mapping[str, Any], prefix: str = "") -> dict[str, TorchAr
         if not rows:
             raise trees.TreeMismatch(f"no PyTorch name for {path} of shape {tuple(leaf.shape)}")
         (row,) = rows
-        name = prefix + NUMBERED.sub(r"\1.\2", module).replace("/", ".") + "." + row.torch
+        here = f"{module}/{row.torch}".removeprefix("/")
+        name = prefix + NUMBERED.sub(r"\1.\2", here).replace("/", ".")
         layout[name] = TorchArray(path, row.axes, tuple(leaf.shape[axis] for axis in row.axes))
     return layout
 

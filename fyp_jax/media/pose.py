@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -186,7 +187,31 @@ def _natural(file: Path) -> tuple[list[tuple[str, int]], str]:
     return [(text, int(number or -1)) for text, number in pairs], file.name
 
 
+class Keypoints(NamedTuple):
+    """What a keypoint file holds."""
+
+    width: int
+    height: int
+    """Pixels that joints are counted in."""
+    frames: list[Float[np.ndarray, "p 17 3"]]
+    """Of each frame its persons."""
+
+
+def load_keypoints(file: str | os.PathLike[str]) -> Keypoints:
+    """All frames of a keypoint file. Raises MissingFileError, BadPoseError."""
+    width, height, frames = _read_json(Path(file))
+    return Keypoints(width, height, [_people(Path(file), i, frame) for i, frame in enumerate(frames)])
+
+
 def _read_keypoints(file: Path, indices: range) -> Iterator[Picture]:
+    width, height, frames = _read_json(file)
+    require_frames(file, len(frames), indices)
+    for index in indices:
+        yield draw_skeleton(_people(file, index, frames[index]), height, width)
+
+
+def _read_json(file: Path) -> tuple[int, int, list[object]]:
+    """Width, height and the frames, which are still to be understood."""
     if not os.path.exists(file):
         raise MissingFileError(file, "no such file")
     try:
@@ -202,9 +227,7 @@ def _read_keypoints(file: Path, indices: range) -> Iterator[Picture]:
             raise BadPoseError(file, f"{name} is {side!r}, it must be a whole number in 1..{MAX_SIDE}")
     if not isinstance(frames, list):
         raise BadPoseError(file, f"frames must be a list, got {type(frames).__name__}")
-    require_frames(file, len(frames), indices)
-    for index in indices:
-        yield draw_skeleton(_people(file, index, frames[index]), height, width)
+    return width, height, frames
 
 
 def _people(file: Path, frame: int, persons: object) -> Float[np.ndarray, "p 17 3"]:

@@ -1,0 +1,29 @@
+"""CLIP as transformers lays it out: config.json, weights, vocabulary and image settings in one folder."""
+
+import json
+from typing import Any
+
+from fyp_jax.convert.pipeline_folder import find_folder
+from fyp_jax.convert.torch_files import find_weights, read_weights
+from fyp_jax.convert.torch_names import from_torch_like
+from fyp_jax.errors import UserError
+from fyp_jax.models.frozen import Clip
+
+
+def load_clip(name: str) -> tuple[Clip, dict[str, Any]]:
+    """The model and its float32 parameters. A folder, or a Hub id: "openai/clip-vit-base-patch32".
+
+    Raises UserError where there is no such model, or its weights do not fit its config.
+    """
+    folder = find_folder(name, (".",))
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: not a CLIP folder ({error})") from error
+    if not isinstance(config, dict) or "vision_config" not in config:
+        raise UserError(f"{name}: its config.json is not that of CLIP, text and vision")
+    clip = Clip.build(config, folder)
+    arrays = read_weights(find_weights(folder))
+    # constants that old files carry
+    weights = {key: x for key, x in arrays.items() if not key.endswith("position_ids")}
+    return clip, from_torch_like(weights, clip.shapes(), name)

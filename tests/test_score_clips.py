@@ -1,0 +1,117 @@
+"""Scores of papers: CLIP against PyTorch's on one folder; both commands on files with known answers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import CLIPImageProcessor, CLIPTokenizer
+
+import tiny
+from fyp_jax import metrics
+from fyp_jax.convert.clip_folder import load_clip
+from fyp_jax.errors import UserError
+from fyp_jax.media.video import write_mp4
+from running import SCRIPTS, assert_mistake, run_script
+
+SCRIPT = SCRIPTS / "score_clips.py"
+SIDE = 32
+VIDEO = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP with drawn weights, as PyTorch's transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {
+        "vocab_size": 514,
+        "max_position_embeddings": 77,
+        "eos_token_id": 513,
+        "bos_token_id": 512,
+    }
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=tower | {"image_size": SIDE, "patch_size": 8}, projection_dim=12
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    transformers.CLIPModel(config).eval().save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(str(tiny.TOKENIZER)).save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_embeddings_are_those_of_pytorch(clip_folder: Path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    clip, params = load_clip(str(clip_folder))
+    text, pictures = clip.embed(params, "A robot, on the beach", VIDEO)
+    theirs = transformers.CLIPModel.from_pretrained(str(clip_folder)).eval()
+    inputs = clip.tokenizer("A robot, on the beach", return_tensors="pt")
+    pixels = clip.processor(list(VIDEO), return_tensors="pt", input_data_format="channels_last")
+    with torch.no_grad():
+        out = theirs(**inputs, **pixels)
+    np.testing.assert_allclose(text, out.text_embeds[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(pictures, out.image_embeds.numpy(), atol=1e-5)
+
+
+def test_a_long_prompt_is_cut_and_a_wrong_folder_is_told(clip_folder: Path, tmp_path: Path):
+    clip, params = load_clip(str(clip_folder))
+    text, _ = clip.embed(params, "a robot dances " * 60, VIDEO[:1])
+    assert np.linalg.norm(text) == pytest.approx(1, abs=1e-5)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.TEXT_ENCODER))
+    with pytest.raises(UserError, match="not that of CLIP"):
+        load_clip(str(tmp_path))
+
+
+def test_the_command_scores_a_runs_folder(clip_folder: Path, tmp_path: Path):
+    still = VIDEO[:1].repeat(4, axis=0)
+    for number, video in enumerate((still, VIDEO)):
+        write_mp4(tmp_path / "run" / f"{number}.mp4", video, 8)
+        (tmp_path / "run" / f"{number}.json").write_text(json.dumps({"prompt": "A robot"}))
+    done = run_script(SCRIPT, "clip", tmp_path / "run", "--model", clip_folder)
+    assert done.status == 0, done.err
+    rows = [line.split(" | ") for line in done.out.splitlines() if ".mp4" in line]
+    assert len(rows) == 2
+    consistency = [float(row[3].strip(" |")) for row in rows]
+    assert consistency[0] > 99
+    assert consistency[1] < consistency[0]
+    assert "| mean |" in done.out
+    (tmp_path / "run" / "1.json").unlink()
+    done = run_script(SCRIPT, "clip", tmp_path / "run", "--model", clip_folder)
+    assert_mistake(done, "1.json")
+
+
+def person(shift: float = 0.0) -> np.ndarray:
+    joints = np.random.default_rng(1).uniform(10, 50, (17, 3))
+    joints[:, 2], joints[:, 0] = 1, joints[:, 0] + shift
+    return joints
+
+
+def write_keypoints(file: Path, frames: list[list[np.ndarray]], side: int = 64) -> Path:
+    people = [[one.tolist() for one in frame] for frame in frames]
+    file.write_text(json.dumps({"width": side, "height": side, "frames": people}))
+    return file
+
+
+def test_each_given_person_is_compared_with_whom_it_is_most_like():
+    left, right = person(), person(300)
+    ours, theirs = metrics.matched([np.stack([right, left]), np.zeros((0, 17, 3))], [left[None], right[None]])
+    assert (ours[0] == left).all()
+    assert metrics.pck(ours, theirs) == 0.5
+    assert metrics.oks(ours, theirs) == pytest.approx(0.5)
+
+
+def test_the_command_compares_two_keypoint_files(tmp_path: Path):
+    given = write_keypoints(tmp_path / "given.json", [[person()], []])
+    twice_as_large = person()
+    twice_as_large[:, :2] *= 2
+    found = write_keypoints(tmp_path / "found.json", [[twice_as_large], [person()]], side=128)
+    done = run_script(SCRIPT, "keypoints", "--found", found, "--given", given)
+    assert done.status == 0, done.err
+    assert "PCK@0.1: 1.0000\nOKS: 1.0000\n" in done.out
+    for frames, told in (([[person()]], "has 2 frames"), ([[], []], "nobody")):
+        other = write_keypoints(tmp_path / "other.json", frames)
+        assert_mistake(run_script(SCRIPT, "keypoints", "--found", given, "--given", other), told)
