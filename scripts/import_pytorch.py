@@ -2,6 +2,8 @@
 
 From a Stable Diffusion pipeline (folder or Hub id), its image UNet inflated to clips:
     python scripts/import_pytorch.py --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/sd14
+From a pipeline folder with both stages' weights beside it (our mini model), to train on or to export:
+    python scripts/import_pytorch.py --pipeline mini --out checkpoints/mini
 From a published Follow Your Pose checkpoint (pytorch_model.bin, and pose_encoder.pth in it or beside it):
     python scripts/import_pytorch.py --checkpoint followyourpose/checkpoint-1000 \\
         --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/follow_your_pose
@@ -23,6 +25,7 @@ from fyp_jax.checkpoint import require_free, save_inference
 from fyp_jax.convert.own_form import is_own_form, read_own
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.published import find_pose_encoder, read_published
+from fyp_jax.convert.trained_parts import read_trained_parts
 from fyp_jax.errors import UserError, exit_status
 from fyp_jax.models.pose_encoder import init_pose_encoder
 
@@ -58,10 +61,16 @@ def main() -> None:
         raise UserError("give --pipeline: these weights do not say the sizes of their UNet")
     elif args.checkpoint is None:
         folder = PipelineFolder(args.pipeline, parts=("unet",))
-        config = folder.unet_config()
-        params = {"unet": folder.unet_2d(config, args.seed), **read_published(None, pose, config)}
-        if pose is None:
-            print("The pose encoder starts fresh: its maps are 0 until it is trained.")
+        trained = read_trained_parts(folder)
+        if trained is not None:
+            config, params, came_from = trained
+            origin = came_from | origin
+        else:
+            config = folder.unet_config()
+            params = {"unet": folder.unet_2d(config, args.seed)}
+            if pose is None:
+                print("The pose encoder starts fresh: its maps are 0 until it is trained.")
+        params |= read_published(None, pose, config)
     else:
         config = PipelineFolder(args.pipeline, parts=()).unet_config()
         params = read_published(args.checkpoint, pose, config)
