@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from einops import rearrange
 
 from conftest import Oracle
+from fyp_jax.models import attention
 from fyp_jax.models.attention import HEAD_BY_HEAD, CrossFrameAttention, attend
 from fyp_jax.models.compute import REMAT, Compute
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
@@ -148,26 +150,76 @@ def test_cross_frame_attention_of_equal_frames_is_self_attention():
     np.testing.assert_allclose(clip, jnp.broadcast_to(attention.apply(params, x), clip.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
-def test_head_by_head_is_attention(dtype: type, tolerance: float):
-    q, k, v = (normal(i, 2, n, 3, 8).astype(dtype) for i, n in enumerate((100, 200, 200)))
-    assert q.shape[1] * k.shape[1] >= HEAD_BY_HEAD
-    exact = jax.nn.dot_product_attention(*(t.astype(jnp.float32) for t in (q, k, v)))
-    assert attend(q, k, v).dtype == dtype
-    np.testing.assert_allclose(attend(q, k, v).astype(jnp.float32), exact, atol=tolerance)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("block", [10**9, 4000])
+def test_attention_in_blocks_is_attention(
+    dtype: type, tolerance: float, block: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Some keys the same for all frames, others each frame's own; and so are the gradients."""
+    monkeypatch.setattr(attention, "BLOCK", block)
+    clips, frames, queries, heads, width = 2, 3, 100, 3, 8
+    q = normal(0, clips, frames, queries, heads, width).astype(dtype)
+    shared, own = (
+        normal(1 + i, clips, f, m, heads, width) for i, (f, m) in enumerate(((1, 130), (frames, 70)))
+    )
+    keys = [shared.astype(dtype), own.astype(dtype)]
+    assert queries * 200 >= HEAD_BY_HEAD
+
+    def in_blocks(q: jax.Array, keys: list) -> jax.Array:
+        return attend(q, keys, [-k for k in keys])
+
+    def plain(q: jax.Array, keys: list) -> jax.Array:
+        q, *keys = (t.astype(jnp.float32) for t in (q, *keys))
+        k = jnp.concatenate([jnp.broadcast_to(t, (clips, frames, *t.shape[2:])) for t in keys], axis=2)
+        read = jax.nn.dot_product_attention(*(t.reshape(-1, *t.shape[2:]) for t in (q, k, -k)))
+        return read.reshape(q.shape)
+
+    ours, exact = in_blocks(q, keys), plain(q, keys)
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=tolerance)
+    weights = normal(5, *q.shape)
+    gradients = [
+        jax.grad(lambda q, keys, form=form: (form(q, keys).astype(jnp.float32) * weights).sum(), (0, 1))(
+            q, keys
+        )
+        for form in (in_blocks, plain)
+    ]
+    for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
+        scale = float(jnp.abs(other.astype(jnp.float32)).max())
+        np.testing.assert_allclose(
+            one.astype(jnp.float32), other.astype(jnp.float32), atol=2 * tolerance * max(scale, 1)
+        )
 
 
 def test_attention_holds_the_scores_of_one_head():
     """A clip of 32 frames at 512x512 must not hold its 8.6 G scores (x 4 bytes) at once."""
-    shape = jax.ShapeDtypeStruct((8, 1024, 8, 40), jnp.float32)
-    temporaries = jax.jit(attend).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+    shape = jax.ShapeDtypeStruct((1, 8, 1024, 8, 40), jnp.float32)
+    temporaries = attention_bytes(lambda q, k: attend(q, [k], [k]), shape, shape)
     all_scores = 8 * 8 * 1024 * 1024 * 4
     assert temporaries < all_scores / 4, f"{temporaries} bytes"
 
 
+def test_attention_does_not_copy_what_frames_share():
+    """With keys for each frame instead, the program holds a copy of them for each of 32."""
+    q, k = (jax.ShapeDtypeStruct((1, 32, size, 1, 64), jnp.float32) for size in (128, 4096))
+    shared = jax.ShapeDtypeStruct((1, 1, 4096, 1, 64), jnp.float32)
+    copied = attention_bytes(
+        lambda q, k: attend(q, [jnp.broadcast_to(k, (1, 32, *k.shape[2:]))], [k]), q, shared
+    )
+    ours = attention_bytes(lambda q, k: attend(q, [k], [k]), q, shared)
+    one_copy = k.size * 4
+    assert copied > one_copy
+    assert ours < one_copy / 2, f"{ours} bytes"
+
+
+def attention_bytes(function: Any, *shapes: jax.ShapeDtypeStruct) -> int:
+    """Of a program's temporaries."""
+    return jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
 def test_large_scores_do_not_overflow():
-    q = jnp.full((1, 128, 1, 4), 100.0)
-    assert jnp.isfinite(attend(q, q, q)).all()
+    q = jnp.full((1, 1, 128, 1, 4), 100.0)
+    assert jnp.isfinite(attend(q, [q], [q])).all()
 
 
 def test_clip_group_norm_sees_all_frames():
@@ -253,8 +305,8 @@ def test_rematerialisation_changes_memory_and_no_number():
 
 
 def test_gradient_holds_the_scores_of_one_head():
-    groups, heads, n, m = 8, 8, HEAD_BY_HEAD // 256, 512
-    q, k = (jax.ShapeDtypeStruct((groups, size, heads, 8), jnp.float32) for size in (n, m))
-    gradient = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v).sum(), argnums=(0, 1, 2)))
-    temporaries = gradient.lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
+    groups, heads, n, m = 8, 8, HEAD_BY_HEAD // 64, 512
+    q, k = (jax.ShapeDtypeStruct((groups, 1, size, heads, 8), jnp.float32) for size in (n, m))
+    gradient = jax.grad(lambda q, k, v: attend(q, [k], [v]).sum(), argnums=(0, 1, 2))
+    temporaries = attention_bytes(gradient, q, k, k)
     assert temporaries < groups * heads * n * m * 4 / 2, f"{temporaries / 2**20:.1f} MiB"

@@ -3,6 +3,10 @@
 Parameters carry diffusers' names: `to_q`, `to_k`, `to_v` without a bias, `to_out_0` with one.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,33 +18,79 @@ from fyp_jax.models.compute import Compute, first_and_previous
 HEAD_BY_HEAD = 128 * 128
 """Scores of one head (queries times keys) from which on heads are computed one after the other."""
 
+BLOCK = 512 * 8192
+"""Scores that are computed at a time: 16 MB, which XLA keeps in a TPU core's own memory (VMEM)."""
+
 
 def attend(
-    q: Float[Array, "g n h d"], k: Float[Array, "g m h d"], v: Float[Array, "g m h d"]
-) -> Float[Array, "g n h d"]:
-    """softmax(q k^T / sqrt(d)) v, group by group and head by head; the softmax is in float32.
+    q: Float[Array, "g f n h d"],
+    keys: Sequence[Float[Array, "g _ _ h d"]],
+    values: Sequence[Float[Array, "g _ _ h d"]],
+) -> Float[Array, "g f n h d"]:
+    """softmax(q [k_1 k_2 ...]^T / sqrt(d)) [v_1 v_2 ...]; the softmax is in float32.
 
-    Large scores are never in memory for all groups and heads together: 32 frames of 64x64 latents would need
-    70 GB. On a CPU those of one head stay in the cache, which is four times as fast
-    (fyp_jax/README.md).
+    Keys are each frame's own, [g f m h d], or the same for all frames, [g 1 m h d]; those are not copied.
+    Large scores are computed head by head, frame by frame and block by block of queries, and once more for a
+    gradient: so they stay in a CPU's cache and in a TPU's VMEM (fyp_jax/README.md).
     """
-    if q.shape[1] * k.shape[1] < HEAD_BY_HEAD:
-        return jax.nn.dot_product_attention(q, k, v)
-    heads = tuple(rearrange(t, "g n h d -> (g h) n d") for t in (q, k, v))
-    # A gradient computes the scores again, head by head, instead of keeping those of all heads.
-    attend_one_head = jax.checkpoint(_attend_one_head, prevent_cse=False)
-    return rearrange(jax.lax.map(attend_one_head, heads), "(g h) n d -> g n h d", g=q.shape[0])
+    groups, frames, queries = q.shape[:3]
+    scores = queries * sum(k.shape[2] for k in keys)
+    if scores < HEAD_BY_HEAD:
+        everything = [
+            jnp.concatenate([jnp.broadcast_to(t, (groups, frames, *t.shape[2:])) for t in parts], axis=2)
+            for parts in (keys, values)
+        ]
+        merged = (rearrange(t, "g f n h d -> (g f) n h d") for t in (q, *everything))
+        return jax.nn.dot_product_attention(*merged).reshape(q.shape)
+    heads_first = jax.tree.map(lambda t: rearrange(t, "g f n h d -> (g h) f n d"), (q, keys, values))
+    fitting = (i for i in range(1, queries) if queries % i == 0 and scores <= i * BLOCK)
+    blocks = next(fitting, queries)
+    out = _one_by_one(functools.partial(_one_head, blocks=blocks), heads_first)
+    return rearrange(out, "(g h) f n d -> g f n h d", g=groups)
 
 
-def _attend_one_head(
-    qkv: tuple[Float[Array, "n d"], Float[Array, "m d"], Float[Array, "m d"]],
+def _one_by_one(function: Callable[[Any], Array], arrays: Any) -> Array:
+    """`lax.map`, but for a single element no loop."""
+    if len(jax.tree.leaves(arrays)[0]) == 1:
+        return function(jax.tree.map(lambda t: t[0], arrays))[None]
+    return jax.lax.map(function, arrays)
+
+
+def _one_head(
+    parts: tuple[Float[Array, "f n d"], Sequence[Float[Array, "_ _ d"]], Sequence[Float[Array, "_ _ d"]]],
+    blocks: int,
+) -> Float[Array, "f n d"]:
+    q, *rest = parts
+    # In float32 here and back in the product: so XLA adds up the gradients of all blocks in float32.
+    exact: Callable[[Array], Array] = functools.partial(jnp.asarray, dtype=jnp.float32)
+    of_all = jax.tree.map(lambda t: exact(t[0]) if len(t) != len(q) else None, rest)
+    of_each = jax.tree.map(lambda t: t if len(t) == len(q) else None, rest)
+
+    def one_frame(parts: Any) -> Float[Array, "n d"]:
+        q, of_this = parts
+        keys, values = (
+            [shared if own is None else exact(own) for shared, own in zip(*pair, strict=True)]
+            for pair in zip(of_all, of_this, strict=True)
+        )
+        # A gradient computes the scores again, block by block, instead of keeping them.
+        one_block = jax.checkpoint(functools.partial(_one_block, keys=keys, values=values), prevent_cse=False)
+        return _one_by_one(one_block, q.reshape(blocks, -1, q.shape[-1])).reshape(q.shape)
+
+    return _one_by_one(one_frame, (q, of_each))
+
+
+def _one_block(
+    q: Float[Array, "n d"], keys: Sequence[Float[Array, "_ d"]], values: Sequence[Float[Array, "_ d"]]
 ) -> Float[Array, "n d"]:
-    q, k, v = qkv
-    scores = jnp.matmul(q * q.shape[-1] ** -0.5, k.T, preferred_element_type=jnp.float32)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    q = q * q.shape[-1] ** -0.5
+    scores = [product(q, k.astype(q.dtype).T) for k in keys]
+    largest = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
     # Dividing behind the product touches n x d numbers instead of n x m.
-    read = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (read / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+    read = [product(w.astype(q.dtype), v.astype(q.dtype)) for w, v in zip(weights, values, strict=True)]
+    total = [w.sum(axis=-1, keepdims=True) for w in weights]
+    return jnp.asarray(sum(read) / sum(total), q.dtype)
 
 
 class Attention(nn.Module):
@@ -62,17 +112,22 @@ class Attention(nn.Module):
         self, x: Float[Array, "*g n c"], context: Float[Array, "*g m d"] | None = None
     ) -> Float[Array, "*g n c"]:
         context = x if context is None else context
-        return self.mix(self.to_q(x), self.to_k(context), self.to_v(context))
+        key, value = (layer(context)[..., None, :, :] for layer in (self.to_k, self.to_v))
+        return self.mix(self.to_q(x)[..., None, :, :], [key], [value])[..., 0, :, :]
 
     def mix(
-        self, q: Float[Array, "*g n c"], k: Float[Array, "*g m c"], v: Float[Array, "*g m c"]
-    ) -> Float[Array, "*g n c"]:
-        """Projected queries, keys and values -> output projection of what the heads read."""
+        self,
+        q: Float[Array, "*g f n c"],
+        keys: Sequence[Float[Array, "*g _ _ c"]],
+        values: Sequence[Float[Array, "*g _ _ c"]],
+    ) -> Float[Array, "*g f n c"]:
+        """Projected queries, keys and values (`attend`) -> output projection of what the heads read."""
 
         def split(t: Array) -> Array:
-            return t.reshape(-1, t.shape[-2], self.heads, self.width // self.heads)
+            return t.reshape(-1, *t.shape[-3:-1], self.heads, self.width // self.heads)
 
-        return self.to_out[0](attend(split(q), split(k), split(v)).reshape(q.shape))
+        read = attend(split(q), [split(k) for k in keys], [split(v) for v in values])
+        return self.to_out[0](read.reshape(q.shape))
 
 
 class CrossFrameAttention(Attention):
@@ -84,5 +139,7 @@ class CrossFrameAttention(Attention):
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
         if not self.cross_frame:
             return super().__call__(x)
-        keys, values = (first_and_previous(t, self.compute.frame_axis) for t in (self.to_k(x), self.to_v(x)))
+        keys, values = (
+            first_and_previous(layer(x), self.compute.frame_axis) for layer in (self.to_k, self.to_v)
+        )
         return self.mix(self.to_q(x), keys, values)

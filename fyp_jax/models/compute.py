@@ -36,16 +36,17 @@ DEFAULT = Compute()
 """Float32, everything kept, all frames here."""
 
 
-def first_and_previous(tokens: Float[Array, "b f n c"], axis: str | None = None) -> Float[Array, "b f m c"]:
-    """For each frame, the tokens of frame 0 of its clip, then those of the frame before it; m = 2 n."""
+def first_and_previous(
+    tokens: Float[Array, "b f n c"], axis: str | None = None
+) -> tuple[Float[Array, "b 1 n c"], Float[Array, "b f n c"]]:
+    """Tokens of frame 0 of each clip, and for each frame those of the one before it (for frame 0 its own)."""
     first = before = tokens[:, :1]
     if axis is not None:
         index, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
         first = jax.lax.psum(jnp.where(index == 0, first, 0), axis)
         from_left = jax.lax.ppermute(tokens[:, -1:], axis, [(i, (i + 1) % size) for i in range(size)])
         before = jnp.where(index == 0, first, from_left)
-    previous = jnp.concatenate([before, tokens[:, :-1]], axis=1)
-    return jnp.concatenate([jnp.broadcast_to(first, tokens.shape), previous], axis=2)
+    return first, jnp.concatenate([before, tokens[:, :-1]], axis=1)
 
 
 def frames_together(x: Float[Array, "b f n c"], axis: str | None) -> Float[Array, "b g m c"]:
