@@ -43,6 +43,7 @@ class SampleConfig:
     width: int = option(512, f"pixels, a multiple of {LATENT_GRID}")
     steps: int = option(50, "DDIM steps")
     guidance: float = option(12.5, "how far the text leads away from the negative prompt; 1 is not at all")
+    guide_pose: bool = option(False, "guidance leads to the pose as well: its negative half sees none")
     eta: float = option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
     dtype: str = option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
     decode_frames: int = option(4, "frames that the VAE decodes at a time; fewer need less memory")

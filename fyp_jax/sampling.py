@@ -43,13 +43,19 @@ def guided(
     negative: Text,
     pose_features: Sequence[Maps] | None,
     guidance: float | Float[Array, ""],
+    guide_pose: bool = False,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): negative + guidance * (text - negative).
 
-    Both halves run as one batch and both see the pose: guidance acts on the text alone.
+    Both halves run as one batch and both see the pose: guidance acts on the text alone. With `guide_pose`
+    the negative half sees none, so that guidance acts on the pose as well (guess mode of Zhang et al. 2023).
     """
     texts = jnp.concatenate([negative, text])
-    poses = None if pose_features is None else [jnp.concatenate([pose, pose]) for pose in pose_features]
+    poses = None
+    if pose_features is not None:
+        poses = [
+            jnp.concatenate([jnp.zeros_like(pose) if guide_pose else pose, pose]) for pose in pose_features
+        ]
 
     def denoise(z: Latents, t: Int[Array, ""]) -> Latents:
         both = jnp.concatenate([z, z])
@@ -97,6 +103,7 @@ class Sampler:
         seed: int = 0,
         steps: int = 50,
         guidance: float = 12.5,
+        guide_pose: bool = False,
         eta: float = 0.0,
         decode_frames: int = 4,
         on_step: Callable[[], Any] | None = None,
@@ -123,7 +130,17 @@ class Sampler:
         channels = self.unet.config.in_channels
         noise = jax.random.normal(noise_key, (1, frames, height // DOWNSCALE, width // DOWNSCALE, channels))
         latents = self.denoise(
-            params, noise, text, negative, features, guidance, step_key, steps=steps, eta=eta, on_step=on_step
+            params,
+            noise,
+            text,
+            negative,
+            features,
+            guidance,
+            step_key,
+            steps=steps,
+            guide_pose=guide_pose,
+            eta=eta,
+            on_step=on_step,
         )
         video = np.asarray(self.decode(params, latents, chunk=decode_frames)[0])
         jax.effects_barrier()  # the last call of on_step is done
@@ -146,7 +163,7 @@ class Sampler:
         """Once a clip: the maps do not depend on the timestep."""
         return self.pose_encoder.apply({"params": params["pose_encoder"]}, skeleton)  # pyright: ignore
 
-    @functools.partial(jax.jit, static_argnames=("self", "steps", "eta", "on_step"))
+    @functools.partial(jax.jit, static_argnames=("self", "steps", "guide_pose", "eta", "on_step"))
     def denoise(
         self,
         params: Params,
@@ -160,9 +177,10 @@ class Sampler:
         steps: int,
         eta: float,
         on_step: Callable[[], Any] | None,
+        guide_pose: bool = False,
     ) -> Latents:
         """All steps as one program."""
-        denoise = guided(self.unet, params["unet"], text, negative, features, guidance)
+        denoise = guided(self.unet, params["unet"], text, negative, features, guidance, guide_pose)
         return ddim.sample(denoise, noise, steps, self.schedule, eta, key, on_step)
 
     @functools.partial(jax.jit, static_argnames=("self", "chunk"))
@@ -259,6 +277,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
                 seed=config.seed,
                 steps=config.steps,
                 guidance=config.guidance,
+                guide_pose=config.guide_pose,
                 eta=config.eta,
                 decode_frames=config.decode_frames,
                 on_step=bar.update,

@@ -25,6 +25,7 @@ from fyp_jax.errors import UserError, exit_status
 from fyp_jax.evaluation.exam import Scores, questions, score
 from fyp_jax.evaluation.report import draw_clips, draw_scores, rows
 from fyp_jax.evaluation.ways import (
+    How,
     Sample,
     as_shipped,
     before_motion_stage,
@@ -45,24 +46,25 @@ def ways_of(config: SampleConfig, ablations: bool, also: Mapping[str, str]) -> d
     """Ways of sampling, by name."""
     sampler, params, _ = load_sampler(config)
     image_unet = PipelineFolder(config.pretrained, ("unet",)).image_unet(sampler.unet.config)
-    how = (config.steps, config.guidance)
+    how = How(config.steps, config.guidance, config.guide_pose)
     ways = {
-        WHOLE: as_shipped(sampler, params, *how),
+        WHOLE: as_shipped(sampler, params, how),
         "pose stage only, frame by frame": frame_by_frame(
-            sampler, before_motion_stage(params, image_unet), *how
+            sampler, before_motion_stage(params, image_unet), how
         ),
     }
     if ablations:
         apart = without_cross_frame_attention(sampler)
         silent = {**params, "unet": without_temporal_layers(params["unet"])}
         ways |= {
-            "without pose": without_pose(sampler, params, *how),
-            "without cross-frame attention": as_shipped(apart, params, *how),
-            "without temporal layers": as_shipped(sampler, silent, *how),
+            "guidance on the text alone": as_shipped(sampler, params, how._replace(guide_pose=False)),
+            "without pose": without_pose(sampler, params, how),
+            "without cross-frame attention": as_shipped(apart, params, how),
+            "without temporal layers": as_shipped(sampler, silent, how),
         }
     for name, checkpoint in also.items():
         other, its_params, _ = load_sampler(dataclasses.replace(config, checkpoint=checkpoint))
-        ways[name] = as_shipped(other, its_params, *how)
+        ways[name] = as_shipped(other, its_params, how)
     return ways
 
 

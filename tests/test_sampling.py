@@ -1,6 +1,7 @@
 """The whole way from a prompt and a pose to frames, with a model of random weights."""
 
 import dataclasses
+import functools
 import json
 import logging
 from pathlib import Path
@@ -211,6 +212,31 @@ def test_guidance_is_linear_and_one_batch(loaded: tuple):
     np.testing.assert_allclose(double, 2 * only_text - only_negative, atol=1e-4)
 
 
+def test_guidance_on_the_pose_leaves_it_out_of_the_negative_half(loaded: tuple):
+    """As two calls would have it: the prompt with the pose, and the negative prompt without."""
+    sampler, params, _ = loaded
+    config, key = sampler.unet.config, jax.random.key(0)
+    z = jax.random.normal(key, (1, 2, 8, 8, config.in_channels))
+    text, negative = jax.random.normal(key, (2, 1, 77, config.cross_attention_dim))
+    skeleton = jax.random.uniform(key, (1, 2, 64, 64, 3))
+    features = sampler.encode_pose(params, skeleton)
+
+    @functools.partial(jax.jit, static_argnames="guide_pose")
+    def predict(guide_pose: bool) -> jax.Array:
+        call = guided(sampler.unet, params["unet"], text, negative, features, 3.0, guide_pose)
+        return call(z, jnp.int32(500))
+
+    @jax.jit
+    def one(text: jax.Array, poses: list[jax.Array] | None) -> jax.Array:
+        return sampler.unet.apply({"params": params["unet"]}, z, jnp.array([500]), text, poses)
+
+    without, posed = one(negative, None), one(negative, features)
+    with_text = one(text, features)
+    np.testing.assert_allclose(predict(True), without + 3 * (with_text - without), atol=1e-3)
+    np.testing.assert_allclose(predict(False), posed + 3 * (with_text - posed), atol=1e-3)
+    assert jnp.abs(predict(True) - predict(False)).max() > 1e-2
+
+
 def test_memory_of_decoding_does_not_grow_with_the_clip(loaded: tuple):
     sampler, params, _ = loaded
 
@@ -242,7 +268,7 @@ def test_checksum_sees_a_single_bit(loaded: tuple):
 
 def test_without_weights():
     with pytest.raises(UserError, match="no trained weights.*import_pytorch"):
-        load_sampler(dataclasses.replace(MINI, random_weights=False))
+        load_sampler(dataclasses.replace(MINI, random_weights=False, pretrained="sd14"))
     with pytest.raises(UserError, match="nowhere: no such folder"):
         load_sampler(dataclasses.replace(MINI, random_weights=False, checkpoint="nowhere"))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +19,42 @@ Sample = Callable[[Question, int], UInt8[np.ndarray, "f 64 64 3"]]
 """(question, seed of the noise) -> clip."""
 
 
-def as_shipped(sampler: Sampler, params: Mapping[str, Any], steps: int, guidance: float) -> Sample:
+class How(NamedTuple):
+    """What sampling is told beside prompt and pose; fields of `Sampler.__call__`."""
+
+    steps: int
+    guidance: float
+    guide_pose: bool
+
+
+def as_shipped(sampler: Sampler, params: Mapping[str, Any], how: How) -> Sample:
     """Pose, text, cross-frame attention, temporal layers: all of it."""
 
     def sample(question: Question, seed: int) -> Any:
         prompt = caption(question.scene)
-        return sampler(params, prompt, question.skeleton, seed=seed, steps=steps, guidance=guidance)
+        return sampler(params, prompt, question.skeleton, seed=seed, **how._asdict())
 
     return sample
 
 
-def without_pose(sampler: Sampler, params: Mapping[str, Any], steps: int, guidance: float) -> Sample:
+def without_pose(sampler: Sampler, params: Mapping[str, Any], how: How) -> Sample:
     """The text alone."""
 
     def sample(question: Question, seed: int) -> Any:
         size, prompt = question.skeleton.shape[:3], caption(question.scene)
-        return sampler(params, prompt, None, size=size, seed=seed, steps=steps, guidance=guidance)
+        return sampler(params, prompt, None, size=size, seed=seed, **how._asdict())
 
     return sample
 
 
-def frame_by_frame(sampler: Sampler, params: Mapping[str, Any], steps: int, guidance: float) -> Sample:
+def frame_by_frame(sampler: Sampler, params: Mapping[str, Any], how: How) -> Sample:
     """Each frame on its own: what the pose stage alone can do."""
 
     def sample(question: Question, seed: int) -> Any:
         prompt, frames = caption(question.scene), len(question.skeleton)
         seeds = [seed * 1000 + frame for frame in range(frames)]
         clips = [
-            sampler(params, prompt, frame[None], seed=own, steps=steps, guidance=guidance)
+            sampler(params, prompt, frame[None], seed=own, **how._asdict())
             for frame, own in zip(question.skeleton, seeds, strict=True)
         ]
         return np.concatenate(clips)
