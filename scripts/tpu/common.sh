@@ -51,6 +51,7 @@ settings() {
         printf -v "${name^^}" '%s' "$value"
     done
     [ -z "$env" ] || [ -f "$env" ] || fail "$env: no such settings file"
+    # shellcheck disable=SC2034 # used by those who source this
     [ -z "$env" ] || env_flag=(--env "$env") # for a script that calls another
     [ -n "$env" ] || env=$tpu/pod.env
     # shellcheck source=/dev/null

@@ -7,8 +7,7 @@ settings "project zone name type runtime spot?" "$@"
 [ ${#rest[@]} -eq 0 ] || fail "what is ${rest[0]}?"
 needs gcloud https://cloud.google.com/sdk/docs/install
 
-# With this scope the roles of the service account alone say what the hosts may do; the default leaves out parts
-# of Cloud Storage.
+# With this scope the roles of the service account alone say what the hosts may do, and they may write to the bucket.
 flags=(--node-id="$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME"
     --scopes=https://www.googleapis.com/auth/cloud-platform)
 [ -z "$SPOT" ] || flags+=(--spot)
