@@ -1,4 +1,4 @@
-"""scripts/tpu: what would be run, what is run, what a host does with it; and that the guide's commands are true."""
+"""scripts/tpu: what is printed and run, what a host does with it, and that the guide's commands are true."""
 
 import json
 import os
@@ -64,7 +64,7 @@ if "describe" in sys.argv or any("host_status" in word for word in sys.argv):
 
 
 class Tools:
-    """Stand-ins for gcloud, xpk and the rest, which write down how they were called; and no other settings."""
+    """Stand-ins for gcloud, xpk and the rest, which write down how they were called; no settings."""
 
     def __init__(self, folder: Path):
         self._folder, self._called = folder, folder / "called"
@@ -88,7 +88,14 @@ class Tools:
 
     def call(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         name, *verb = script.split()
-        command = ["bash", str(SCRIPTS / name), *verb, "--env", str(self._folder / "empty.env"), *words]
+        command = [
+            shutil.which("bash") or "bash",
+            str(SCRIPTS / name),
+            *verb,
+            "--env",
+            str(self._folder / "empty.env"),
+            *words,
+        ]
         return subprocess.run(
             command,
             cwd=self._folder,
@@ -156,9 +163,9 @@ def test_all_commands_are_of_one_place(tools: Tools, script: str):
     assert flags
 
 
-@pytest.mark.parametrize("script", [script for script in CALLS if script not in ("resume.sh", "copy_out.sh")])
+@pytest.mark.parametrize("script", [script for script in CALLS if script != "resume.sh"])
 def test_what_is_printed_is_what_runs(tools: Tools, script: str):
-    expected = printed(tools, script)
+    expected = [command for command in printed(tools, script) if command[0] != "mkdir"]
     done = tools.call(script, *words_of(script))
     assert done.returncode == 0, done.stderr
     assert tools.called() == expected
@@ -181,11 +188,20 @@ def test_a_flag_that_is_missing_is_one_line(tools: Tools, script: str):
 def test_what_fails_fails(tools: Tools, script: str):
     tool = {"xpk.sh image": "docker"}.get(script, "xpk" if script.startswith("xpk") else "gcloud")
     assert tools.call(script, *words_of(script), FAILS=tool).returncode == 1
-    bare = {"PATH": f"{tools.environment['HOME']}/none:/usr/bin:/bin"}
-    if not shutil.which(tool, path=bare["PATH"]):
-        done = tools.call(script, *words_of(script), **bare)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert tools.call(script, "--dry-run", *words_of(script), **bare).returncode == 0
+
+
+@pytest.mark.parametrize("script", CALLS)
+def test_a_dry_run_wants_no_tools(tools: Tools, script: str, tmp_path: Path):
+    (tmp_path / "bare").mkdir()
+    for tool in ("bash", "dirname", "mktemp", "rm", "sed"):
+        (tmp_path / "bare" / tool).symlink_to(shutil.which(tool) or tool)
+    (tmp_path / "bare" / "git").symlink_to("/bin/true")
+    bare = str(tmp_path / "bare")
+    done = tools.call(script, *words_of(script), PATH=bare)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"{script.split()[0]}: \w+ is not installed: .*\n", done.stderr)
+    done = tools.call(script, "--dry-run", *words_of(script), PATH=bare)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("script", CALLS)
@@ -209,7 +225,11 @@ def test_settings_of_a_file_and_flags_before_them(tools: Tools, tmp_path: Path):
 
 
 def test_the_train_command_arrives_whole(tools: Tools):
-    for script, start in (("start.sh", "host_start.sh"), ("resume.sh", "host_start.sh"), ("xpk.sh start", "")):
+    for script, start in (
+        ("start.sh", "host_start.sh"),
+        ("resume.sh", "host_start.sh"),
+        ("xpk.sh start", ""),
+    ):
         command = printed(tools, script)[-1]
         there = shlex.split(flag(command, "command"))
         assert there[-len(TRAIN) :] == TRAIN
@@ -242,7 +262,8 @@ def test_a_run_that_runs_is_left_alone(tools: Tools):
 
 
 @pytest.mark.parametrize(
-    ("failing", "message"), [("describe", "gcloud: no"), ("none", "the training failed"), ("scp", "gcloud: no")]
+    ("failing", "message"),
+    [("describe", "gcloud: no"), ("nothing", "training failed"), ("scp", "gcloud: no")],
 )
 def test_resume_gives_up_at_last(tools: Tools, failing: str, message: str):
     status = "fyp:none" if failing == "scp" else "fyp:running fyp:failed with status 1"
@@ -296,7 +317,9 @@ def test_another_host_keeps_nothing(tmp_path: Path):
 
 def test_a_host_that_is_taken_is_no_finished_run(tmp_path: Path):
     host = Host(tmp_path)
-    program = "trap 'echo saved > runs/a_run/saved; exit 0' TERM; touch runs/a_run/ready; while sleep 0.1; do :; done"
+    program = (
+        "trap 'touch runs/a_run/saved; exit 0' TERM; touch runs/a_run/ready; while sleep 0.1; do :; done"
+    )
     process = host.start(program)
     until = time.monotonic() + 30
     while not (host.project / "runs" / "a_run" / "ready").exists():
@@ -306,6 +329,38 @@ def test_a_host_that_is_taken_is_no_finished_run(tmp_path: Path):
     assert process.wait() == 128 + signal.SIGTERM
     assert host.status() == "fyp:stopped"
     assert (host.bucket / "runs" / "a_run" / "log" / "saved").exists()
+
+
+def test_a_host_starts_a_service_once_with_the_same_words(tmp_path: Path):
+    """With stand-ins for systemd: whatever stands in an override, the program is given just that."""
+    host, tools = Host(tmp_path), tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {
+        "sudo": 'exec "$@"',
+        "systemctl": '[ "$1 $3" = "is-active fyp-train" ] && [ -e "$HOME/active" ]',
+        "mountpoint": "true",
+        "systemd-run": 'echo "$@" >> "$HOME/units"; exec "${@: -2:1}" "${@: -1}"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "TPU_WORKER_ID": "0",
+        "FYP_BUCKET": str(host.bucket),
+    }
+    words = [*OVERRIDES, "a%b=$$x", "two\nlines", "it's"]
+    program = ["bash", "-c", 'printf "%s\\0" "$@" > runs/a_run/words', "train", *words]
+    command = [host.project / "scripts" / "tpu" / "host_start.sh", "my-bucket", "a_run", *program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (host.bucket / "runs" / "a_run" / "log" / "words").read_text().split("\0")[:-1] == words
+    assert host.status() == "fyp:finished"
+    assert "--unit=fyp-train" in (tmp_path / "units").read_text()
+    (tmp_path / "active").touch()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (tmp_path / "units").read_text().count("\n") == 1
 
 
 def guide_commands() -> list[list[str]]:

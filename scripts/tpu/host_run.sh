@@ -20,7 +20,8 @@ keep() {
 
 mkdir -p "$out"
 if [ "$host" = 0 ] && [ -d "$kept" ]; then cp -ru --preserve=timestamps "$kept/." "$out/"; fi
-(while sleep "${FYP_KEEP_EVERY:-60}"; do keep; done) &
+# The sleep may outlive this by a minute, so it holds none of the pipes.
+(while sleep "${FYP_KEEP_EVERY:-60}" > /dev/null 2>&1; do keep; done) &
 keeper=$!
 
 asked=""

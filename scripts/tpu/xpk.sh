@@ -49,7 +49,7 @@ case $verb in
         [ -f "$root/$CONFIG" ] || fail "$CONFIG: no such config file"
         # exec: SIGTERM is for host_run.sh, and not for a shell around it
         xpk_on workload create --workload="$workload" --tpu-type="$TYPE" --num-slices=1 --docker-image="$IMAGE" \
-            --storage=fyp-bucket --max-restarts=50 --restart-on-user-code-failure \
+            --storage=fyp-bucket --max-restarts=50 \
             --termination-grace-period-seconds=300 \
             --command="exec $(quote /fyp_jax/scripts/tpu/host_run.sh "$RUN" "${train[@]}")"
         ;;
