@@ -1,7 +1,7 @@
 """Round the mini model's weights to float16 and write them as the package ships them.
 
-    python scripts/ship_mini.py --image runs/mini/image/checkpoints --motion runs/mini/motion/checkpoints \\
-        --out fyp_jax/assets/models/mini
+    python scripts/ship_mini.py --image runs/mini/image/checkpoints --pose runs/mini/pose/checkpoints \\
+        --motion runs/mini/motion/checkpoints --out fyp_jax/assets/models/mini
 
 OUT becomes a pipeline folder (VAE, text encoder, image UNet, tokenizer, scheduler) in the diffusers layout,
 with follow_your_pose.safetensors: the pose encoder, temporal layers and trained queries.
@@ -27,13 +27,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image", type=Path, required=True, metavar="DIR", help="checkpoints: text-to-image")
+    parser.add_argument("--pose", type=Path, required=True, metavar="DIR", help="checkpoints: pose stage")
     parser.add_argument("--motion", type=Path, required=True, metavar="DIR", help="checkpoints: motion stage")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder to be replaced")
     args = parser.parse_args()
     folder = PipelineFolder("mini", parts=())
     _, image, _ = load_inference(args.image)
+    _, pose, came_from = load_inference(args.pose)
     _, motion, origin = load_inference(args.motion)
-    parts = trained_parts(motion, image["unet"], jnp.float16, origin)
+    # Each from the run that trained it: the motion stage takes the pose encoder along as it is.
+    params = {"unet": motion["unet"], "pose_encoder": pose["pose_encoder"]}
+    parts = trained_parts(params, image["unet"], jnp.float16, {"motion": origin, "pose": came_from})
     contents = folder.contents(torch_weights(all_in_memory({part: image[part] for part in WEIGHTED})), {})
     contents = contents._replace(weights=[*contents.weights, parts])
     with tempfile.TemporaryDirectory(dir=args.out.parent) as place:

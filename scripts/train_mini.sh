@@ -13,5 +13,6 @@ python scripts/prepare_data.py videos --source runs/mini/drawn/videos --out runs
 for run in autoencoder image stage1_pose stage2_motion; do
     python train.py --config "configs/mini/$run.yaml"
 done
-python scripts/ship_mini.py --image runs/mini/image/checkpoints --motion runs/mini/motion/checkpoints --out "$out"
+python scripts/ship_mini.py --image runs/mini/image/checkpoints --pose runs/mini/pose/checkpoints \
+    --motion runs/mini/motion/checkpoints --out "$out"
 echo "python sample.py pretrained=$out"

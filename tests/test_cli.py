@@ -34,9 +34,7 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Co
 def test_default_run(default_run: tuple):
     done, out = default_run
     assert done.returncode == 0, done.stderr
-    first, *paths = done.stdout.splitlines()
-    assert "weights are random" in first
-    assert paths == [str(out / "0000" / "00-a-robot-on-the-beach.mp4")]
+    assert done.stdout.splitlines() == [str(out / "0000" / "00-a-robot-on-the-beach.mp4")]
     assert "20/20" in done.stderr
     assert "Traceback" not in done.stderr
     assert "deprecat" not in done.stderr.lower()
@@ -64,7 +62,7 @@ def test_the_record_makes_it_again(default_run: tuple):
     assert record["prompt"] == "A robot, on the beach"
     assert record["seed"] == 0
     assert {"jax", "flax", "fyp_jax", "device"} <= set(record["versions"])
-    assert record["weights"]["origin"] == {"random": True}
+    assert record["weights"]["origin"]["stage"] == "motion"
     assert record["config"]["steps"] == 20
     command = [sys.executable, str(ROOT / "sample.py"), "--config", str(out / "0000" / "config.yaml")]
     again = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -154,10 +152,10 @@ def files(tmp_path: Path) -> Path:
         (["pose.start=-1"], "start is -1"),
         (["pose.path=null", "pose.frames=0"], "frames is 0"),
         (["steps=1001"], "steps=1001 is not between"),
-        (["random_weights=false"], "no trained weights"),
-        (["checkpoint={files}/folder"], "add random_weights=false"),
+        (["pretrained=sd14"], "no trained weights"),
+        (["checkpoint={files}/folder", "random_weights=true"], "add random_weights=false"),
         (["--seed", "99999999999999999999"], "seed=9+ is not between"),
-        (["checkpoint={files}/folder", "random_weights=false"], "no checkpoint in it"),
+        (["checkpoint={files}/folder"], "no checkpoint in it"),
         (["pretrained=nosuchmodel"], "nosuchmodel: no such folder, and no size of ours .*mini, sd14"),
         (["pretrained=some/model"], "offline, download it elsewhere"),
         (["out={files}/short.mp4/x"], "no folder can be made here"),

@@ -1,0 +1,88 @@
+"""The picture at the top of the README: a pose sequence, and what the mini model makes of it, by prompt.
+
+    python scripts/make_teaser.py --out docs/teaser.gif
+    python scripts/make_teaser.py --pose dance.mov --prompt "A robot, on the sea" --out robot.gif
+
+The first column of the GIF is the pose, the others are clips of one seed, enlarged, each above its prompt.
+The default pose has the motion that training never saw, and so are the pairs of character and place.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from fyp_jax.config import SampleConfig, load_config
+from fyp_jax.data.mini_world.clips import FPS, SIDE, Scene, draw_clip
+from fyp_jax.data.mini_world.motions import HELD_OUT_MOTION
+from fyp_jax.errors import exit_status
+from fyp_jax.media.pose import draw_skeleton, load_pose, pose_path
+from fyp_jax.media.video import write_gif
+from fyp_jax.sampling import load_sampler
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mini" / "sample.yaml"
+PROMPTS = (
+    "A robot, in the snow",
+    "A panda, on the moon",
+    "Batman, on the street, at sunset",
+    "An astronaut, in the park, Minecraft style",
+    "A stormtrooper, on the beach, Van Gogh style",
+)
+ENLARGED, GAP, LINE = 2, 6, 12  # pixels for one of a clip, between clips, for a line of text
+
+
+def strip(
+    clips: Sequence[UInt8[np.ndarray, "f h w 3"]], below: Sequence[str]
+) -> UInt8[np.ndarray, "f H W 3"]:
+    """Clips beside each other on white, each with its text below."""
+    lines = max(len(text.split(", ")) for text in below)
+    frames = []
+    for pictures in zip(*clips, strict=True):
+        large = [picture.repeat(ENLARGED, 0).repeat(ENLARGED, 1) for picture in pictures]
+        high, wide, _ = large[0].shape
+        canvas = Image.new("RGB", ((wide + GAP) * len(large) - GAP, high + LINE * lines + 4), "white")
+        pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 2)
+        for i, (picture, text) in enumerate(zip(large, below, strict=True)):
+            canvas.paste(Image.fromarray(picture), ((wide + GAP) * i, 0))
+            pen.multiline_text(
+                ((wide + GAP) * i, high + 2), text.replace(", ", ",\n"), "black", font, spacing=1
+            )
+        frames.append(np.asarray(canvas))
+    return np.stack(frames)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/teaser.gif"), metavar="FILE")
+    parser.add_argument(
+        "--pose", metavar="FILE", help="any pose that sample.py takes; default: our own dance"
+    )
+    parser.add_argument("--prompt", nargs="+", default=list(PROMPTS), metavar="TEXT")
+    parser.add_argument("--frames", type=int, default=24, metavar="N", help="%(default)s by default")
+    parser.add_argument("--stride", type=int, default=5, metavar="N", help="of --pose (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    args = parser.parse_args()
+    config = load_config(SampleConfig, CONFIG, [])
+    if args.pose is None:
+        points = draw_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
+        pose = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in points])
+    else:
+        size = {"height": SIDE, "width": SIDE}
+        loaded = load_pose(pose_path(args.pose), frames=args.frames, stride=args.stride, start=0, **size)
+        pose = np.round(255 * loaded).astype(np.uint8)
+    sampler, params, _ = load_sampler(config)
+    skeleton = pose.astype(np.float32) / 255
+    how = {"steps": config.steps, "guidance": config.guidance, "guide_pose": config.guide_pose}
+    clips = [sampler(params, prompt, skeleton, seed=args.seed, **how) for prompt in args.prompt]
+    write_gif(args.out, strip([pose, *clips], ["pose", *args.prompt]), FPS)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

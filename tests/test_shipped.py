@@ -1,0 +1,151 @@
+"""The weights that ship: they follow poses and prompts, and they open wherever they should."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fyp_jax import metrics
+from fyp_jax.config import SampleConfig, load_config
+from fyp_jax.convert.pipeline_folder import find_folder
+from fyp_jax.data.mini_world.clips import caption
+from fyp_jax.evaluation.exam import Question, questions
+from fyp_jax.sampling import Sampler, load_sampler
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "fixtures" / "golden_robot.png"
+CONFIG = load_config(SampleConfig, ROOT / "configs" / "mini" / "sample.yaml", [])
+FOLDER = find_folder("mini", ())
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Sampler, dict]:
+    sampler, params, _ = load_sampler(CONFIG)
+    return sampler, params
+
+
+def sample(loaded: tuple[Sampler, dict], question: Question, prompt: str, seed: int = 0) -> np.ndarray:
+    sampler, params = loaded
+    how = {"steps": CONFIG.steps, "guidance": CONFIG.guidance, "guide_pose": CONFIG.guide_pose}
+    return sampler(params, prompt, question.skeleton, seed=seed, **how)
+
+
+@pytest.fixture(scope="module")
+def answers(loaded: tuple[Sampler, dict]) -> list[tuple[Question, np.ndarray]]:
+    """Six clips of the motion and of pairs that training has not seen."""
+    asked = questions(6, FRAMES, held_out_pairs=True)
+    return [(question, sample(loaded, question, caption(question.scene))) for question in asked]
+
+
+def test_clips_follow_the_given_pose_and_not_another(answers: list[tuple[Question, np.ndarray]]):
+    right = [metrics.pose_scores(video, q.keypoints, q.scene) for q, video in answers]
+    others = [answers[(i + 3) % 6][0].keypoints for i in range(6)]
+    wrong = [metrics.pose_scores(v, other, q.scene) for (q, v), other in zip(answers, others, strict=True)]
+    accuracy, iou = np.mean(right, axis=0)
+    chance, chance_iou = np.mean(wrong, axis=0)
+    assert accuracy > 0.85
+    assert iou > 0.5
+    assert accuracy - chance > 0.25
+    assert iou - chance_iou > 0.25
+
+
+def test_clips_are_of_the_place_in_the_prompt(answers: list[tuple[Question, np.ndarray]]):
+    found = np.array([metrics.text_scores(video, q.keypoints, q.scene) for q, video in answers])
+    assert found.mean(axis=0).min() >= 0.5, f"character, background, style: {found.tolist()}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("character", "hulk"), ("background", "desert"), ("style", "van gogh")]
+)
+def test_another_prompt_makes_another_clip(loaded: tuple[Sampler, dict], field: str, value: str):
+    """Of the same pose and noise; each of its words does what it says."""
+    question = questions(1, FRAMES, held_out_pairs=False)[0]
+    first = question.scene._replace(character="robot", background="beach", style="none")
+    second = first._replace(**{field: value})
+    one, two = (sample(loaded, question, caption(scene)) for scene in (first, second))
+    assert getattr(metrics.text_scores(one, question.keypoints, first), field)
+    assert getattr(metrics.text_scores(two, question.keypoints, second), field)
+    assert not getattr(metrics.text_scores(two, question.keypoints, first), field)
+
+
+def test_the_golden_sample(loaded: tuple[Sampler, dict]):
+    """tests/fixtures/golden_robot.png: frames beside each other. Machines round differently, a little."""
+    question = questions(1, FRAMES, held_out_pairs=False)[0]
+    video = sample(loaded, question, "A robot, on the beach")
+    strip = np.concatenate(list(video), axis=1).astype(np.float32)
+    golden = np.asarray(Image.open(GOLDEN), np.float32)
+    assert strip.shape == golden.shape
+    apart = np.abs(strip - golden)
+    assert apart.mean() < 1.0, f"{apart.mean():.2f} grey levels on average, {apart.max():.0f} at most"
+
+
+def test_the_weights_are_small():
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    total = sum(file.stat().st_size for file in files)
+    assert total < 20e6, f"{total / 1e6:.1f} MB"
+    assert {file.name for file in files} >= {"follow_your_pose.safetensors", "model_index.json"}
+
+
+@pytest.mark.slow
+def test_pytorch_opens_the_folder_and_makes_the_same_picture(loaded: tuple[Sampler, dict]):
+    """One frame, no pose: what diffusers' pipeline makes of noise, our image UNet makes of it too."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(FOLDER), torch_dtype=torch.float32)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = np.array(jax.random.normal(jax.random.key(0), (1, 1, 8, 8, 8)))
+    prompt = "A panda, on the sea"
+    theirs = pipe(
+        prompt,
+        latents=torch.from_numpy(noise[:, 0].transpose(0, 3, 1, 2).copy()),
+        height=64,
+        width=64,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        output_type="np",
+    ).images[0]
+    from fyp_jax.convert.pipeline_folder import PipelineFolder
+    from fyp_jax.evaluation.ways import before_motion_stage
+
+    sampler, params = loaded
+    params = before_motion_stage(params, PipelineFolder("mini", ("unet",)).image_unet(sampler.unet.config))
+    text, negative = (
+        sampler.encode_text(params, sampler.frozen.tokenize(words)[0]) for words in (prompt, "")
+    )
+    latents = sampler.denoise(
+        params, noise, text, negative, None, 4.0, jax.random.key(0), steps=10, eta=0.0, on_step=None
+    )
+    ours = np.asarray(sampler.decode(params, latents, chunk=1)[0, 0], np.float32) / 255
+    assert np.abs(ours - theirs).mean() < 0.01
+
+
+@pytest.mark.slow
+def test_a_wheel_samples_from_another_folder(tmp_path: Path):
+    """Built as users build it, put first on the path of a process elsewhere; its own weights are read."""
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from fyp_jax.config import SampleConfig; from fyp_jax.sampling import load_sampler\n"
+        "sampler, params, record = load_sampler(SampleConfig(pretrained='mini'))\n"
+        "video = sampler(params, 'A robot, on the sea', None, size=(1, 64, 64), steps=2, guidance=4.0)\n"
+        "print(json.dumps([record['folder'], list(video.shape), record['crc32']]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "site")],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    folder, shape, _ = json.loads(done.stdout.splitlines()[-1])
+    assert Path(folder).is_relative_to(tmp_path / "site")
+    assert shape == [1, 64, 64, 3]
