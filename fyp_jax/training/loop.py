@@ -25,12 +25,12 @@ from fyp_jax.errors import UserError
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import TrainingLog
-from fyp_jax.training.objectives import OBJECTIVES, Networks
-from fyp_jax.training.optimizer import learning_rate, make_optimizer
+from fyp_jax.training.objectives import Networks
+from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import Stage, stage
 from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState, init_state
-from fyp_jax.training.step import make_step
+from fyp_jax.training.step import configured_step
 from fyp_jax.training.validation import Validation
 from fyp_jax.types import Batch
 
@@ -118,18 +118,7 @@ def _run(
     training_log: TrainingLog,
 ) -> int:
     """The steps that are done when it ends: all of them, or those until the run was asked to end."""
-    step = make_step(
-        networks,
-        OBJECTIVES[stage(config.stage).objective],
-        make_optimizer(config.optimizer, config.steps),
-        learning_rate(config.optimizer, config.steps),
-        mesh,
-        state,
-        seed=config.seed,
-        batch_size=config.data.batch_size,
-        accumulate=config.optimizer.accumulate,
-        average_decay=config.optimizer.ema,
-    )
+    step = configured_step(config, networks, mesh, state)
     validation = Validation(config, networks, mesh) if config.validation.every else None
     reader = _Reader(training_log, config.data.batch_size)
     for number in range(int(state.step), config.steps):

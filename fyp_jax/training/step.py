@@ -14,8 +14,10 @@ from jaxtyping import Array, Int
 from fyp_jax import parallel, trees
 from fyp_jax.errors import UserError
 from fyp_jax.parallel import AXES, CLIPS
-from fyp_jax.training.objectives import Draws, Losses, Networks, draw
-from fyp_jax.training.optimizer import update_average
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.objectives import OBJECTIVES, Draws, Losses, Networks, draw
+from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
+from fyp_jax.training.stages import stage
 from fyp_jax.training.state import Arrays, TrainState, state_specs
 from fyp_jax.types import Batch, Params
 
@@ -30,7 +32,7 @@ def make_step(
     networks: Networks,
     losses: Losses,
     optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
+    schedule: optax.Schedule,
     mesh: Mesh,
     state: TrainState,
     *,
@@ -76,7 +78,7 @@ def make_step(
         metrics |= {
             "grad_norm": norm,
             "param_norm": optax.global_norm(after.trainable),
-            "lr": jnp.asarray(learning_rate(state.step - state.skipped)),
+            "lr": jnp.asarray(schedule(state.step - state.skipped)),
             "skipped": after.skipped,
             "skipped_in_row": after.skipped_in_row,
         }
@@ -90,6 +92,22 @@ def make_step(
         in_shardings=(state_shardings, batch_shardings, votes),
         out_shardings=(state_shardings, parallel.shardings(P(), mesh)),
         donate_argnums=0,
+    )
+
+
+def configured_step(config: TrainConfig, networks: Networks, mesh: Mesh, state: TrainState) -> Step:
+    """The step of a run; `state` (or its shapes) says what stands where."""
+    return make_step(
+        networks,
+        OBJECTIVES[stage(config.stage).objective],
+        make_optimizer(config.optimizer, config.steps),
+        learning_rate(config.optimizer, config.steps),
+        mesh,
+        state,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        accumulate=config.optimizer.accumulate,
+        average_decay=config.optimizer.ema,
     )
 
 
