@@ -1,0 +1,62 @@
+"""Does it fit, and what will limit it? python scripts/compile_tpu.py --config FILE --topology v5e:4x4 [a.b=c ...]
+
+Compiles the training step of a config, or with `sample` in front its sampler, with the TPU compiler, which
+needs no TPU and no weights, and says what each chip will hold, compute and move. Exit status 1: it does not
+fit. `--clips-per-chip 1` sets data.batch_size for the topology.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = "--topology=here" in sys.argv or "here" in sys.argv[1:]
+if not HERE:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
+
+from fyp_jax.config import SampleConfig, load_config
+from fyp_jax.errors import exit_status
+from fyp_jax.tpu.chips import ENVIRONMENT, topology_devices
+from fyp_jax.training.config import TrainConfig
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="train", help="train (default) or sample")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="of train.py, or of sample.py")
+    parser.add_argument("--topology", default="v5e:4x4", help="CHIP:SHAPE, or `here` for this machine's devices")
+    parser.add_argument("--clips-per-chip", type=int, metavar="N", help="training: data.batch_size for it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    args = parser.parse_intermixed_args(argv)
+    if args.what not in ("train", "sample"):
+        args.what, args.overrides = "train", [args.what, *args.overrides]
+    return args
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    if not HERE:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    config: Any = load_config(TrainConfig if args.what == "train" else SampleConfig, args.config, args.overrides)
+    chip, devices = topology_devices(args.topology)
+    from fyp_jax.tpu.check import check  # after the arguments are known to be good: it takes seconds
+    from fyp_jax.tpu.measure import OverMemory
+    from fyp_jax.tpu.report import as_json, over_memory, table
+
+    try:
+        columns = check(config, devices, args.clips_per_chip, say=lambda line: print(line, file=sys.stderr))
+    except OverMemory as error:
+        print(over_memory(error, config))
+        sys.exit(1)
+    print(f"{args.config} on {args.topology}, {len(devices)} chips")
+    print("\n".join(table(columns, chip)))
+    if args.json:
+        args.json.write_text(json.dumps(as_json(columns, chip), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
