@@ -129,18 +129,17 @@ def sampling_programs(config: SampleConfig, device: Any) -> list[Program]:
         features = [shaped(leaf.shape, leaf.dtype) for leaf in encoded]
     steps = {"steps": config.steps, "eta": config.eta, "on_step": None}
 
-    def program(name: str, runs: int, parts: tuple[str, ...], *args: Any, **static: Any) -> Program:
-        function = getattr(sampler, name)
-        used = {part: params[part] for part in parts}
-        beside = sum(_bytes(leaf) for part in params if part not in parts for leaf in jax.tree.leaves(params[part]))
-        counted = total_flops(count_products(functools.partial(function, **static), used, *args))
-        return Program(name, lambda: function.lower(used, *args, **static), runs, counted, beside)
+    def program(name: str, runs: int, part: str, *args: Any, **static: Any) -> Program:
+        function = functools.partial(getattr(Sampler, name).lower, sampler, params, *args, **static)
+        counted = functools.partial(getattr(Sampler, name), sampler, **static)
+        beside = sum(_bytes(leaf) for other in params if other != part for leaf in jax.tree.leaves(params[other]))
+        return Program(name, function, runs, total_flops(count_products(counted, params, *args)), beside)
 
-    found = [program("encode_text", 2, ("text_encoder",), ids)]
+    found = [program("encode_text", 2, "text_encoder", ids)]
     if features is not None:
-        found.append(program("encode_pose", 1, ("pose_encoder",), skeleton))
-    found.append(program("denoise", 1, ("unet",), noise, text, text, features, shaped(()), key, **steps))
-    found.append(program("decode", 1, ("vae",), noise, chunk=config.decode_frames))
+        found.append(program("encode_pose", 1, "pose_encoder", skeleton))
+    found.append(program("denoise", 1, "unet", noise, text, text, features, shaped(()), key, **steps))
+    found.append(program("decode", 1, "vae", noise, chunk=config.decode_frames))
     return found
 
 
