@@ -89,7 +89,9 @@ def _with_gradient(jaxpr: Jaxpr, learned: list[bool]) -> tuple[int, list[bool]]:
             inner, consts, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
             while True:  # until no further carry comes to depend
                 body, outs = _with_gradient(inner, ins)
-                carried = [a or b for a, b in zip(ins[consts : consts + carries], outs[:carries], strict=True)]
+                carried = [
+                    a or b for a, b in zip(ins[consts : consts + carries], outs[:carries], strict=True)
+                ]
                 if carried == ins[consts : consts + carries]:
                     break
                 ins[consts : consts + carries] = carried

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fyp_jax import trees
+from fyp_jax import compiled, trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
+from fyp_jax.compiled import MadeFor, load_programs
 from fyp_jax.config import SampleConfig, save_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.trained_parts import read_trained_parts
@@ -72,6 +73,8 @@ class Sampler:
     schedule: ScheduleConfig
     unet: UNet3D
     pose_encoder: PoseEncoder
+    compiled: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    """Programs by their method's name, compiled before, to be used in its place."""
 
     def __post_init__(self):
         """Raises UserError where the UNet does not fit the VAE or the text encoder."""
@@ -116,18 +119,25 @@ class Sampler:
             raise ValueError(
                 f"no clip has {frames} frames of {height}x{width}: sides are multiples of {DOWNSCALE}"
             )
-        text = self.encode_text(params, self._tokenize(prompt))
-        negative = self.encode_text(params, self._tokenize(negative_prompt))
-        features = None if skeleton is None else self.encode_pose(params, skeleton[None])
+        text = self._run("encode_text", params, self._tokenize(prompt))
+        negative = self._run("encode_text", params, self._tokenize(negative_prompt))
+        features = None if skeleton is None else self._run("encode_pose", params, skeleton[None])
         noise_key, step_key = jax.random.split(jax.random.key(seed))
         channels = self.unet.config.in_channels
         noise = jax.random.normal(noise_key, (1, frames, height // DOWNSCALE, width // DOWNSCALE, channels))
-        latents = self.denoise(
-            params, noise, text, negative, features, guidance, step_key, steps=steps, eta=eta, on_step=on_step
-        )
-        video = np.asarray(self.decode(params, latents, chunk=decode_frames)[0])
+        given = params, noise, text, negative, features, jnp.float32(guidance), step_key
+        latents = self._run("denoise", *given, steps=steps, eta=eta, on_step=on_step)
+        video = np.asarray(self._run("decode", params, latents, chunk=decode_frames)[0])
         jax.effects_barrier()  # the last call of on_step is done
+        if on_step is not None and "denoise" in self.compiled:  # a program in a file calls nobody on the host
+            for _ in range(steps):
+                on_step()
         return video
+
+    def _run(self, name: str, *args: Any, **static: Any) -> Any:
+        """One of the four programs, the one compiled before if there is one (which knows its static arguments)."""
+        program = self.compiled.get(name)
+        return getattr(self, name)(*args, **static) if program is None else program(*args)
 
     def _tokenize(self, prompt: str) -> Int[np.ndarray, "1 l"]:
         ids, cut = self.frozen.tokenize(prompt)
@@ -171,6 +181,19 @@ class Sampler:
         return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
+def sampler_made_for(config: SampleConfig, sampler: Sampler, device: Any) -> MadeFor:
+    """All that the compiled programs of a sampler depend on."""
+    clip = f"{config.pose.frames} frames of {config.height}x{config.width}"
+    return {
+        "clip": clip + (" from text alone" if config.pose.path is None else " with a pose"),
+        **{name: str(getattr(config, name)) for name in ("steps", "eta", "dtype", "decode_frames")},
+        "unet": str(sampler.unet.config.sizes()),
+        **sampler.frozen.sizes(),
+        "schedule": str(sampler.schedule),
+        **compiled.here([device]),
+    }
+
+
 def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
     """Models and weights of a config, and a record of the weights for whoever repeats the run.
 
@@ -209,6 +232,10 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "crc32": checksum(params),
     }
+    if config.compiled is not None:
+        device = jax.devices()[0]
+        programs = load_programs(config.compiled, sampler_made_for(config, sampler, device), [device])
+        sampler = dataclasses.replace(sampler, compiled=programs)
     return sampler, params, record
 
 

@@ -23,12 +23,22 @@ from fyp_jax.training.config import TrainConfig
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", default="train", help="train (default) or sample")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="of train.py, or of sample.py")
-    parser.add_argument("--topology", default="v5e:4x4", help="CHIP:SHAPE, or `here` for this machine's devices")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="of train.py, or of sample.py"
+    )
+    parser.add_argument(
+        "--topology", default="v5e:4x4", help="CHIP:SHAPE, or `here` for this machine's devices"
+    )
     parser.add_argument("--clips-per-chip", type=int, metavar="N", help="training: data.batch_size for it")
+    parser.add_argument("--plain", action="store_true", help="beside it, the same written the plain way")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="for compiled=FILE of train.py and sample.py"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_intermixed_args(argv)
     if args.what not in ("train", "sample"):
@@ -41,21 +51,30 @@ def main() -> None:
     if not HERE:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    config: Any = load_config(TrainConfig if args.what == "train" else SampleConfig, args.config, args.overrides)
+    config: Any = load_config(
+        TrainConfig if args.what == "train" else SampleConfig, args.config, args.overrides
+    )
     chip, devices = topology_devices(args.topology)
     from fyp_jax.tpu.check import check  # after the arguments are known to be good: it takes seconds
     from fyp_jax.tpu.measure import OverMemory
     from fyp_jax.tpu.report import as_json, over_memory, table
 
     try:
-        columns = check(config, devices, args.clips_per_chip, say=lambda line: print(line, file=sys.stderr))
+        found = check(
+            config,
+            devices,
+            clips_per_chip=args.clips_per_chip,
+            plain=args.plain,
+            save=args.save,
+            say=lambda line: print(line, file=sys.stderr),
+        )
     except OverMemory as error:
         print(over_memory(error, config))
         sys.exit(1)
-    print(f"{args.config} on {args.topology}, {len(devices)} chips")
-    print("\n".join(table(columns, chip)))
+    print(f"{args.config} on {args.topology}, {found.chips} of {len(devices)} chips")
+    print("\n".join(table(found.columns, chip)))
     if args.json:
-        args.json.write_text(json.dumps(as_json(columns, chip), indent=1) + "\n")
+        args.json.write_text(json.dumps(as_json(found.columns, chip), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,9 @@ def _trips(loop: Instruction, computations: dict[str, Computation]) -> int | Non
     if condition is None:
         return None
     lines = [item.line for item in computations[condition[1]].instructions.values()]
-    numbers = {int(found[1]) for line in lines if (found := re.search(r"= s32\[\].* constant\((\d+)\)", line))}
+    numbers = {
+        int(found[1]) for line in lines if (found := re.search(r"= s32\[\].* constant\((\d+)\)", line))
+    }
     return numbers.pop() if len(numbers) == 1 else None
 
 
@@ -206,7 +208,9 @@ def _product_flops(product: Instruction, computation: Computation) -> int:
     window = _window(product.attributes, spatial)
     pairs = 1
     for i in range(spatial):
-        axes = (shape[names.index(str(i))] for shape, names in ((left, of_left), (right, of_right), (out, of_out)))
+        axes = (
+            shape[names.index(str(i))] for shape, names in ((left, of_left), (right, of_right), (out, of_out))
+        )
         pairs *= taps(*axes, **window[i])
     features = right[of_right.index("i")] * right[of_right.index("o")]  # inputs of one group, all outputs
     clips = left[of_left.index("b")]

@@ -15,7 +15,9 @@ from fyp_jax.tpu.programs import Program
 GIB = 2**30
 
 OVER = (
-    re.compile(r"Used (?P<used>[\d.]+)(?P<unit>[KMGT]) of (?P<has>[\d.]+)(?P<has_unit>[KMGT]) hbm", re.IGNORECASE),
+    re.compile(
+        r"Used (?P<used>[\d.]+)(?P<unit>[KMGT]) of (?P<has>[\d.]+)(?P<has_unit>[KMGT]) hbm", re.IGNORECASE
+    ),
     re.compile(
         r"\((?P<used>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM \((?P<has>[\d.]+)(?P<has_unit>[KMGT])\)"
     ),
@@ -79,7 +81,9 @@ SENDS = {
 """Times its bytes that a message makes a chip send, for many chips: an all-reduce passes all of it twice."""
 
 
-def measure(program: Program, devices: int, head_widths: dict[int, int]) -> tuple[Measured, jax.stages.Compiled]:
+def measure(
+    program: Program, devices: int, head_widths: dict[int, int]
+) -> tuple[Measured, jax.stages.Compiled]:
     """Compile and read. `head_widths` maps tokens of a frame to the width of an attention head there.
 
     Raises OverMemory where the compiler says that it does not fit.
@@ -93,7 +97,8 @@ def measure(program: Program, devices: int, head_widths: dict[int, int]) -> tupl
         if over is None:
             raise
         used, has = (
-            float(over[name]) * UNITS[over[unit].upper()] for name, unit in (("used", "unit"), ("has", "has_unit"))
+            float(over[name]) * UNITS[over[unit].upper()]
+            for name, unit in (("used", "unit"), ("has", "has_unit"))
         )
         raise OverMemory(program.name, used, has, reason(error)) from error
     seconds = time.perf_counter() - began

@@ -1,31 +1,34 @@
 """The programs of a run, with shapes in place of arrays: the training step, and what sampling is made of."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from fyp_jax import parallel, trees
 from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.compiled import MadeFor
 from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.errors import UserError
 from fyp_jax.flops import count_products, gradient_flops, total_flops
+from fyp_jax.models import attention
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import UNet3D
-from fyp_jax.sampling import Sampler
+from fyp_jax.sampling import Sampler, sampler_made_for
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.objectives import OBJECTIVES, Draws, Networks
 from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import stage
 from fyp_jax.training.start import start_shapes
 from fyp_jax.training.state import state_shapes
-from fyp_jax.training.step import configured_step
+from fyp_jax.training.step import configured_step, step_made_for
 from fyp_jax.types import Batch
 
 SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
@@ -45,6 +48,16 @@ class Program(NamedTuple):
     """Bytes on each device that are held while it runs, and are no argument of it."""
 
 
+class Programs(NamedTuple):
+    """What a config compiles to on some devices."""
+
+    programs: list[Program]
+    devices: int
+    """That share the work."""
+    made_for: MadeFor
+    """What `compiled=FILE` compares (fyp_jax.compiled)."""
+
+
 def own_sizes(pretrained: str) -> tuple[str, str | None]:
     """The name of a folder with the sizes of `pretrained`, and what to tell the user if it is another one."""
     if pretrained in SD14:
@@ -52,15 +65,21 @@ def own_sizes(pretrained: str) -> tuple[str, str | None]:
     return pretrained, None
 
 
-def training_programs(config: TrainConfig, mesh: Mesh) -> list[Program]:
-    """The step of a config on a mesh. Raises UserError as a run would."""
+def training_programs(config: TrainConfig, devices: Sequence[Any], plain: bool = False) -> Programs:
+    """The step of a config. Raises UserError as a run would.
+
+    `plain`: written as one would at first, all of the UNet (and of the pose encoder) trained, in float32,
+    nothing computed again, nothing donated, and all scores of an attention at once.
+    """
     config.check()
-    this_stage, frames = stage(config.stage), config.data.frames
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.batch_size % shares:
-        raise UserError(f"data.batch_size={config.data.batch_size} is not a multiple of {shares} (data times fsdp)")
-    if frames % mesh.shape["frame"]:
-        raise UserError(f"data.frames={frames} is not a multiple of mesh.frame={mesh.shape['frame']}")
+    mesh, this_stage = parallel.make_mesh(config.mesh, devices), stage(config.stage)
+    parallel.require_shares(config.data.batch_size, config.data.frames, mesh)
+    needed = config.data.batch_size * _needed_for_a_clip(config)
+    if plain:
+        config = dataclasses.replace(config, dtype="float32", frozen_dtype="float32", remat="none")
+        trained = (r"(unet|pose_encoder)/.*",) if this_stage.uses_pose else (r"unet/.*",)
+        frozen_parts = (r"(vae|text_encoder)/.*",) if this_stage.uses_pose else (r"(?!unet/).*",)
+        this_stage = dataclasses.replace(this_stage, trained=trained, frozen=frozen_parts)
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
     networks, trainable, frozen = start_shapes(config, this_stage, frame_axis)
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -69,11 +88,27 @@ def training_programs(config: TrainConfig, mesh: Mesh) -> list[Program]:
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
 
     def lower() -> jax.stages.Lowered:
-        step: Any = configured_step(config, networks, mesh, state)
-        return step.lower(state, batch, votes)
+        step: Any = configured_step(config, networks, mesh, state, donate=not plain)
+        with plain_attention() if plain else contextlib.nullcontext():
+            return step.lower(state, batch, votes)
 
-    needed = config.data.batch_size * _needed_for_a_clip(config)
-    return [Program("step", lower, 1, needed, 0)]
+    made_for = step_made_for(config, networks, mesh)
+    return Programs([Program("step", lower, 1, needed, 0)], mesh.size, made_for)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """While it is open, attention is traced as softmax(q k^T / sqrt(d)) v, all groups and heads at once."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        scores = jnp.einsum("gnhd,gmhd->ghnm", q, k) * q.shape[-1] ** -0.5
+        return jnp.einsum("ghnm,gmhd->gnhd", jax.nn.softmax(scores, axis=-1), v)
+
+    ours, attention.attend = attention.attend, attend
+    try:
+        yield
+    finally:
+        attention.attend = ours
 
 
 def batch_shapes(config: TrainConfig, networks: Networks, clips: int) -> Batch:
@@ -96,15 +131,20 @@ def _needed_for_a_clip(config: TrainConfig) -> int:
     latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
     draws = Draws(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
 
-    def loss(trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, draws: Draws) -> jax.Array:
+    def loss(
+        trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, draws: Draws
+    ) -> jax.Array:
         params = trees.unflatten({**trainable, **frozen})
         return OBJECTIVES[this_stage.objective](networks, params, batch, draws).sum()
 
-    return gradient_flops(loss, trainable, frozen, batch, draws)
+    with plain_attention():
+        return gradient_flops(loss, trainable, frozen, batch, draws)
 
 
-def sampling_programs(config: SampleConfig, device: Any) -> list[Program]:
-    """The four programs that make one clip with a pose (or three without) on a device."""
+def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) -> Programs:
+    """The four programs that make one clip with a pose (or three without) on a device; `plain` as for a step."""
+    if plain:
+        config = dataclasses.replace(config, dtype="float32", decode_frames=config.pose.frames)
     folder = PipelineFolder(config.pretrained, parts=())
     frozen, unet_config, dtype = folder.frozen_models(), folder.unet_config(), jnp.dtype(config.dtype)
     models = UNet3D(unet_config, Compute(dtype)), PoseEncoder(unet_config, dtype)
@@ -130,23 +170,26 @@ def sampling_programs(config: SampleConfig, device: Any) -> list[Program]:
     steps = {"steps": config.steps, "eta": config.eta, "on_step": None}
 
     def program(name: str, runs: int, part: str, *args: Any, **static: Any) -> Program:
-        function = functools.partial(getattr(Sampler, name).lower, sampler, params, *args, **static)
-        counted = functools.partial(getattr(Sampler, name), sampler, **static)
-        beside = sum(_bytes(leaf) for other in params if other != part for leaf in jax.tree.leaves(params[other]))
-        return Program(name, function, runs, total_flops(count_products(counted, params, *args)), beside)
+        def lower() -> jax.stages.Lowered:
+            with plain_attention() if plain else contextlib.nullcontext():
+                return getattr(Sampler, name).lower(sampler, params, *args, **static)
+
+        # Not the jitted function itself: what is traced here must not be found in its cache.
+        counted = functools.partial(getattr(Sampler, name).__wrapped__, sampler, **static)
+        with plain_attention():
+            flops = total_flops(count_products(counted, params, *args))
+        beside = sum(
+            _bytes(leaf) for other in params if other != part for leaf in jax.tree.leaves(params[other])
+        )
+        return Program(name, lower, runs, flops, beside)
 
     found = [program("encode_text", 2, "text_encoder", ids)]
     if features is not None:
         found.append(program("encode_pose", 1, "pose_encoder", skeleton))
     found.append(program("denoise", 1, "unet", noise, text, text, features, shaped(()), key, **steps))
     found.append(program("decode", 1, "vae", noise, chunk=config.decode_frames))
-    return found
+    return Programs(found, 1, sampler_made_for(config, sampler, device))
 
 
 def _bytes(leaf: Any) -> int:
     return leaf.size * leaf.dtype.itemsize
-
-
-def training_mesh(config: TrainConfig, devices: Any) -> Mesh:
-    """The mesh of a run on these devices."""
-    return parallel.make_mesh(config.mesh, devices)

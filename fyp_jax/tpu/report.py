@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fyp_jax.config import SampleConfig
+from fyp_jax.tpu.check import Column
 from fyp_jax.tpu.chips import Chip
 from fyp_jax.tpu.measure import GIB, Measured, OverMemory
 from fyp_jax.training.config import TrainConfig
@@ -22,16 +23,31 @@ def roofline(programs: Sequence[Measured], chip: Chip) -> dict[str, float]:
     }
 
 
-def table(columns: Mapping[str, Sequence[Measured]], chip: Chip | None) -> Iterator[str]:
+def table(columns: Mapping[str, Column], chip: Chip | None) -> Iterator[str]:
     """A line for each figure, a column for each way of writing the programs (ours, plain)."""
-    found = {name: dict(_figures(programs, chip)) for name, programs in columns.items()}
+    found = {name: dict(_column(column, chip)) for name, column in columns.items()}
     labels = list(next(iter(found.values())))
     labels += [label for figures in found.values() for label in figures if label not in labels]
     rows = [["", *columns]] + [[label, *(found[name].get(label, "") for name in columns)] for label in labels]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         yield "  ".join(cells).rstrip()
+
+
+def _column(column: Column, chip: Chip | None) -> Iterator[tuple[str, str]]:
+    if column.refused is None:
+        yield from _figures(column.programs, chip)
+        return
+    if not column.programs:
+        yield "HBM a chip, GiB", f"over {column.refused.used / GIB:.1f}: does not fit"
+        return
+    figures = dict(_figures(column.programs, None))
+    figures["HBM a chip, GiB"] += f": does not fit, measured on {column.topology}"
+    yield from figures.items()
 
 
 def _figures(programs: Sequence[Measured], chip: Chip | None) -> Iterator[tuple[str, str]]:
@@ -62,7 +78,9 @@ def _figures(programs: Sequence[Measured], chip: Chip | None) -> Iterator[tuple[
     yield "HBM moved, GiB", f"{moved / GIB:.4g}"
     for kind in sorted({kind for item in programs for kind in item.messages}):
         both = [item.messages.get(kind, (0, 0)) for item in programs]
-        count, size = (sum(item.runs * pair[i] for item, pair in zip(programs, both, strict=True)) for i in (0, 1))
+        count, size = (
+            sum(item.runs * pair[i] for item, pair in zip(programs, both, strict=True)) for i in (0, 1)
+        )
         yield f"{kind}, MiB (messages)", f"{size / 2**20:.4g} ({count})"
     if chip:
         terms = roofline(programs, chip)
@@ -73,22 +91,32 @@ def _figures(programs: Sequence[Measured], chip: Chip | None) -> Iterator[tuple[
     yield "compiled in, s", f"{sum(item.seconds for item in programs):.1f}"
 
 
-def as_json(columns: Mapping[str, Sequence[Measured]], chip: Chip | None) -> dict[str, Any]:
-    """The same figures, plain; sizes in bytes, times in seconds."""
+def as_json(columns: Mapping[str, Column], chip: Chip | None) -> dict[str, Any]:
+    """The same figures for machines; sizes in bytes, times in seconds."""
     found = {
         name: {
-            "programs": [item._asdict() | {"memory": item.memory} for item in programs],
-            "memory": max(item.memory for item in programs),
-            "flops": sum(item.runs * item.flops for item in programs),
-            "padding": sum(item.runs * item.padding for item in programs),
-            "needed": sum(item.runs * item.needed for item in programs),
-            "hbm_bytes": sum(item.runs * item.hbm_bytes for item in programs),
-            "compile_seconds": sum(item.seconds for item in programs),
-            "roofline": roofline(programs, chip) if chip else None,
+            "fits": column.refused is None,
+            "refused": column.refused and {"used": column.refused.used, "has": column.refused.has},
+            **_sums(column.programs, chip if column.refused is None else None),
         }
-        for name, programs in columns.items()
+        for name, column in columns.items()
     }
     return {"chip": dataclasses.asdict(chip) if chip else None, **found}
+
+
+def _sums(programs: Sequence[Measured], chip: Chip | None) -> dict[str, Any]:
+    if not programs:
+        return {}
+    return {
+        "programs": [item._asdict() | {"memory": item.memory} for item in programs],
+        "memory": max(item.memory for item in programs),
+        **{
+            name: sum(item.runs * getattr(item, name) for item in programs)
+            for name in ("flops", "padding", "needed", "hbm_bytes")
+        },
+        "compile_seconds": sum(item.seconds for item in programs),
+        "roofline": roofline(programs, chip) if chip else None,
+    }
 
 
 def over_memory(error: OverMemory, config: TrainConfig | SampleConfig) -> str:

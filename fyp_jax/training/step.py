@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from fyp_jax import parallel, trees
+from fyp_jax import compiled, parallel, trees
+from fyp_jax.compiled import MadeFor
+from fyp_jax.config import describe_values
 from fyp_jax.errors import UserError
 from fyp_jax.parallel import AXES, CLIPS
 from fyp_jax.training.config import TrainConfig
@@ -23,6 +25,13 @@ from fyp_jax.types import Batch, Params
 
 QUARTERS = 4
 """Parts of the training timesteps that get a loss of their own."""
+
+NOT_IN_A_STEP = (
+    *("pretrained", "init", "fresh", "random_weights", "zero_init_temporal", "out", "compiled", "mesh."),
+    *("data.path", "data.stride", "data.workers", "data.max_bad_fraction", "data.drop_text"),
+    *("checkpoint.", "log.", "validation."),
+)
+"""Fields of a run's config (by how they begin) that a compiled step does not depend on."""
 
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch, Int[Array, "devices"]], tuple[TrainState, Metrics]]
@@ -40,13 +49,15 @@ def make_step(
     batch_size: int,
     accumulate: int = 1,
     average_decay: float | None = None,
+    donate: bool = True,
 ) -> Step:
     """Compile-ready step over a mesh; `state` (or its shapes) says what stands where.
 
     The step takes a state (which it consumes), a global batch and one vote of each device, and gives the next
     state and metrics: `loss`, `loss_quarters` [4] and `clips_in_quarters` [4], `grad_norm` (before clipping),
     `param_norm` (trainable), `lr`, `skipped`, `skipped_in_row`, and `vote`, the largest of all votes.
-    `accumulate` is the number of parts in which a batch is computed, one after the other.
+    `accumulate` is the number of parts in which a batch is computed, one after the other. With `donate=False`
+    the state is not consumed, and both are in memory.
     """
     specs = state_specs(state, mesh)
     gradient = sharded_gradient(networks, losses, mesh, specs, batch_size, accumulate)
@@ -91,12 +102,14 @@ def make_step(
         step,
         in_shardings=(state_shardings, batch_shardings, votes),
         out_shardings=(state_shardings, parallel.shardings(P(), mesh)),
-        donate_argnums=0,
+        donate_argnums=(0,) if donate else (),
     )
 
 
-def configured_step(config: TrainConfig, networks: Networks, mesh: Mesh, state: TrainState) -> Step:
-    """The step of a run; `state` (or its shapes) says what stands where."""
+def configured_step(
+    config: TrainConfig, networks: Networks, mesh: Mesh, state: TrainState, donate: bool = True
+) -> Step:
+    """The step of a run, to be compiled; `state` (or its shapes) says what stands where."""
     return make_step(
         networks,
         OBJECTIVES[stage(config.stage).objective],
@@ -108,7 +121,24 @@ def configured_step(config: TrainConfig, networks: Networks, mesh: Mesh, state: 
         batch_size=config.data.batch_size,
         accumulate=config.optimizer.accumulate,
         average_decay=config.optimizer.ema,
+        donate=donate,
     )
+
+
+def step_made_for(config: TrainConfig, networks: Networks, mesh: Mesh) -> MadeFor:
+    """All that a compiled step depends on: what the config says of it, sizes of the models, mesh, versions."""
+    fields = dict(line.split("=", 1) for line in describe_values(config))
+    kept = {key: value for key, value in fields.items() if not key.startswith(NOT_IN_A_STEP)}
+    if config.optimizer.schedule == "constant":
+        del kept["steps"]
+    return {
+        **kept,
+        "unet": str(networks.unet.config.sizes()),
+        **networks.frozen.sizes(),
+        "schedule": str(networks.schedule),
+        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        **compiled.here(mesh.devices.flatten()),
+    }
 
 
 def _batch_specs(networks: Networks) -> Batch:
