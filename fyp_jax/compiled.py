@@ -1,7 +1,7 @@
 """Compiled programs in a file, so that a run starts without compiling.
 
-A line of JSON that says what they were made for, then a pickle. Like any pickle it can run code when it is opened:
-take such files from people only from whom you would take a program.
+A line of JSON that says what they were made for, then a pickle. Like any pickle it can run code when it is
+opened: take such files from people only from whom you would take a program.
 """
 
 import json
@@ -49,8 +49,10 @@ def load_programs(file: str, made_for: MadeFor, devices: Sequence[Any]) -> dict[
         raise UserError(f"compiled={file}: was made for {differences}{more}; compile it again")
     try:
         programs = {
-            name: serialize_executable.deserialize_and_load(*serialised, devices[0].client, list(devices))
-            for name, serialised in pickle.loads(body).items()
+            name: serialize_executable.deserialize_and_load(
+                payload, inputs, outputs, devices[0].client, list(devices)
+            )
+            for name, (payload, inputs, outputs) in pickle.loads(body).items()
         }
     except Exception as error:  # of whatever kind the runtime raises: the file is the same to the user
         raise UserError(f"compiled={file}: does not open here ({reason(error)})") from error

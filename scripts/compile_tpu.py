@@ -1,24 +1,20 @@
-"""Does it fit, and what will limit it? python scripts/compile_tpu.py --config FILE --topology v5e:4x4 [a.b=c ...]
+"""Does it fit, and what limits it? python scripts/compile_tpu.py [sample] --config FILE --topology v5e:4x4
 
-Compiles the training step of a config, or with `sample` in front its sampler, with the TPU compiler, which
-needs no TPU and no weights, and says what each chip will hold, compute and move. Exit status 1: it does not
-fit. `--clips-per-chip 1` sets data.batch_size for the topology.
+Compiles the training step of a config, or its sampler, with the TPU compiler, which needs no TPU and no
+weights, and says what each chip will hold, compute and move. Exit status 1: it does not fit.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-HERE = "--topology=here" in sys.argv or "here" in sys.argv[1:]
-if not HERE:
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
-
 from fyp_jax.config import SampleConfig, load_config
 from fyp_jax.errors import exit_status
-from fyp_jax.tpu.chips import ENVIRONMENT, topology_devices
+from fyp_jax.media.video import writing
 from fyp_jax.training.config import TrainConfig
 
 
@@ -28,17 +24,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="?", default="train", help="train (default) or sample")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
-    parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="of train.py, or of sample.py"
-    )
-    parser.add_argument(
-        "--topology", default="v5e:4x4", help="CHIP:SHAPE, or `here` for this machine's devices"
-    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="of train.py or sample.py")
+    parser.add_argument("--topology", default="v5e:4x4", help="CHIP:SHAPE, or `here`: this machine's devices")
     parser.add_argument("--clips-per-chip", type=int, metavar="N", help="training: data.batch_size for it")
     parser.add_argument("--plain", action="store_true", help="beside it, the same written the plain way")
-    parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="for compiled=FILE of train.py and sample.py"
-    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="for compiled=FILE of train.py, sample.py")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_intermixed_args(argv)
     if args.what not in ("train", "sample"):
@@ -48,33 +38,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    if not HERE:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    config: Any = load_config(
-        TrainConfig if args.what == "train" else SampleConfig, args.config, args.overrides
-    )
-    chip, devices = topology_devices(args.topology)
+    kind = TrainConfig if args.what == "train" else SampleConfig
+    config: Any = load_config(kind, args.config, args.overrides)
+    config.check()
+    if args.topology != "here":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX looks for devices
     from fyp_jax.tpu.check import check  # after the arguments are known to be good: it takes seconds
+    from fyp_jax.tpu.chips import topology_devices
     from fyp_jax.tpu.measure import OverMemory
     from fyp_jax.tpu.report import as_json, over_memory, table
 
+    chip, devices = topology_devices(args.topology)
+    options = {"clips_per_chip": args.clips_per_chip, "plain": args.plain, "save": args.save}
     try:
-        found = check(
-            config,
-            devices,
-            clips_per_chip=args.clips_per_chip,
-            plain=args.plain,
-            save=args.save,
-            say=lambda line: print(line, file=sys.stderr),
-        )
+        found = check(config, devices, **options, say=functools.partial(print, file=sys.stderr))
     except OverMemory as error:
         print(over_memory(error, config))
         sys.exit(1)
     print(f"{args.config} on {args.topology}, {found.chips} of {len(devices)} chips")
     print("\n".join(table(found.columns, chip)))
     if args.json:
-        args.json.write_text(json.dumps(as_json(found.columns, chip), indent=1) + "\n")
+        with writing(args.json):
+            args.json.write_text(json.dumps(as_json(found.columns, chip), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """TPU chips and how they are put together: published figures, and devices for the compiler without a chip."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,8 @@ def topology_devices(topology: str) -> tuple[Chip | None, Sequence[Any]]:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is not installed: pip install -e '.[tpu]'")
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     try:
         devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
     except Exception as error:  # whatever kind libtpu and its version raise
