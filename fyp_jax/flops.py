@@ -42,9 +42,9 @@ def total_flops(products: Mapping[Product, int]) -> int:
 def taps(
     left: int, right: int, out: int, *, stride: int, pad: int, left_dilation: int, right_dilation: int
 ) -> int:
-    """Multiply-adds of a convolution along one axis, those with padding or with holes between inputs left out.
+    """Multiply-adds of a convolution along one axis, without those with padding or holes between inputs.
 
-    `left`, `right` and `out` are the lengths of input, kernel and output; `pad` is what stands before the input.
+    `left`, `right` and `out` are lengths of input, kernel and output; `pad` stands before the input.
     """
     last, found = (left - 1) * left_dilation, 0
     for tap in range(right):
@@ -89,12 +89,11 @@ def _with_gradient(jaxpr: Jaxpr, learned: list[bool]) -> tuple[int, list[bool]]:
             inner, consts, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
             while True:  # until no further carry comes to depend
                 body, outs = _with_gradient(inner, ins)
-                carried = [
-                    a or b for a, b in zip(ins[consts : consts + carries], outs[:carries], strict=True)
-                ]
-                if carried == ins[consts : consts + carries]:
+                before = ins[consts : consts + carries]
+                after = [a or b for a, b in zip(before, outs[:carries], strict=True)]
+                if after == before:
                     break
-                ins[consts : consts + carries] = carried
+                ins[consts : consts + carries] = after
             flops += body * params["length"]
         elif kind == "while":
             raise ValueError("a while loop: how often it runs is not known")

@@ -135,7 +135,7 @@ class Sampler:
         return video
 
     def _run(self, name: str, *args: Any, **static: Any) -> Any:
-        """One of the four programs, the one compiled before if there is one (which knows its static arguments)."""
+        """One of the four programs; one compiled before knows its static arguments."""
         program = self.compiled.get(name)
         return getattr(self, name)(*args, **static) if program is None else program(*args)
 

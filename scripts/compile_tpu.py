@@ -7,7 +7,6 @@ weights, and says what each chip will hold, compute and move. Exit status 1: it 
 import argparse
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,6 @@ def main() -> None:
     kind = TrainConfig if args.what == "train" else SampleConfig
     config: Any = load_config(kind, args.config, args.overrides)
     config.check()
-    if args.topology != "here":
-        os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX looks for devices
     from fyp_jax.tpu.check import check  # after the arguments are known to be good: it takes seconds
     from fyp_jax.tpu.chips import topology_devices
     from fyp_jax.tpu.measure import OverMemory

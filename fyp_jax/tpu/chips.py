@@ -38,8 +38,8 @@ class Chip:
     """Bytes a second that a chip sends over all of its links to other chips, and as many that it receives."""
 
 
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System architecture", read in 2026. What these pages give for links
-# is both directions together (v5e 400 GB/s, v5p 1200, v6e 800; v4 in an older form, 2400 Gbit/s one way).
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System architecture", read in 2026. What these pages give for
+# links is both ways together (v5e 400 GB/s, v5p 1200, v6e 800; v4 in an older form, 2400 Gbit/s one way).
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -64,11 +64,12 @@ def topology_devices(topology: str) -> tuple[Chip | None, Sequence[Any]]:
     name, _, shape = topology.partition(":")
     if name not in CHIPS or not shape:
         raise UserError(
-            f"--topology {topology}: is not CHIP:SHAPE with a chip of {', '.join(CHIPS)} (v5e:4x4, v5p:2x2x1), "
-            f"nor {HERE}"
+            f"--topology {topology} is not {HERE}, nor CHIP:SHAPE (v5e:4x4, v5p:2x2x1) with a chip of "
+            + ", ".join(CHIPS)
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is not installed: pip install -e '.[tpu]'")
+    jax.config.update("jax_platforms", "cpu")  # nothing looks for a TPU of this machine
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:

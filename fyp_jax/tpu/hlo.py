@@ -22,10 +22,19 @@ NAMES = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%([\w.\-]+)")
 
-UNMOVED = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id while conditional call "
-    "opt-barrier".split()
-)
+UNMOVED = {
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "partition-id",
+        "replica-id",
+    ),
+    *("while", "conditional", "call", "opt-barrier"),
+}
 """Instructions that move nothing by themselves."""
 
 
@@ -187,9 +196,8 @@ def _trips(loop: Instruction, computations: dict[str, Computation]) -> int | Non
     if condition is None:
         return None
     lines = [item.line for item in computations[condition[1]].instructions.values()]
-    numbers = {
-        int(found[1]) for line in lines if (found := re.search(r"= s32\[\].* constant\((\d+)\)", line))
-    }
+    found = (re.search(r"= s32\[\].* constant\((\d+)\)", line) for line in lines)
+    numbers = {int(match[1]) for match in found if match}
     return numbers.pop() if len(numbers) == 1 else None
 
 
@@ -208,10 +216,9 @@ def _product_flops(product: Instruction, computation: Computation) -> int:
     window = _window(product.attributes, spatial)
     pairs = 1
     for i in range(spatial):
-        axes = (
-            shape[names.index(str(i))] for shape, names in ((left, of_left), (right, of_right), (out, of_out))
-        )
-        pairs *= taps(*axes, **window[i])
+        both = ((left, of_left), (right, of_right), (out, of_out))
+        lengths = [shape[names.index(str(i))] for shape, names in both]
+        pairs *= taps(*lengths, **window[i])
     features = right[of_right.index("i")] * right[of_right.index("o")]  # inputs of one group, all outputs
     clips = left[of_left.index("b")]
     if groups := re.search(r"batch_group_count=(\d+)", product.attributes):

@@ -1,6 +1,5 @@
-"""Compiles a program and reads what it takes: memory, FLOPs, bytes, messages; or says that it does not fit."""
+"""Compiles a program and reads off it memory, FLOPs, bytes and messages; or says that it does not fit."""
 
-import math
 import re
 import time
 from collections import Counter
@@ -15,9 +14,7 @@ from fyp_jax.tpu.programs import Program
 GIB = 2**30
 
 OVER = (
-    re.compile(
-        r"Used (?P<used>[\d.]+)(?P<unit>[KMGT]) of (?P<has>[\d.]+)(?P<has_unit>[KMGT]) hbm", re.IGNORECASE
-    ),
+    re.compile(r"Used (?P<used>[\d.]+)(?P<unit>[KMGT]) of (?P<has>[\d.]+)(?P<has_unit>[KMGT]) hbm"),
     re.compile(
         r"\((?P<used>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM \((?P<has>[\d.]+)(?P<has_unit>[KMGT])\)"
     ),
@@ -96,10 +93,8 @@ def measure(
         over = next((found for form in OVER if (found := form.search(str(error)))), None)
         if over is None:
             raise
-        used, has = (
-            float(over[name]) * UNITS[over[unit].upper()]
-            for name, unit in (("used", "unit"), ("has", "has_unit"))
-        )
+        used = float(over["used"]) * UNITS[over["unit"]]
+        has = float(over["has"]) * UNITS[over["has_unit"]]
         raise OverMemory(program.name, used, has, reason(error)) from error
     seconds = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
@@ -132,8 +127,8 @@ def measure(
 
 def _padding(kernel: hlo.Kernel, head_widths: dict[int, int]) -> int:
     """FLOPs of an attention kernel whose heads are wider than the model's: the share of the filling."""
-    for shape in kernel.operands:
-        width = head_widths.get(shape[-2]) if len(shape) >= 2 else None
-        if width is not None and shape[-1] > width and math.prod(shape):
-            return round((kernel.flops or 0) * (1 - width / shape[-1]))
+    for *_, tokens, padded in (shape for shape in kernel.operands if len(shape) > 1):
+        width = head_widths.get(tokens, padded)
+        if padded > width:
+            return round((kernel.flops or 0) * (1 - width / padded))
     return 0

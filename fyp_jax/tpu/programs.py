@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,6 @@ from fyp_jax.checkpoint import inference_shapes
 from fyp_jax.compiled import MadeFor
 from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.errors import UserError
 from fyp_jax.flops import count_products, gradient_flops, total_flops
 from fyp_jax.models import attention
 from fyp_jax.models.compute import Compute
@@ -29,7 +28,7 @@ from fyp_jax.training.stages import stage
 from fyp_jax.training.start import start_shapes
 from fyp_jax.training.state import state_shapes
 from fyp_jax.training.step import configured_step, step_made_for
-from fyp_jax.types import Batch
+from fyp_jax.types import Batch, Params
 
 SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
 """Hub ids of models that have the sizes of our `sd14`."""
@@ -131,9 +130,7 @@ def _needed_for_a_clip(config: TrainConfig) -> int:
     latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
     draws = Draws(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
 
-    def loss(
-        trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, draws: Draws
-    ) -> jax.Array:
+    def loss(trainable: Params, frozen: Params, batch: Batch, draws: Draws) -> jax.Array:
         params = trees.unflatten({**trainable, **frozen})
         return OBJECTIVES[this_stage.objective](networks, params, batch, draws).sum()
 
@@ -142,7 +139,7 @@ def _needed_for_a_clip(config: TrainConfig) -> int:
 
 
 def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) -> Programs:
-    """The four programs that make one clip with a pose (or three without) on a device; `plain` as for a step."""
+    """The programs that make one clip, with a pose or without, on a device; `plain` as for a step."""
     if plain:
         config = dataclasses.replace(config, dtype="float32", decode_frames=config.pose.frames)
     folder = PipelineFolder(config.pretrained, parts=())
@@ -178,9 +175,8 @@ def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) ->
         counted = functools.partial(getattr(Sampler, name).__wrapped__, sampler, **static)
         with plain_attention():
             flops = total_flops(count_products(counted, params, *args))
-        beside = sum(
-            _bytes(leaf) for other in params if other != part for leaf in jax.tree.leaves(params[other])
-        )
+        others = {other: params[other] for other in params if other != part}
+        beside = sum(_bytes(leaf) for leaf in jax.tree.leaves(others))
         return Program(name, lower, runs, flops, beside)
 
     found = [program("encode_text", 2, "text_encoder", ids)]

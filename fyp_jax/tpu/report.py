@@ -12,7 +12,7 @@ from fyp_jax.training.config import TrainConfig
 
 
 def roofline(programs: Sequence[Measured], chip: Chip) -> dict[str, float]:
-    """Seconds that each resource of a chip is busy at its published speed; the step takes at least the longest.
+    """Seconds for which each part of a chip is busy at its published speed; all take at least the longest.
 
     Matrix products alone count as compute, in bfloat16, as which a TPU also multiplies float32 by default.
     """
@@ -31,11 +31,8 @@ def table(columns: Mapping[str, Column], chip: Chip | None) -> Iterator[str]:
     rows = [["", *columns]] + [[label, *(found[name].get(label, "") for name in columns)] for label in labels]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        yield "  ".join(cells).rstrip()
+        right = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        yield "  ".join([row[0].ljust(widths[0]), *right]).rstrip()
 
 
 def _column(column: Column, chip: Chip | None) -> Iterator[tuple[str, str]]:
@@ -77,10 +74,8 @@ def _figures(programs: Sequence[Measured], chip: Chip | None) -> Iterator[tuple[
         yield "  loops of unknown length", str(unknown)
     yield "HBM moved, GiB", f"{moved / GIB:.4g}"
     for kind in sorted({kind for item in programs for kind in item.messages}):
-        both = [item.messages.get(kind, (0, 0)) for item in programs]
-        count, size = (
-            sum(item.runs * pair[i] for item, pair in zip(programs, both, strict=True)) for i in (0, 1)
-        )
+        found = [(item.runs, *item.messages.get(kind, (0, 0))) for item in programs]
+        count, size = sum(runs * n for runs, n, _ in found), sum(runs * size for runs, _, size in found)
         yield f"{kind}, MiB (messages)", f"{size / 2**20:.4g} ({count})"
     if chip:
         terms = roofline(programs, chip)

@@ -101,15 +101,12 @@ def start_shapes(
     flat = trees.flatten(inference_shapes(unet_config) | frozen_models.shapes())
     trained = stage.trains(flat)
     dtypes = {True: jnp.dtype(jnp.float32), False: jnp.dtype(config.frozen_dtype)}
-    of_role = (
-        {
-            path: jax.ShapeDtypeStruct(x.shape, dtypes[role])
-            for path, x in flat.items()
-            if trained[path] is role
-        }
-        for role in (True, False)
-    )
-    return _networks(config, stage, folder, frozen_models, unet_config, frame_axis), *of_role
+
+    def of(role: bool) -> dict[str, Any]:
+        paths = [path for path in flat if trained[path] is role]
+        return {path: jax.ShapeDtypeStruct(flat[path].shape, dtypes[role]) for path in paths}
+
+    return _networks(config, stage, folder, frozen_models, unet_config, frame_axis), of(True), of(False)
 
 
 def _networks(

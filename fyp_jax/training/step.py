@@ -126,7 +126,7 @@ def configured_step(
 
 
 def step_made_for(config: TrainConfig, networks: Networks, mesh: Mesh) -> MadeFor:
-    """All that a compiled step depends on: what the config says of it, sizes of the models, mesh, versions."""
+    """All that a compiled step depends on: fields of the config, sizes of the models, mesh, versions."""
     fields = dict(line.split("=", 1) for line in describe_values(config))
     kept = {key: value for key, value in fields.items() if not key.startswith(NOT_IN_A_STEP)}
     if config.optimizer.schedule == "constant":
@@ -137,7 +137,7 @@ def step_made_for(config: TrainConfig, networks: Networks, mesh: Mesh) -> MadeFo
         **networks.frozen.sizes(),
         "schedule": str(networks.schedule),
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-        **compiled.here(mesh.devices.flatten()),
+        **compiled.here(list(mesh.devices.flatten())),
     }
 
 
