@@ -52,6 +52,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11", "gcsfs"],  # gcsfs: checkpoints to gs://
         "dev": [
             *TORCH,
+            "libtpu==0.0.42.*; sys_platform == 'linux'",  # what jax[tpu] 0.10 asks for: the TPU compiler, in tests
             "beartype>=0.21",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -48,7 +48,9 @@ TILE = 8 * 128 * 2  # bytes of 8 rows of bfloat16, filled up to 128 columns
 def test_bodies_of_loops_count_as_often_as_they_run():
     found = read(LOOP)
     assert found.flops == 5 * 2 * 8 * 4 * 16
-    assert {(item.kind, item.bytes): times for item, times in found.messages.items()} == {("all-reduce", 64): 5}
+    assert {(item.kind, item.bytes): times for item, times in found.messages.items()} == {
+        ("all-reduce", 64): 5
+    }
     # In each round one tile is read; %w and the results are in the small memory. Before, 16 rows go there.
     assert found.hbm_bytes == 5 * TILE + 2 * TILE
     assert found.loops == 0
@@ -60,7 +62,9 @@ def test_what_the_compiler_knows_of_a_loop_goes_first():
 
 
 def test_a_loop_of_unknown_length_is_told_of():
-    unknown = LOOP.replace("%n = s32[]{:T(128)} constant(5)", "%n = s32[]{:T(128)} get-tuple-element(%k), index=0")
+    unknown = LOOP.replace(
+        "%n = s32[]{:T(128)} constant(5)", "%n = s32[]{:T(128)} get-tuple-element(%k), index=0"
+    )
     found = read(unknown)
     assert (found.flops, found.loops) == (2 * 8 * 4 * 16, 1)
 
@@ -131,13 +135,36 @@ def test_slices_of_a_large_array_move_what_they_take():
   %p = f32[100,8,128]{2,1,0} parameter(0)
   %i = s32[] parameter(1)
   %z = s32[] constant(0)
-  ROOT %s = f32[1,8,128]{2,1,0} dynamic-slice(%p, %i, %z, %z), dynamic_slice_sizes={1,8,128}
+  %b = f32[100,8,128]{2,1,0} bitcast(%p)
+  ROOT %s = f32[1,8,128]{2,1,0} dynamic-slice(%b, %i, %z, %z), dynamic_slice_sizes={1,8,128}
 }
 
 ENTRY %main (p: f32[100,8,128], i: s32[]) -> f32[1,8,128] {
   %p.1 = f32[100,8,128]{2,1,0} parameter(0)
   %i.1 = s32[] parameter(1)
   ROOT %f = f32[1,8,128]{2,1,0} fusion(%p.1, %i.1), kind=kLoop, calls=%take
+}
+"""
+    assert read(text).hbm_bytes == 2 * 4 * 8 * 128
+
+
+def test_a_slice_that_is_replaced_in_place_moves_itself():
+    text = """HloModule m
+
+%put (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
+  %p = f32[100,8,128]{2,1,0} parameter(0)
+  %u = f32[1,8,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  %s = f32[100,8,128]{2,1,0} dynamic-update-slice(%p, %u, %i, %z, %z)
+  ROOT %b = f32[100,8,128]{2,1,0} bitcast(%s)
+}
+
+ENTRY %main (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
+  %p.1 = f32[100,8,128]{2,1,0} parameter(0)
+  %u.1 = f32[1,8,128]{2,1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  ROOT %f = f32[100,8,128]{2,1,0} fusion(%p.1, %u.1, %i.1), kind=kLoop, calls=%put
 }
 """
     assert read(text).hbm_bytes == 2 * 4 * 8 * 128

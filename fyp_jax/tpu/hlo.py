@@ -280,18 +280,29 @@ def _moved(instruction: Instruction, computation: Computation, computations: dic
     inner = computations[called[1]] if called else None
     if inner is not None:
         read_bytes = [_read_by(inner, i, whole) for i, whole in enumerate(read_bytes)]
-        root = inner.instructions[inner.root]
-    else:
-        root = instruction
-        if kind in ("dynamic-slice", "slice", "gather"):
-            read_bytes[0] = min(read_bytes[0], write_bytes or read_bytes[0])
-    scope = inner or computation
-    if root.kind == "dynamic-update-slice" and write_bytes:  # in place: the rest stays as it is
-        update = sum(buffer.bytes for buffer in _held(root.operands[1], scope))
-        write_bytes = min(write_bytes, update)
-        if inner is None:
-            read_bytes[0] = 0
+        return sum(read_bytes) + _written_by(inner, written)
+    if kind in ("dynamic-slice", "slice", "gather"):
+        read_bytes[0] = min(read_bytes[0], sum(buffer.bytes for buffer in written))
+    if kind == "dynamic-update-slice":  # in place: the rest stays as it is
+        update = sum(buffer.bytes for buffer in operands[1])
+        return (read_bytes[1] + update) if write_bytes else read_bytes[1]
     return sum(read_bytes) + write_bytes
+
+
+def _written_by(fused: Computation, results: list[Buffer]) -> int:
+    """Bytes that a fusion writes: where it replaces a slice of an array in place, that slice."""
+    root = fused.instructions[fused.root]
+    names = root.operands if root.kind == "tuple" else (fused.root,)
+    total = 0
+    for name, buffer in zip(names, results, strict=False):
+        item = fused.instructions[name]
+        while item.kind == "bitcast":
+            item = fused.instructions[item.operands[0]]
+        size = buffer.bytes if buffer.in_hbm else 0
+        if item.kind == "dynamic-update-slice":
+            size = min(size, sum(buffer.bytes for buffer in _held(item.operands[1], fused)))
+        total += size
+    return total
 
 
 def _held(name: str, computation: Computation) -> tuple[Buffer, ...]:
@@ -307,13 +318,17 @@ def _read_by(fused: Computation, number: int, whole: int) -> int:
     ]
     if not mine or not whole:
         return whole
-    users = [item for item in fused.instructions.values() if mine[0] in item.operands]
-    read_bytes = 0
-    for user in users:
-        if user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == mine[0]:
-            read_bytes += sum(buffer.bytes for buffer in user.results)
-        elif user.kind == "dynamic-update-slice" and user.operands[0] == mine[0]:
-            continue
-        else:
-            return whole
-    return min(whole, read_bytes) if users else whole
+    read_bytes, seen, names = 0, 0, [mine[0]]
+    while names:
+        name = names.pop()
+        for user_name, user in fused.instructions.items():
+            if name not in user.operands:
+                continue
+            seen += 1
+            if user.kind == "bitcast":
+                names.append(user_name)
+            elif user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                read_bytes += sum(buffer.bytes for buffer in user.results)
+            elif user.kind != "dynamic-update-slice" or user.operands[0] != name:
+                return whole
+    return min(whole, read_bytes) if seen else whole
