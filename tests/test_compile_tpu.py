@@ -1,4 +1,4 @@
-"""What the TPU compiler says of small models, and programs that are compiled in one run and used in another."""
+"""What the TPU compiler says of small models; programs that are compiled in one run, used in another."""
 
 import json
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def test_what_does_not_fit_ends_with_1_and_says_what_to_try(monkeypatch: pytest.
 
 
 def test_knobs_are_those_that_a_config_does_not_use():
-    error = OverMemory("step", 20 * GIB, 15.75 * GIB, "Ran out of memory")
+    error = OverMemory("step", 20.0 * GIB, 15.75 * GIB, "Ran out of memory")
     text = over_memory(error, TrainConfig(dtype="bfloat16", remat="transformers"))
     assert "20.00 GiB of 15.75, 4.25 too much" in text
     assert "remat=all" in text

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fyp_jax.flops import count_products, gradient_flops, total_flops, taps
+from fyp_jax.flops import count_products, gradient_flops, taps, total_flops
 
 X = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
 

@@ -15,7 +15,7 @@ LOOP = """HloModule jit_f, is_scheduled=true
 }
 
 %body (b: (s32[], bf16[8,16], bf16[16,4])) -> (s32[], bf16[8,16], bf16[16,4]) {
-  %b = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}, /*index=2*/bf16[16,4]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+  %b = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}, /*index=2*/bf16[16,4]{1,0:T(8,128)S(1)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%b), index=0
   %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%b), index=1
   %w = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%b), index=2
@@ -104,7 +104,7 @@ def test_a_batched_product_that_is_written_as_a_convolution():
 ENTRY %main (q: f32[8,64,128], k: f32[8,64,128]) -> f32[8,64,64] {
   %q = f32[8,64,128]{2,1,0} parameter(0)
   %k = f32[8,64,128]{2,1,0} parameter(1)
-  ROOT %c = f32[8,64,64]{2,1,0} convolution(%q, %k), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
+  ROOT %c = f32[8,64,64] convolution(%q, %k), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
 }
 """
     assert read(text).flops == 2 * 8 * 64 * 64 * 128

@@ -28,7 +28,7 @@ class Chip:
     """Figures of one chip."""
 
     name: str
-    memory: float
+    memory: int
     """GiB of HBM."""
     flops: float
     """Peak of the matrix units in bfloat16, a second."""
