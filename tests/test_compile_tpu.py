@@ -174,7 +174,7 @@ def test_heads_that_are_filled_up():
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_videos(tmp_path_factory.mktemp("videos"), 8)
+    return tiny.write_videos(tmp_path_factory.mktemp("videos"), 5)
 
 
 def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: Path, tmp_path: Path):
