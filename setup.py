@@ -52,6 +52,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11", "gcsfs"],  # gcsfs: checkpoints to gs://
         "dev": [
             *TORCH,
+            "libtpu==0.0.42.*; sys_platform == 'linux'",  # the TPU compiler, as jax[tpu] 0.10 has it
             "beartype>=0.21",
             "pytest>=8",
             "pytest-xdist>=3.6",

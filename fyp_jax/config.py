@@ -46,6 +46,7 @@ class SampleConfig:
     guide_pose: bool = option(False, "guidance leads to the pose as well: its negative half sees none")
     eta: float = option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
     dtype: str = option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
+    compiled: str | None = option(None, "programs, written by scripts/compile_tpu.py --save; null: compile")
     decode_frames: int = option(4, "frames that the VAE decodes at a time; fewer need less memory")
     fps: float = option(8.0, "frames a second of the clips written")
     out: str = option("runs", "folder in which each run makes one of its own")

@@ -136,16 +136,19 @@ def clip_spec(axes: int) -> P:
     return P(CLIPS, "frame") if axes > 2 else P(CLIPS)
 
 
-def local_rows(batch_size: int, mesh: Mesh) -> range:
-    """Which clips of a global batch this process has to load: those of which a device of it holds a part.
-
-    Raises UserError where the clips cannot be shared out evenly.
-    """
+def require_shares(batch_size: int, frames: int, mesh: Mesh) -> None:
+    """Raise UserError where clips or frames cannot be shared out evenly."""
     shares = math.prod(mesh.shape[axis] for axis in CLIPS)
     if batch_size % shares:
         raise UserError(
             f"data.batch_size={batch_size} is not a multiple of {shares} (mesh.data times mesh.fsdp)"
         )
+    if frames % mesh.shape["frame"]:
+        raise UserError(f"data.frames={frames} is not a multiple of mesh.frame={mesh.shape['frame']}")
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> range:
+    """Which clips of a global batch this process has to load: those of which a device of it holds a part."""
     sharding = NamedSharding(mesh, P(CLIPS))
     rows = [index[0].indices(batch_size)[:2] for index in _local_indices(sharding, (batch_size,)).values()]
     first, last = min(start for start, _ in rows), max(stop for _, stop in rows)

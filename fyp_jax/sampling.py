@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fyp_jax import trees
+from fyp_jax import compiled, trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
+from fyp_jax.compiled import MadeFor, load_programs
 from fyp_jax.config import SampleConfig, save_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.trained_parts import read_trained_parts
@@ -78,6 +79,8 @@ class Sampler:
     schedule: ScheduleConfig
     unet: UNet3D
     pose_encoder: PoseEncoder
+    compiled: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    """Programs by their method's name, compiled before, to be used in its place."""
 
     def __post_init__(self):
         """Raises UserError where the UNet does not fit the VAE or the text encoder."""
@@ -112,8 +115,8 @@ class Sampler:
 
         Without a skeleton the text alone makes it, and `size` is its frames, height and width. ValueError
         unless one of the two is given, with frames and with sides that are multiples of 8 pixels.
-        `on_step` is called on the host after each step; pass the same one again, or the loop is compiled
-        again. A prompt that is too long for the text encoder is cut, with a warning that says what went.
+        `on_step` is called behind each step. A prompt that is too long for the text encoder is cut, with a
+        warning that says what went.
         """
         shape = size if skeleton is None else skeleton.shape[:3]
         if shape is None or (skeleton is not None and size is not None):
@@ -123,28 +126,25 @@ class Sampler:
             raise ValueError(
                 f"no clip has {frames} frames of {height}x{width}: sides are multiples of {DOWNSCALE}"
             )
-        text = self.encode_text(params, self._tokenize(prompt))
-        negative = self.encode_text(params, self._tokenize(negative_prompt))
-        features = None if skeleton is None else self.encode_pose(params, skeleton[None])
+        text = self._run("encode_text", params, self._tokenize(prompt))
+        negative = self._run("encode_text", params, self._tokenize(negative_prompt))
+        features = None if skeleton is None else self._run("encode_pose", params, skeleton[None])
         noise_key, step_key = jax.random.split(jax.random.key(seed))
         channels = self.unet.config.in_channels
-        noise = jax.random.normal(noise_key, (1, frames, height // DOWNSCALE, width // DOWNSCALE, channels))
-        latents = self.denoise(
-            params,
-            noise,
-            text,
-            negative,
-            features,
-            guidance,
-            step_key,
-            steps=steps,
-            guide_pose=guide_pose,
-            eta=eta,
-            on_step=on_step,
-        )
-        video = np.asarray(self.decode(params, latents, chunk=decode_frames)[0])
-        jax.effects_barrier()  # the last call of on_step is done
-        return video
+        z = jax.random.normal(noise_key, (1, frames, height // DOWNSCALE, width // DOWNSCALE, channels))
+        static: dict[str, Any] = {"steps": steps, "guide_pose": guide_pose, "eta": eta}
+        for number in range(steps):
+            given = params, z, np.int32(number), text, negative, features, np.float32(guidance), step_key
+            z = self._run("denoise", *given, **static)
+            if on_step is not None:
+                z.block_until_ready()
+                on_step()
+        return np.asarray(self._run("decode", params, z, chunk=decode_frames)[0])
+
+    def _run(self, name: str, *args: Any, **static: Any) -> Any:
+        """One of the four programs; one compiled before knows its static arguments."""
+        program = self.compiled.get(name)
+        return getattr(self, name)(*args, **static) if program is None else program(*args)
 
     def _tokenize(self, prompt: str) -> Int[np.ndarray, "1 l"]:
         ids, cut = self.frozen.tokenize(prompt)
@@ -163,11 +163,12 @@ class Sampler:
         """Once a clip: the maps do not depend on the timestep."""
         return self.pose_encoder.apply({"params": params["pose_encoder"]}, skeleton)  # pyright: ignore
 
-    @functools.partial(jax.jit, static_argnames=("self", "steps", "guide_pose", "eta", "on_step"))
+    @functools.partial(jax.jit, static_argnames=("self", "steps", "guide_pose", "eta"), donate_argnames="z")
     def denoise(
         self,
         params: Params,
-        noise: Latents,
+        z: Latents,
+        number: Int[Array, ""],
         text: Text,
         negative: Text,
         features: Sequence[Maps] | None,
@@ -175,18 +176,34 @@ class Sampler:
         key: Array,
         *,
         steps: int,
-        eta: float,
-        on_step: Callable[[], Any] | None,
         guide_pose: bool = False,
+        eta: float = 0.0,
     ) -> Latents:
-        """All steps as one program."""
+        """Step `number` of so many, from 0; `z` is used up."""
         denoise = guided(self.unet, params["unet"], text, negative, features, guidance, guide_pose)
-        return ddim.sample(denoise, noise, steps, self.schedule, eta, key, on_step)
+        moves = ddim.sampling_moves(self.schedule, steps)
+        return ddim.step(denoise, z, number, moves, self.schedule, eta, key)
 
     @functools.partial(jax.jit, static_argnames=("self", "chunk"))
     def decode(self, params: Params, latents: Latents, *, chunk: int) -> UInt8[Array, "b f H W 3"]:
         video = self.frozen.decode_latents(params, latents, chunk)
         return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def sampler_made_for(config: SampleConfig, sampler: Sampler, device: Any) -> MadeFor:
+    """All that the compiled programs of a sampler depend on."""
+    clip = f"{config.pose.frames} frames of {config.height}x{config.width}"
+    return {
+        "clip": clip + (" from text alone" if config.pose.path is None else " with a pose"),
+        **{
+            name: str(getattr(config, name))
+            for name in ("steps", "guide_pose", "eta", "dtype", "decode_frames")
+        },
+        "unet": str(sampler.unet.config.sizes()),
+        **sampler.frozen.sizes(),
+        "schedule": str(sampler.schedule),
+        **compiled.here([device]),
+    }
 
 
 def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
@@ -227,6 +244,10 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "crc32": checksum(params),
     }
+    if config.compiled is not None:
+        device = jax.devices()[0]
+        programs = load_programs(config.compiled, sampler_made_for(config, sampler, device), [device])
+        sampler = dataclasses.replace(sampler, compiled=programs)
     return sampler, params, record
 
 

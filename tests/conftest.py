@@ -1,5 +1,6 @@
 """Checks shapes at run time in all of fyp_jax, and offers the oracle that several files compare with."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -27,6 +28,15 @@ jax.config.update("jax_num_cpu_devices", 8)  # a mesh to try; what is not told o
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of a test's time is compilation: small programs do not need the best code.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the TPU compiler, its tests say so and are left out."""
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("tpu_compile"):
+                item.add_marker(pytest.mark.skip(reason="the TPU compiler (libtpu) is not installed"))
+
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -12,10 +12,11 @@ FLOORS = (
     ("trees", "flops", "collectives", "timing", "versions", "parallel"),
     ("media", "diffusion", "models"),
     ("convert", "data"),
-    ("config", "checkpoint"),
+    ("config", "checkpoint", "compiled"),
     ("sampling", "metrics"),
     ("evaluation",),
     ("training",),
+    ("tpu",),
 )
 FILES = sorted((ROOT / "fyp_jax").rglob("*.py"))
 

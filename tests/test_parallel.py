@@ -175,7 +175,9 @@ def test_batches_that_do_not_fit():
     mesh = make_mesh(MESHES["all"])
     assert parallel.local_rows(8, mesh) == range(8)
     with pytest.raises(UserError, match="data.batch_size=6 is not a multiple of 4"):
-        parallel.local_rows(6, mesh)
+        parallel.require_shares(6, 8, mesh)
+    with pytest.raises(UserError, match="data.frames=5 is not a multiple of mesh.frame=2"):
+        parallel.require_shares(8, 5, mesh)
 
 
 def test_several_hosts_need_all_three_flags():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,9 +119,10 @@ def test_pytorch_opens_the_folder_and_makes_the_same_picture(loaded: tuple[Sampl
     text, negative = (
         sampler.encode_text(params, sampler.frozen.tokenize(words)[0]) for words in (prompt, "")
     )
-    latents = sampler.denoise(
-        params, noise, text, negative, None, 4.0, jax.random.key(0), steps=10, eta=0.0, on_step=None
-    )
+    latents = jnp.asarray(noise)
+    for number in range(10):
+        given = params, latents, jnp.int32(number), text, negative, None, jnp.float32(4.0), jax.random.key(0)
+        latents = sampler.denoise(*given, steps=10)
     ours = np.asarray(sampler.decode(params, latents, chunk=1)[0, 0], np.float32) / 255
     assert np.abs(ours - theirs).mean() < 0.01
 

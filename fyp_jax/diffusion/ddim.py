@@ -1,6 +1,5 @@
 """DDIM sampling and inversion (Song et al. 2021), over any `denoise(z, t)`; each loop is one `lax.scan`."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -37,17 +36,13 @@ def sample(
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,
-    on_step: Callable[[], None] | None = None,
 ) -> Latents:
     """Noise `z` of unit variance -> clean latents.
 
     `eta` (eq. 16) is the share of noise that is drawn anew: 0 is deterministic, 1 is DDPM. It needs a
-    `key`, or ValueError. `on_step` is called on the host after each step, for a progress bar.
+    `key`, or ValueError.
     """
-    if eta and key is None:
-        raise ValueError(f"eta={eta} draws noise: give a key")
-
-    return _follow(denoise, z, sampling_moves(schedule, steps), schedule, eta, key, on_step)
+    return _follow(denoise, z, sampling_moves(schedule, steps), schedule, eta, key)
 
 
 def invert(denoise: Denoise, z: Latents, steps: int, schedule: ScheduleConfig) -> Latents:
@@ -61,6 +56,28 @@ def invert(denoise: Denoise, z: Latents, steps: int, schedule: ScheduleConfig) -
     return _follow(denoise, z, up, schedule)
 
 
+def step(
+    denoise: Denoise,
+    z: Latents,
+    number: Int[Array | np.ndarray, ""] | int,
+    moves: Moves,
+    schedule: ScheduleConfig,
+    eta: float = 0.0,
+    key: jax.Array | None = None,
+) -> Latents:
+    """One move, the one with this number. Raises ValueError for `eta` without a key."""
+    if eta and key is None:
+        raise ValueError(f"eta={eta} draws noise: give a key")
+    t, alpha, alpha_next = (values[number] for values in moves)
+    z0, eps = to_z0_and_eps(denoise(z, t), z, alpha, schedule.prediction_type)
+    # eq. 12: predicted z_0, direction to z_t, fresh noise of variance sigma^2 (eq. 16).
+    fresh, sigma2 = 0.0, 0.0
+    if eta and key is not None:
+        sigma2 = eta**2 * (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
+        fresh = jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, number), z.shape, z.dtype)
+    return jnp.sqrt(alpha_next) * z0 + jnp.sqrt(1 - alpha_next - sigma2) * eps + fresh
+
+
 def _follow(
     denoise: Denoise,
     z: Latents,
@@ -68,19 +85,8 @@ def _follow(
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,
-    on_step: Callable[[], None] | None = None,
 ) -> Latents:
-    def move(z: Latents, xs: tuple[Moves, Int[Array, ""]]) -> tuple[Latents, None]:
-        step, i = xs
-        z0, eps = to_z0_and_eps(denoise(z, step.t), z, step.alpha, schedule.prediction_type)
-        # eq. 12: predicted z_0, direction to z_t, fresh noise of variance sigma^2 (eq. 16).
-        fresh, sigma2 = 0.0, 0.0
-        if eta and key is not None:
-            sigma2 = eta**2 * (1 - step.alpha_next) / (1 - step.alpha) * (1 - step.alpha / step.alpha_next)
-            fresh = jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype)
-        z = jnp.sqrt(step.alpha_next) * z0 + jnp.sqrt(1 - step.alpha_next - sigma2) * eps + fresh
-        if on_step is not None:
-            jax.debug.callback(on_step)
-        return z, None
+    def move(z: Latents, number: Int[Array, ""]) -> tuple[Latents, None]:
+        return step(denoise, z, number, moves, schedule, eta, key), None
 
-    return jax.lax.scan(move, z, (moves, jnp.arange(len(moves.t))))[0]
+    return jax.lax.scan(move, z, jnp.arange(len(moves.t)))[0]

@@ -28,6 +28,12 @@ from fyp_jax.types import Latents, Params, Text
 # Says at every call that diffusers 0.40 drops Flax; setup.py pins the last version that has it.
 logging.getLogger("diffusers.models.vae_flax").setLevel(logging.ERROR)
 
+TEXT_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
+)
+"""Fields of a text encoder's config that its last hidden states depend on."""
+
 Video = Float[Array, "b f H W 3"]
 
 ENCODERS = ("vae", "text_encoder")
@@ -74,6 +80,15 @@ class FrozenModels:
     @property
     def text_width(self) -> int:
         return self.text_encoder.config.hidden_size
+
+    def sizes(self) -> dict[str, str]:
+        """All that a compiled program depends on, by model."""
+        unused = ("parent", "name", "sample_size")
+        of_vae = [field.name for field in dataclasses.fields(self.vae) if field.name not in unused]
+        vae = [f"{name}={getattr(self.vae, name)}" for name in of_vae]
+        text = [f"{name}={getattr(self.text_encoder.config, name)}" for name in TEXT_SIZES]
+        text.append(f"dtype={self.text_encoder.dtype}")
+        return {"vae": " ".join(vae), "text_encoder": " ".join(text)}
 
     def shapes(self) -> dict[str, Any]:
         """Names and shapes of the parameters, without computing them."""

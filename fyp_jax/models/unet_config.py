@@ -115,6 +115,10 @@ class UNet3DConfig:
                 raise UserError(f"unet config: {name}={value!r} is not supported, only {FIXED[name][0]!r} is")
         return cls(**{name: value for name, value in values.items() if name in ours})
 
+    def sizes(self) -> dict[str, Any]:
+        """All that a compiled program depends on: not how temporal layers that never trained begin."""
+        return {name: value for name, value in self.to_json().items() if name != "zero_init_temporal"}
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
         return dataclasses.asdict(self)

@@ -95,6 +95,7 @@ class TrainConfig:
     dtype: str = option("float32", "of activations: float32 or bfloat16; what is trained stays float32")
     frozen_dtype: str = option("float32", "of the weights that are not trained: float32 or bfloat16")
     remat: str = option("none", f"blocks that a gradient computes again to save memory: {', '.join(REMAT)}")
+    compiled: str | None = option(None, "the step, written by scripts/compile_tpu.py --save; null: compile")
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -18,6 +18,7 @@ from jaxtyping import Int32
 
 from fyp_jax import parallel, trees
 from fyp_jax.checkpoint import TrainingCheckpoints
+from fyp_jax.compiled import load_programs
 from fyp_jax.config import describe_values, save_config
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.loader import DataConfig, Loader, RecordSource
@@ -25,12 +26,12 @@ from fyp_jax.errors import UserError
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import TrainingLog
-from fyp_jax.training.objectives import OBJECTIVES, Networks
-from fyp_jax.training.optimizer import learning_rate, make_optimizer
+from fyp_jax.training.objectives import Networks
+from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import Stage, stage
 from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState, init_state
-from fyp_jax.training.step import make_step
+from fyp_jax.training.step import configured_step, step_made_for
 from fyp_jax.training.validation import Validation
 from fyp_jax.types import Batch
 
@@ -51,11 +52,8 @@ def train(config: TrainConfig) -> None:
     """
     parallel.initialize(config.mesh)
     mesh = parallel.make_mesh(config.mesh)
+    parallel.require_shares(config.data.batch_size, config.data.frames, mesh)
     rows = parallel.local_rows(config.data.batch_size, mesh)
-    if config.data.frames % mesh.shape["frame"]:
-        raise UserError(
-            f"data.frames={config.data.frames} is not a multiple of mesh.frame={mesh.shape['frame']}"
-        )
     this_stage = stage(config.stage)
     records = _open(config, this_stage)
     networks, state, models, origin = _begin(config, this_stage, mesh)
@@ -118,18 +116,11 @@ def _run(
     training_log: TrainingLog,
 ) -> int:
     """The steps that are done when it ends: all of them, or those until the run was asked to end."""
-    step = make_step(
-        networks,
-        OBJECTIVES[stage(config.stage).objective],
-        make_optimizer(config.optimizer, config.steps),
-        learning_rate(config.optimizer, config.steps),
-        mesh,
-        state,
-        seed=config.seed,
-        batch_size=config.data.batch_size,
-        accumulate=config.optimizer.accumulate,
-        average_decay=config.optimizer.ema,
-    )
+    if config.compiled is None:
+        step = configured_step(config, networks, mesh, state)
+    else:
+        made_for = step_made_for(config, networks, mesh)
+        step = load_programs(config.compiled, made_for, list(mesh.devices.flatten()))["step"]
     validation = Validation(config, networks, mesh) if config.validation.every else None
     reader = _Reader(training_log, config.data.batch_size)
     for number in range(int(state.step), config.steps):

@@ -12,7 +12,7 @@ from fyp_jax import trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
 from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder
 from fyp_jax.models.compute import Compute
-from fyp_jax.models.frozen import ENCODERS
+from fyp_jax.models.frozen import ENCODERS, FrozenModels
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig, draw_temporal, init_unet
@@ -78,22 +78,48 @@ def start(config: TrainConfig, stage: Stage, frame_axis: str | None) -> Start:
         origin |= {"fresh": list(config.fresh)}
     flat = trees.flatten(params)
     trained = stage.trains(flat)
-    compute = Compute(dtype, config.remat, frame_axis)
-    networks = Networks(
-        frozen_models,
-        folder.schedule(),
-        UNet3D(unet_config, compute),
-        PoseEncoder(unet_config, compute.dtype) if stage.uses_pose else None,
-    )
     frozen_dtype = jnp.dtype(config.frozen_dtype)
     learning = {path.split("/")[0] for path in flat if trained[path]}
     return Start(
-        networks,
+        _networks(config, stage, folder, frozen_models, unet_config, frame_axis),
         {path: np.asarray(x, np.float32) for path, x in flat.items() if trained[path]},
         {path: np.asarray(x, frozen_dtype) for path, x in flat.items() if not trained[path]},
         tuple(name for name in MODELS if name in models or name in learning),
         origin,
     )
+
+
+def start_shapes(
+    config: TrainConfig, stage: Stage, frame_axis: str | None
+) -> tuple[Networks, dict[str, Any], dict[str, Any]]:
+    """The networks of a config, and shapes and dtypes of what it trains and of the rest, by path.
+
+    No weights are read, and the UNet has the sizes of `pretrained`. Raises UserError where that is not there.
+    """
+    folder = PipelineFolder(config.pretrained, parts=())
+    frozen_models, unet_config = folder.frozen_models(jnp.dtype(config.dtype)), folder.unet_config()
+    flat = trees.flatten(inference_shapes(unet_config) | frozen_models.shapes())
+    trained = stage.trains(flat)
+    dtypes = {True: jnp.dtype(jnp.float32), False: jnp.dtype(config.frozen_dtype)}
+
+    def of(role: bool) -> dict[str, Any]:
+        paths = [path for path in flat if trained[path] is role]
+        return {path: jax.ShapeDtypeStruct(flat[path].shape, dtypes[role]) for path in paths}
+
+    return _networks(config, stage, folder, frozen_models, unet_config, frame_axis), of(True), of(False)
+
+
+def _networks(
+    config: TrainConfig,
+    stage: Stage,
+    folder: PipelineFolder,
+    frozen_models: FrozenModels,
+    unet_config: UNet3DConfig,
+    frame_axis: str | None,
+) -> Networks:
+    compute = Compute(jnp.dtype(config.dtype), config.remat, frame_axis)
+    pose_encoder = PoseEncoder(unet_config, compute.dtype) if stage.uses_pose else None
+    return Networks(frozen_models, folder.schedule(), UNet3D(unet_config, compute), pose_encoder)
 
 
 def _unet_and_pose(

@@ -1,5 +1,6 @@
 """What a training run holds on its devices: arrays, and nothing else."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -44,12 +45,23 @@ def init_state(
     trainable: Arrays, frozen: Arrays, optimizer: optax.GradientTransformation, average: bool, mesh: Mesh
 ) -> TrainState:
     """Step 0 from parameters that are placed on the mesh; moments are made where they belong."""
-
-    def rest(trainable: Arrays) -> tuple[Any, Arrays | None, Any]:
-        copy = jax.tree.map(jnp.copy, trainable) if average else None
-        return optimizer.init(trainable), copy, (jnp.zeros((), jnp.int32),) * 3
-
-    shapes = jax.eval_shape(rest, trainable)
+    shapes = state_shapes(trainable, frozen, optimizer, average)._replace(trainable={}, frozen={})
     shardings = parallel.shardings(parallel.parameter_specs(shapes, mesh), mesh)
-    opt_state, copy, (step, skipped, in_row) = jax.jit(rest, out_shardings=shardings)(trainable)
-    return TrainState(step, trainable, frozen, opt_state, copy, skipped, in_row)
+    make = jax.jit(functools.partial(_rest, optimizer=optimizer, average=average), out_shardings=shardings)
+    rest = make(trainable)
+    return rest._replace(trainable=trainable, frozen=frozen)
+
+
+def state_shapes(
+    trainable: Any, frozen: Any, optimizer: optax.GradientTransformation, average: bool
+) -> TrainState:
+    """Shapes of `init_state`, from parameters or their shapes."""
+    rest = jax.eval_shape(functools.partial(_rest, optimizer=optimizer, average=average), trainable)
+    return rest._replace(trainable=trainable, frozen=frozen)
+
+
+def _rest(trainable: Arrays, optimizer: optax.GradientTransformation, average: bool) -> TrainState:
+    """A state of step 0 but for its parameters."""
+    copy = jax.tree.map(jnp.copy, trainable) if average else None
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, {}, {}, optimizer.init(trainable), copy, skipped, in_row)

@@ -11,16 +11,27 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from fyp_jax import parallel, trees
+from fyp_jax import compiled, parallel, trees
+from fyp_jax.compiled import MadeFor
+from fyp_jax.config import describe_values
 from fyp_jax.errors import UserError
 from fyp_jax.parallel import AXES, CLIPS
-from fyp_jax.training.objectives import Draws, Losses, Networks, draw
-from fyp_jax.training.optimizer import update_average
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.objectives import OBJECTIVES, Draws, Losses, Networks, draw
+from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
+from fyp_jax.training.stages import stage
 from fyp_jax.training.state import Arrays, TrainState, state_specs
 from fyp_jax.types import Batch, Params
 
 QUARTERS = 4
 """Parts of the training timesteps that get a loss of their own."""
+
+NOT_IN_A_STEP = (
+    *("pretrained", "init", "fresh", "random_weights", "zero_init_temporal", "out", "compiled", "mesh."),
+    *("data.path", "data.stride", "data.workers", "data.max_bad_fraction", "data.drop_text"),
+    *("checkpoint.", "log.", "validation."),
+)
+"""Fields of a run's config (by how they begin) that a compiled step does not depend on."""
 
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch, Int[Array, "devices"]], tuple[TrainState, Metrics]]
@@ -30,7 +41,7 @@ def make_step(
     networks: Networks,
     losses: Losses,
     optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
+    schedule: optax.Schedule,
     mesh: Mesh,
     state: TrainState,
     *,
@@ -38,13 +49,15 @@ def make_step(
     batch_size: int,
     accumulate: int = 1,
     average_decay: float | None = None,
+    donate: bool = True,
 ) -> Step:
     """Compile-ready step over a mesh; `state` (or its shapes) says what stands where.
 
     The step takes a state (which it consumes), a global batch and one vote of each device, and gives the next
     state and metrics: `loss`, `loss_quarters` [4] and `clips_in_quarters` [4], `grad_norm` (before clipping),
     `param_norm` (trainable), `lr`, `skipped`, `skipped_in_row`, and `vote`, the largest of all votes.
-    `accumulate` is the number of parts in which a batch is computed, one after the other.
+    `accumulate` is the number of parts in which a batch is computed, one after the other. With `donate=False`
+    the state is not consumed, and both are in memory.
     """
     specs = state_specs(state, mesh)
     gradient = sharded_gradient(networks, losses, mesh, specs, batch_size, accumulate)
@@ -76,7 +89,7 @@ def make_step(
         metrics |= {
             "grad_norm": norm,
             "param_norm": optax.global_norm(after.trainable),
-            "lr": jnp.asarray(learning_rate(state.step - state.skipped)),
+            "lr": jnp.asarray(schedule(state.step - state.skipped)),
             "skipped": after.skipped,
             "skipped_in_row": after.skipped_in_row,
         }
@@ -89,8 +102,43 @@ def make_step(
         step,
         in_shardings=(state_shardings, batch_shardings, votes),
         out_shardings=(state_shardings, parallel.shardings(P(), mesh)),
-        donate_argnums=0,
+        donate_argnums=(0,) if donate else (),
     )
+
+
+def configured_step(
+    config: TrainConfig, networks: Networks, mesh: Mesh, state: TrainState, donate: bool = True
+) -> Step:
+    """The step of a run, to be compiled; `state` (or its shapes) says what stands where."""
+    return make_step(
+        networks,
+        OBJECTIVES[stage(config.stage).objective],
+        make_optimizer(config.optimizer, config.steps),
+        learning_rate(config.optimizer, config.steps),
+        mesh,
+        state,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        accumulate=config.optimizer.accumulate,
+        average_decay=config.optimizer.ema,
+        donate=donate,
+    )
+
+
+def step_made_for(config: TrainConfig, networks: Networks, mesh: Mesh) -> MadeFor:
+    """All that a compiled step depends on: fields of the config, sizes of the models, mesh, versions."""
+    fields = dict(line.split("=", 1) for line in describe_values(config))
+    kept = {key: value for key, value in fields.items() if not key.startswith(NOT_IN_A_STEP)}
+    if config.optimizer.schedule == "constant":
+        del kept["steps"]
+    return {
+        **kept,
+        "unet": str(networks.unet.config.sizes()),
+        **networks.frozen.sizes(),
+        "schedule": str(networks.schedule),
+        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        **compiled.here(list(mesh.devices.flatten())),
+    }
 
 
 def _batch_specs(networks: Networks) -> Batch:

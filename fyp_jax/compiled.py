@@ -1,0 +1,92 @@
+"""Compiled programs in a file, so that a run starts without compiling.
+
+A line of JSON that says what they were made for, then a pickle. Like any pickle it can run code when it is
+opened: take such files from people only from whom you would take a program.
+"""
+
+import json
+import pickle
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from fyp_jax.errors import UserError, reason
+from fyp_jax.media.video import writing
+
+MadeFor = dict[str, str]
+"""All that a program depends on, each with a name that a user knows."""
+
+
+def save_programs(file: Path, programs: Mapping[str, jax.stages.Compiled], made_for: MadeFor) -> None:
+    """Write compiled programs. Raises UserError where the disk says no."""
+    serialised = {name: serialize_executable.serialize(program) for name, program in programs.items()}
+    with writing(file):
+        file.write_bytes(json.dumps(made_for).encode() + b"\n" + pickle.dumps(serialised))
+
+
+def load_programs(file: str, made_for: MadeFor, devices: Sequence[Any]) -> dict[str, Callable[..., Any]]:
+    """The programs of a file, on these devices, for a run that needs `made_for`.
+
+    Raises UserError where there is no such file, or it was made for something else. A program that is called
+    with other arguments than it was compiled for raises UserError, too.
+    """
+    try:
+        head, _, body = Path(file).read_bytes().partition(b"\n")
+        theirs = json.loads(head)
+    except OSError as error:
+        raise UserError(f"compiled={file}: cannot be read ({reason(error)})") from error
+    except ValueError as error:
+        raise UserError(f"compiled={file}: holds no programs of scripts/compile_tpu.py --save") from error
+    other = [name for name in made_for | theirs if made_for.get(name) != theirs.get(name)]
+    if other:
+        differences = ", ".join(_difference(name, theirs.get(name), made_for.get(name)) for name in other[:4])
+        more = f", and {len(other) - 4} more" if len(other) > 4 else ""
+        raise UserError(f"compiled={file}: was made for {differences}{more}; compile it again")
+    try:
+        programs = {
+            name: serialize_executable.deserialize_and_load(
+                payload, inputs, outputs, devices[0].client, list(devices)
+            )
+            for name, (payload, inputs, outputs) in pickle.loads(body).items()
+        }
+    except Exception as error:  # of whatever kind the runtime raises: the file is the same to the user
+        raise UserError(f"compiled={file}: does not open here ({reason(error)})") from error
+    return {name: _checked(file, program) for name, program in programs.items()}
+
+
+def _difference(name: str, theirs: str | None, ours: str | None) -> str:
+    both = f"{name}={theirs}, here {ours}"
+    return both if len(both) < 100 else f"another {name}"
+
+
+def _checked(file: str, program: jax.stages.Compiled) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return program(*args)
+        except (TypeError, ValueError) as error:  # before anything has run
+            raise UserError(f"compiled={file}: does not fit this run ({reason(error)})") from error
+
+    return call
+
+
+def here(devices: Sequence[Any]) -> MadeFor:
+    """What a program depends on beside its config: devices, versions, and the code that it was made from."""
+    packages = ("jax", "jaxlib", "flax", "optax", *(("libtpu",) if devices[0].platform == "tpu" else ()))
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **{name: metadata.version(name) for name in packages},
+        "fyp_jax": f"code {_code():08x}",
+    }
+
+
+def _code() -> int:
+    """CRC-32 of this package's modules."""
+    root, crc = Path(__file__).parent, 0
+    for file in sorted(root.rglob("*.py")):
+        crc = zlib.crc32(file.read_bytes(), zlib.crc32(str(file.relative_to(root)).encode(), crc))
+    return crc

@@ -1,0 +1,199 @@
+"""The programs of a run, with shapes in place of arrays: the training step, and what sampling is made of."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from fyp_jax import parallel, trees
+from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.compiled import MadeFor
+from fyp_jax.config import SampleConfig
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.flops import count_products, gradient_flops, total_flops
+from fyp_jax.models import attention
+from fyp_jax.models.compute import Compute
+from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
+from fyp_jax.models.unet import UNet3D
+from fyp_jax.sampling import Sampler, sampler_made_for
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.objectives import OBJECTIVES, Draws, Networks
+from fyp_jax.training.optimizer import make_optimizer
+from fyp_jax.training.stages import stage
+from fyp_jax.training.start import start_shapes
+from fyp_jax.training.state import state_shapes
+from fyp_jax.training.step import configured_step, step_made_for
+from fyp_jax.types import Batch, Params
+
+SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
+"""Hub ids of models that have the sizes of our `sd14`."""
+
+
+class Program(NamedTuple):
+    """One compiled function of a run."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    runs: int
+    """How often it runs for a step, or for a clip."""
+    needed: int
+    """FLOPs of matrix products and convolutions that the maths needs in one run, on all devices together."""
+    beside: int
+    """Bytes on each device that are held while it runs, and are no argument of it."""
+
+
+class Programs(NamedTuple):
+    """What a config compiles to on some devices."""
+
+    programs: list[Program]
+    devices: int
+    """That share the work."""
+    made_for: MadeFor
+    """What `compiled=FILE` compares (fyp_jax.compiled)."""
+
+
+def own_sizes(pretrained: str) -> tuple[str, str | None]:
+    """The name of a folder with the sizes of `pretrained`, and what to tell the user if it is another one."""
+    if pretrained in SD14:
+        return "sd14", f"{pretrained}: only shapes are needed, taken from our own sizes, pretrained=sd14"
+    return pretrained, None
+
+
+def training_programs(config: TrainConfig, devices: Sequence[Any], plain: bool = False) -> Programs:
+    """The step of a config. Raises UserError as a run would.
+
+    `plain`: written as one would at first, all of the UNet (and of the pose encoder) trained, in float32,
+    nothing computed again, nothing donated, and all scores of an attention at once.
+    """
+    config.check()
+    mesh, this_stage = parallel.make_mesh(config.mesh, devices), stage(config.stage)
+    parallel.require_shares(config.data.batch_size, config.data.frames, mesh)
+    needed = config.data.batch_size * _needed_for_a_clip(config)
+    if plain:
+        config = dataclasses.replace(config, dtype="float32", frozen_dtype="float32", remat="none")
+        trained = (r"(unet|pose_encoder)/.*",) if this_stage.uses_pose else (r"unet/.*",)
+        frozen_parts = (r"(vae|text_encoder)/.*",) if this_stage.uses_pose else (r"(?!unet/).*",)
+        this_stage = dataclasses.replace(this_stage, trained=trained, frozen=frozen_parts)
+    frame_axis = "frame" if mesh.shape["frame"] > 1 else None
+    networks, trainable, frozen = start_shapes(config, this_stage, frame_axis)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema is not None)
+    batch = batch_shapes(config, networks, config.data.batch_size)
+    votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
+
+    def lower() -> jax.stages.Lowered:
+        step: Any = configured_step(config, networks, mesh, state, donate=not plain)
+        with plain_attention() if plain else contextlib.nullcontext():
+            return step.lower(state, batch, votes)
+
+    made_for = step_made_for(config, networks, mesh)
+    return Programs([Program("step", lower, 1, needed, 0)], mesh.size, made_for)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """While it is open, attention is traced as softmax(q k^T / sqrt(d)) v, all groups and heads at once."""
+
+    def attend(q: jax.Array, keys: Sequence[jax.Array], values: Sequence[jax.Array]) -> jax.Array:
+        for_each = [
+            jnp.concatenate([jnp.broadcast_to(t, (*q.shape[:2], *t.shape[2:])) for t in parts], axis=2)
+            for parts in (keys, values)
+        ]
+        k, v = for_each
+        scores = jnp.einsum("gfnhd,gfmhd->gfhnm", q, k) * q.shape[-1] ** -0.5
+        return jnp.einsum("gfhnm,gfmhd->gfnhd", jax.nn.softmax(scores, axis=-1), v)
+
+    ours, attention.attend = attention.attend, attend
+    try:
+        yield
+    finally:
+        attention.attend = ours
+
+
+def batch_shapes(config: TrainConfig, networks: Networks, clips: int) -> Batch:
+    """What the loader of a run gives, for so many clips."""
+    data = config.data
+    video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.float32)
+    length = networks.frozen.tokenize("")[0].shape[1]
+    skeleton = None if networks.pose_encoder is None else video
+    return Batch(video, jax.ShapeDtypeStruct((clips, length), jnp.int32), skeleton)  # pyright: ignore
+
+
+def _needed_for_a_clip(config: TrainConfig) -> int:
+    """FLOPs of loss and gradient of one clip, nothing computed twice."""
+    this_stage = stage(config.stage)
+    plain = dataclasses.replace(config, remat="none")
+    networks, trainable, frozen = start_shapes(plain, this_stage, None)
+    batch = batch_shapes(plain, networks, 1)
+    _, frames, height, width, _ = batch.video.shape
+    down, channels = networks.frozen.downscale, networks.unet.config.in_channels
+    latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
+    draws = Draws(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
+
+    def loss(trainable: Params, frozen: Params, batch: Batch, draws: Draws) -> jax.Array:
+        params = trees.unflatten({**trainable, **frozen})
+        return OBJECTIVES[this_stage.objective](networks, params, batch, draws).sum()
+
+    with plain_attention():
+        return gradient_flops(loss, trainable, frozen, batch, draws)
+
+
+def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) -> Programs:
+    """The programs that make one clip, with a pose or without, on a device; `plain` as for a step."""
+    if plain:
+        config = dataclasses.replace(config, dtype="float32", decode_frames=config.pose.frames)
+    folder = PipelineFolder(config.pretrained, parts=())
+    frozen, unet_config, dtype = folder.frozen_models(), folder.unet_config(), jnp.dtype(config.dtype)
+    models = UNet3D(unet_config, Compute(dtype)), PoseEncoder(unet_config, dtype)
+    sampler = Sampler(frozen, folder.schedule(), *models)
+    sharding = SingleDeviceSharding(device)
+
+    def shaped(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    own, theirs = inference_shapes(unet_config), frozen.shapes()
+    params = jax.tree.map(lambda leaf: shaped(leaf.shape, dtype), own)
+    params |= jax.tree.map(lambda leaf: shaped(leaf.shape), theirs)
+    frames, height, width = config.pose.frames, config.height, config.width
+    noise = shaped((1, frames, height // DOWNSCALE, width // DOWNSCALE, unet_config.in_channels))
+    ids = shaped(frozen.tokenize("")[0].shape, jnp.int32)
+    text = shaped((*ids.shape, frozen.text_width))
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding)
+    features = None
+    if config.pose.path is not None:
+        skeleton = shaped((1, frames, height, width, 3))
+        encoded = jax.eval_shape(sampler.encode_pose, params, skeleton)
+        features = [shaped(leaf.shape, leaf.dtype) for leaf in encoded]
+    how = {"steps": config.steps, "guide_pose": config.guide_pose, "eta": config.eta}
+    number = shaped((), jnp.int32)
+
+    def program(name: str, runs: int, part: str, *args: Any, **static: Any) -> Program:
+        def lower() -> jax.stages.Lowered:
+            with plain_attention() if plain else contextlib.nullcontext():
+                return getattr(Sampler, name).lower(sampler, params, *args, **static)
+
+        # Not the jitted function itself: what is traced here must not be found in its cache.
+        counted = functools.partial(getattr(Sampler, name).__wrapped__, sampler, **static)
+        with plain_attention():
+            flops = total_flops(count_products(counted, params, *args))
+        others = {other: params[other] for other in params if other != part}
+        beside = sum(_bytes(leaf) for leaf in jax.tree.leaves(others))
+        return Program(name, lower, runs, flops, beside)
+
+    found = [program("encode_text", 2, "text_encoder", ids)]
+    if features is not None:
+        found.append(program("encode_pose", 1, "pose_encoder", skeleton))
+    found.append(
+        program("denoise", config.steps, "unet", noise, number, text, text, features, shaped(()), key, **how)
+    )
+    found.append(program("decode", 1, "vae", noise, chunk=config.decode_frames))
+    return Programs(found, 1, sampler_made_for(config, sampler, device))
+
+
+def _bytes(leaf: Any) -> int:
+    return leaf.size * leaf.dtype.itemsize

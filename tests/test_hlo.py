@@ -1,0 +1,180 @@
+"""Reading compiled programs: hand-made texts, and one of this machine's compiler with known numbers."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fyp_jax.tpu.hlo import Kernel, parse, read
+
+LOOP = """HloModule jit_f, is_scheduled=true
+
+%multiply (p.0: bf16[8,16], p.1: bf16[16,4]) -> bf16[8,4] {
+  %p.0 = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = bf16[16,4]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %c = bf16[8,4]{1,0:T(8,128)(2,1)} convolution(%p.0, %p.1), dim_labels=bf_io->bf
+}
+
+%body (b: (s32[], bf16[8,16], bf16[16,4])) -> (s32[], bf16[8,16], bf16[16,4]) {
+  %b = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}, /*index=2*/bf16[16,4]{1,0:T(8,128)S(1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%b), index=0
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%b), index=1
+  %w = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%b), index=2
+  %f = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %w), kind=kOutput, calls=%multiply
+  %r = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} all-reduce(%f), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+  ROOT %t = (s32[]{:T(128)}, bf16[8,16], bf16[16,4]) tuple(%i, %x, %w)
+}
+
+%condition (k: (s32[], bf16[8,16], bf16[16,4])) -> pred[] {
+  %k = (s32[]{:T(128)}, bf16[8,16]{1,0}, bf16[16,4]{1,0}) parameter(0)
+  %n = s32[]{:T(128)} constant(5)
+  %j = s32[]{:T(128)} get-tuple-element(%k), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[8,16], w: bf16[16,4]) -> bf16[8,16] {
+  %a = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %w.1 = bf16[16,4]{1,0:T(8,128)(2,1)} parameter(1)
+  %s = (bf16[16,4]{1,0:T(8,128)(2,1)S(1)}, bf16[16,4]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%w.1)
+  %d = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%s)
+  %zero = s32[]{:T(128)} constant(0)
+  %in = (s32[]{:T(128)}, bf16[8,16]{1,0}, bf16[16,4]{1,0}) tuple(%zero, %a, %d)
+  %loop = (s32[]{:T(128)}, bf16[8,16]{1,0}, bf16[16,4]{1,0}) while(%in), condition=%condition, body=%body
+  ROOT %out = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""
+TILE = 8 * 128 * 2  # bytes of 8 rows of bfloat16, filled up to 128 columns
+
+
+def test_bodies_of_loops_count_as_often_as_they_run():
+    found = read(LOOP)
+    assert found.flops == 5 * 2 * 8 * 4 * 16
+    assert {(item.kind, item.bytes): times for item, times in found.messages.items()} == {
+        ("all-reduce", 64): 5
+    }
+    # In each round one tile is read; %w and the results are in the small memory. Before, 16 rows go there.
+    assert found.hbm_bytes == 5 * TILE + 2 * TILE
+    assert found.loops == 0
+
+
+def test_what_the_compiler_knows_of_a_loop_goes_first():
+    known = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert read(known).flops == 7 * 2 * 8 * 4 * 16
+
+
+def test_a_loop_of_unknown_length_is_told_of():
+    unknown = LOOP.replace(
+        "%n = s32[]{:T(128)} constant(5)", "%n = s32[]{:T(128)} get-tuple-element(%k), index=0"
+    )
+    found = read(unknown)
+    assert (found.flops, found.loops) == (2 * 8 * 4 * 16, 1)
+
+
+def test_text_that_is_no_program():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        parse("nothing")
+
+
+CONVOLUTION = """HloModule m
+
+ENTRY %main (x: f32[2,8,8,4], w: f32[3,3,4,6]) -> f32[2,8,8,6] {{
+  %x = f32[2,8,8,4]{{3,2,1,0}} parameter(0)
+  %w = f32[{kernel}]{{3,2,1,0}} parameter(1)
+  ROOT %c = f32[{out}]{{3,2,1,0}} convolution(%x, %w), window={{{window}}}, dim_labels=b01f_01io->b01f
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("window", "kernel", "out", "pairs"),
+    [
+        ("size=3x3 pad=1_1x1_1", "3,3,4,6", "2,8,8,6", 22 * 22),  # 3 of 8 columns, 2 of them in the padding
+        ("size=3x3 stride=2x2 pad=0_1x0_1", "3,3,4,6", "2,4,4,6", 11 * 11),
+        ("size=3x3 pad=1_2x1_2 lhs_dilate=2x2", "3,3,4,6", "2,16,16,6", 23 * 23),
+        ("size=1x1", "1,1,4,6", "2,8,8,6", 64),
+    ],
+)
+def test_convolutions_without_padding_and_holes(window: str, kernel: str, out: str, pairs: int):
+    assert read(CONVOLUTION.format(window=window, kernel=kernel, out=out)).flops == 2 * 2 * 4 * 6 * pairs
+
+
+def test_a_batched_product_that_is_written_as_a_convolution():
+    """How the TPU compiler writes it: 8 products, of each output one tap alone meets an input."""
+    text = """HloModule m
+
+ENTRY %main (q: f32[8,64,128], k: f32[8,64,128]) -> f32[8,64,64] {
+  %q = f32[8,64,128]{2,1,0} parameter(0)
+  %k = f32[8,64,128]{2,1,0} parameter(1)
+  ROOT %c = f32[8,64,64] convolution(%q, %k), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
+}
+"""
+    assert read(text).flops == 2 * 8 * 64 * 64 * 128
+
+
+def test_kernels_count_as_they_declare():
+    call = """HloModule m
+
+ENTRY %main (q: bf16[1,2,64,128]) -> bf16[1,2,64,128] {
+  %q = bf16[1,2,64,128]{3,2,1,0} parameter(0)
+  ROOT %k = bf16[1,2,64,128]{3,2,1,0} custom-call(%q, %q), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/flash"}, backend_config={"custom_call_config":{"body":"TUz)v{U","cost_estimate":\
+{"flops":"1000","bytes_accessed":"5"}}}
+}
+"""
+    shape = (1, 2, 64, 128)
+    assert read(call).kernels == {Kernel("flash", 1000, (shape, shape), (shape,)): 1}
+    assert read(call).flops == 1000
+    assert read(call.replace("cost_estimate", "other")).kernels == {
+        Kernel("flash", None, (shape, shape), (shape,)): 1
+    }
+
+
+def test_slices_of_a_large_array_move_what_they_take():
+    text = """HloModule m
+
+%take (p: f32[100,8,128], i: s32[]) -> f32[1,8,128] {
+  %p = f32[100,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %b = f32[100,8,128]{2,1,0} bitcast(%p)
+  ROOT %s = f32[1,8,128]{2,1,0} dynamic-slice(%b, %i, %z, %z), dynamic_slice_sizes={1,8,128}
+}
+
+ENTRY %main (p: f32[100,8,128], i: s32[]) -> f32[1,8,128] {
+  %p.1 = f32[100,8,128]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %f = f32[1,8,128]{2,1,0} fusion(%p.1, %i.1), kind=kLoop, calls=%take
+}
+"""
+    assert read(text).hbm_bytes == 2 * 4 * 8 * 128
+
+
+def test_a_slice_that_is_replaced_in_place_moves_itself():
+    text = """HloModule m
+
+%put (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
+  %p = f32[100,8,128]{2,1,0} parameter(0)
+  %u = f32[1,8,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  %s = f32[100,8,128]{2,1,0} dynamic-update-slice(%p, %u, %i, %z, %z)
+  ROOT %b = f32[100,8,128]{2,1,0} bitcast(%s)
+}
+
+ENTRY %main (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
+  %p.1 = f32[100,8,128]{2,1,0} parameter(0)
+  %u.1 = f32[1,8,128]{2,1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  ROOT %f = f32[100,8,128]{2,1,0} fusion(%p.1, %u.1, %i.1), kind=kLoop, calls=%put
+}
+"""
+    assert read(text).hbm_bytes == 2 * 4 * 8 * 128
+
+
+def test_a_compiled_loop_of_products():
+    def loop(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    x, w = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((11, 32, 32), jnp.float32)
+    found = read(jax.jit(loop).lower(x, w).compile().as_text() or "")
+    assert found.flops == 11 * 2 * 16 * 32 * 32
+    assert found.loops == 0
