@@ -5,6 +5,7 @@ opened: take such files from people only from whom you would take a program.
 """
 
 import json
+import os
 import pickle
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -90,3 +91,16 @@ def _code() -> int:
     for file in sorted(root.rglob("*.py")):
         crc = zlib.crc32(file.read_bytes(), zlib.crc32(str(file.relative_to(root)).encode(), crc))
     return crc
+
+
+def keep_compiled() -> None:
+    """From now on programs are kept, by JAX's persistent compilation cache: a second start need not compile.
+
+    They stand in $JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/fyp_jax (below $XDG_CACHE_HOME, if that is
+    set). JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "fyp_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
