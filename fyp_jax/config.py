@@ -21,6 +21,7 @@ from fyp_jax.errors import UserError, reason
 from fyp_jax.media.pose import PoseConfig
 from fyp_jax.media.video import writing
 from fyp_jax.options import option
+from fyp_jax.parallel import MeshConfig
 
 Config = TypeVar("Config")
 
@@ -49,6 +50,7 @@ class SampleConfig:
     compiled: str | None = option(None, "programs, written by scripts/compile_tpu.py --save; null: compile")
     decode_frames: int = option(4, "frames that the VAE decodes at a time; fewer need less memory")
     fps: float = option(8.0, "frames a second of the clips written")
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
     out: str = option("runs", "folder in which each run makes one of its own")
 
     def check(self) -> None:
@@ -60,6 +62,11 @@ class SampleConfig:
             if value < 1 or value % LATENT_GRID:
                 near = max(LATENT_GRID, round(value / LATENT_GRID) * LATENT_GRID)
                 raise UserError(f"{name}={value} is not a multiple of {LATENT_GRID}; {near} is the nearest")
+        if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
+            raise UserError(
+                f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
+                "sampling takes data for the two halves of guidance (1 or 2), frame for frames, and no fsdp (1)"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
         if not math.isfinite(self.guidance):

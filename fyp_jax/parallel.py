@@ -100,19 +100,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Divides the largest dimension that can be (of equal ones the last); none of a small array."""
-    size = mesh.shape["fsdp"]
+def parameter_spec(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> P:
+    """Divides the largest dimension that can be (of equal ones the last) over axes; none of a small array."""
+    size = math.prod(mesh.shape[axis] for axis in axes)
     fitting = [i for i, length in enumerate(shape) if length % size == 0]
     if size == 1 or math.prod(shape) < SHARDED_SIZE or not fitting:
         return P()
     axis = max(fitting, key=lambda i: (shape[i], i))
-    return P(*(None,) * axis, "fsdp")
+    return P(*(None,) * axis, axes[0] if len(axes) == 1 else axes)
 
 
-def parameter_specs(tree: Any, mesh: Mesh) -> Any:
+def parameter_specs(tree: Any, mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> Any:
     """`parameter_spec` of each leaf, for parameters, gradients and optimizer moments alike."""
-    return jax.tree.map(lambda leaf: parameter_spec(tuple(leaf.shape), mesh), tree)
+    return jax.tree.map(lambda leaf: parameter_spec(tuple(leaf.shape), mesh, axes), tree)
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
@@ -120,11 +120,11 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def place(tree: Any, mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> Any:
     """Arrays that every process holds whole -> the same, each device with its share (`parameter_spec`)."""
 
     def one(leaf: Any) -> jax.Array:
-        sharding = NamedSharding(mesh, parameter_spec(leaf.shape, mesh))
+        sharding = NamedSharding(mesh, parameter_spec(leaf.shape, mesh, axes))
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -195,9 +195,10 @@ FETCHED = "fetched_parameters"
 
 def whole(share: jax.Array, spec: P) -> jax.Array:
     """The parameter of which this device holds a share; under a gradient, the gradient's share."""
-    if "fsdp" not in tuple(spec):
+    divided = next((i for i, axes in enumerate(tuple(spec)) if axes is not None), None)
+    if divided is None:
         return share
-    fetched = jax.lax.all_gather(share, "fsdp", axis=tuple(spec).index("fsdp"), tiled=True)
+    fetched = jax.lax.all_gather(share, tuple(spec)[divided], axis=divided, tiled=True)
     return checkpoint_name(fetched, FETCHED)
 
 

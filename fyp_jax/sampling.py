@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int, UInt8
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fyp_jax import compiled, trees
+from fyp_jax import compiled, parallel, trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
 from fyp_jax.compiled import MadeFor, load_programs
 from fyp_jax.config import SampleConfig, save_config
@@ -45,11 +47,14 @@ def guided(
     pose_features: Sequence[Maps] | None,
     guidance: float | Float[Array, ""],
     guide_pose: bool = False,
+    mesh: Mesh | None = None,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): negative + guidance * (text - negative).
 
     Both halves run as one batch and both see the pose: guidance acts on the text alone. With `guide_pose`
     the negative half sees none, so that guidance acts on the pose as well (guess mode of Zhang et al. 2023).
+    On a mesh, devices of its axis `data` have a half each, those of `frame` (the UNet's `frame_axis`) some
+    of the frames; parameters stand as `parallel.place` has put them.
     """
     texts = jnp.concatenate([negative, text])
     poses = None
@@ -58,11 +63,26 @@ def guided(
             jnp.concatenate([jnp.zeros_like(pose) if guide_pose else pose, pose]) for pose in pose_features
         ]
 
+    # negative + guidance * (text - negative), as a sum over halves, wherever they are.
+    shares = jnp.stack([1 - jnp.asarray(guidance), jnp.asarray(guidance)])
+
+    def predict(params: Params, z: Latents, t: Array, texts: Text, poses: Any, shares: Array) -> Latents:
+        here = jnp.concatenate([z] * len(texts))
+        halves = unet.apply({"params": params}, here, jnp.broadcast_to(t, len(here)), texts, poses)
+        return jnp.einsum("b,bfhwc->fhwc", shares, jnp.asarray(halves, z.dtype))[None]
+
     def denoise(z: Latents, t: Int[Array, ""]) -> Latents:
-        both = jnp.concatenate([z, z])
-        prediction = unet.apply({"params": params}, both, jnp.broadcast_to(t, len(both)), texts, poses)
-        without, with_text = jnp.split(jnp.asarray(prediction, z.dtype), 2)
-        return without + guidance * (with_text - without)
+        if mesh is None:
+            return predict(params, z, t, texts, poses, shares)
+        specs = parallel.parameter_specs(params, mesh, parallel.AXES)
+
+        def on_device(params: Params, *given: Any) -> Latents:
+            return jax.lax.psum(predict(jax.tree.map(parallel.whole, params, specs), *given), "data")
+
+        halves, frames = P("data"), P(None, "frame")
+        given = (specs, frames, P(), halves, None if poses is None else P("data", "frame"), halves)
+        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=given, out_specs=frames, check_vma=False)
+        return mapped(params, z, t, texts, poses, shares)
 
     return denoise
 
@@ -79,6 +99,8 @@ class Sampler:
     schedule: ScheduleConfig
     unet: UNet3D
     pose_encoder: PoseEncoder
+    mesh: Mesh | None = None
+    """Devices that share a clip; None: one does it all."""
     compiled: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     """Programs by their method's name, compiled before, to be used in its place."""
 
@@ -139,7 +161,29 @@ class Sampler:
             if on_step is not None:
                 z.block_until_ready()
                 on_step()
-        return np.asarray(self._run("decode", params, z, chunk=decode_frames)[0])
+        video = self._run("decode", params, z, chunk=decode_frames)
+        return np.asarray((video if self.mesh is None else parallel.fetch(video, self.mesh))[0])
+
+    def _by_frames(self, function: Callable[[Params, Any], Any]) -> Callable[[Params, Any], Any]:
+        """A function of a model's parameters and a clip whose frames do not meet, each on its device."""
+        if self.mesh is None:
+            return function
+        mesh = self.mesh
+
+        def on_mesh(params: Params, clip: Any) -> Any:
+            specs = parallel.parameter_specs(params, mesh, parallel.AXES)
+
+            def on_device(params: Params, clip: Any) -> Any:
+                return function(jax.tree.map(parallel.whole, params, specs), clip)
+
+            frames = P(None, "frame")
+            # Devices of `data` do the same, so that each has what its half of guidance needs.
+            mapped = jax.shard_map(
+                on_device, mesh=mesh, in_specs=(specs, frames), out_specs=frames, check_vma=False
+            )
+            return mapped(params, clip)
+
+        return on_mesh
 
     def _run(self, name: str, *args: Any, **static: Any) -> Any:
         """One of the four programs; one compiled before knows its static arguments."""
@@ -156,12 +200,19 @@ class Sampler:
 
     @functools.partial(jax.jit, static_argnames=("self",))
     def encode_text(self, params: Params, ids: Int[Array, "b l"]) -> Text:
-        return self.frozen.encode_text(params, ids)
+        text = self.frozen.encode_text(params, ids)
+        if self.mesh is None:
+            return text
+        return jax.lax.with_sharding_constraint(text, NamedSharding(self.mesh, P()))
 
     @functools.partial(jax.jit, static_argnames=("self",))
     def encode_pose(self, params: Params, skeleton: Float[Array, "b f H W 3"]) -> list[Maps]:
         """Once a clip: the maps do not depend on the timestep."""
-        return self.pose_encoder.apply({"params": params["pose_encoder"]}, skeleton)  # pyright: ignore
+
+        def encode(params: Params, skeleton: Float[Array, "b f H W 3"]) -> list[Maps]:
+            return self.pose_encoder.apply({"params": params}, skeleton)  # pyright: ignore
+
+        return self._by_frames(encode)(params["pose_encoder"], skeleton)
 
     @functools.partial(jax.jit, static_argnames=("self", "steps", "guide_pose", "eta"), donate_argnames="z")
     def denoise(
@@ -180,17 +231,55 @@ class Sampler:
         eta: float = 0.0,
     ) -> Latents:
         """Step `number` of so many, from 0; `z` is used up."""
-        denoise = guided(self.unet, params["unet"], text, negative, features, guidance, guide_pose)
+        denoise = guided(self.unet, params["unet"], text, negative, features, guidance, guide_pose, self.mesh)
         moves = ddim.sampling_moves(self.schedule, steps)
         return ddim.step(denoise, z, number, moves, self.schedule, eta, key)
 
     @functools.partial(jax.jit, static_argnames=("self", "chunk"))
     def decode(self, params: Params, latents: Latents, *, chunk: int) -> UInt8[Array, "b f H W 3"]:
-        video = self.frozen.decode_latents(params, latents, chunk)
+
+        def decode(vae: Params, latents: Latents) -> Any:
+            return self.frozen.decode_latents({"vae": vae}, latents, chunk)
+
+        video = self._by_frames(decode)(params["vae"], latents)
         return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def sampler_made_for(config: SampleConfig, sampler: Sampler, device: Any) -> MadeFor:
+def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
+    """The first devices, as many as a config asks for; None for a single one.
+
+    Raises UserError where there are fewer, or frames cannot be shared out evenly.
+    """
+    size = config.mesh.data * config.mesh.frame
+    if size == 1:
+        return None
+    if size > len(devices):
+        raise UserError(
+            f"mesh.data={config.mesh.data} mesh.frame={config.mesh.frame} is {size} devices; "
+            f"there are {len(devices)}"
+        )
+    if config.pose.frames % config.mesh.frame:
+        raise UserError(
+            f"pose.frames={config.pose.frames} is not a multiple of mesh.frame={config.mesh.frame}"
+        )
+    return parallel.make_mesh(config.mesh, devices[:size])
+
+
+def make_sampler(
+    config: SampleConfig,
+    frozen: FrozenModels,
+    schedule: ScheduleConfig,
+    unet_config: UNet3DConfig,
+    mesh: Mesh | None,
+) -> Sampler:
+    """A config's models on a mesh, or on one device."""
+    dtype = jnp.dtype(config.dtype)
+    frame_axis = "frame" if mesh is not None and mesh.shape["frame"] > 1 else None
+    unet = UNet3D(unet_config, Compute(dtype, frame_axis=frame_axis))
+    return Sampler(frozen, schedule, unet, PoseEncoder(unet_config, dtype), mesh)
+
+
+def sampler_made_for(config: SampleConfig, sampler: Sampler, devices: Sequence[Any]) -> MadeFor:
     """All that the compiled programs of a sampler depend on."""
     clip = f"{config.pose.frames} frames of {config.height}x{config.width}"
     return {
@@ -202,7 +291,8 @@ def sampler_made_for(config: SampleConfig, sampler: Sampler, device: Any) -> Mad
         "unet": str(sampler.unet.config.sizes()),
         **sampler.frozen.sizes(),
         "schedule": str(sampler.schedule),
-        **compiled.here([device]),
+        "mesh": f"data={config.mesh.data} frame={config.mesh.frame}",
+        **compiled.here(devices),
     }
 
 
@@ -215,9 +305,10 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
     frozen = folder.frozen_models()
     dtype = jnp.dtype(config.dtype)
 
+    mesh = sampling_mesh(config, jax.devices())
+
     def build(unet_config: UNet3DConfig) -> Sampler:
-        models = UNet3D(unet_config, Compute(dtype)), PoseEncoder(unet_config, dtype)
-        return Sampler(frozen, folder.schedule(), *models)
+        return make_sampler(config, frozen, folder.schedule(), unet_config, mesh)
 
     if config.random_weights:
         sampler, origin = build(folder.unet_config()), {"random": True}
@@ -235,7 +326,6 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
         sampler = build(unet_config)
         read = tuple(part for part in ENCODERS if part not in trained)
         params = trained | folder.frozen_params(frozen, read)
-    params = jax.tree.map(jnp.asarray, params)
     record = {
         "pretrained": config.pretrained,
         "folder": str(folder.path),
@@ -244,9 +334,12 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "crc32": checksum(params),
     }
+    params = (
+        jax.tree.map(jnp.asarray, params) if mesh is None else parallel.place(params, mesh, parallel.AXES)
+    )
     if config.compiled is not None:
-        device = jax.devices()[0]
-        programs = load_programs(config.compiled, sampler_made_for(config, sampler, device), [device])
+        devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flatten())
+        programs = load_programs(config.compiled, sampler_made_for(config, sampler, devices), devices)
         sampler = dataclasses.replace(sampler, compiled=programs)
     return sampler, params, record
 
@@ -268,6 +361,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
 
     Yields the mp4 of each when its four files are written. Raises UserError as its parts do.
     """
+    parallel.initialize(config.mesh)
     poses = configured_pose(config.pose, config.height, config.width)
     sampler, params, weights = load_sampler(config)
     sampler.schedule.timesteps(config.steps)  # tell of a wrong number before a folder is made

@@ -7,6 +7,7 @@ import pytest
 
 from fyp_jax.config import SampleConfig, describe, load_config, save_config
 from fyp_jax.errors import UserError
+from fyp_jax.parallel import MeshConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("sample.yaml"))
 
@@ -89,6 +90,8 @@ def test_missing_file_and_empty_file(tmp_path: Path):
         ({"dtype": "float16"}, "dtype=float16"),
         ({"eta": 2.0}, "eta=2.0"),
         ({"guidance": float("nan")}, "guidance=nan"),
+        ({"mesh": MeshConfig(data=4)}, "mesh.data=4"),
+        ({"mesh": MeshConfig(data=1, fsdp=2)}, "mesh.fsdp=2"),
         ({"fps": 0.0}, "fps=0.0"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed=4294967296"),

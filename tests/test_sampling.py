@@ -18,6 +18,7 @@ from fyp_jax.errors import UserError
 from fyp_jax.flops import count_products, total_flops
 from fyp_jax.media.pose import PoseConfig, load_pose, pose_path
 from fyp_jax.models.unet import UNet3D
+from fyp_jax.parallel import MeshConfig
 from fyp_jax.sampling import Sampler, checksum, guided, load_sampler, sample_to_files
 
 MINI = SampleConfig(random_weights=True, prompt=["a robot"])
@@ -234,6 +235,33 @@ def test_guidance_on_the_pose_leaves_it_out_of_the_negative_half(loaded: tuple):
     np.testing.assert_allclose(predict(True), without + 3 * (with_text - without), atol=1e-3)
     np.testing.assert_allclose(predict(False), posed + 3 * (with_text - posed), atol=1e-3)
     assert jnp.abs(predict(True) - predict(False)).max() > 1e-2
+
+
+def test_devices_that_share_a_clip_make_the_same_one(tmp_path: Path):
+    """Each half of guidance, and each two frames, on a device of their own; parameters in shares."""
+    config = dataclasses.replace(MINI, pose=PoseConfig(frames=4), guide_pose=True)
+    poses = np.asarray(jax.random.uniform(jax.random.key(0), (4, 64, 64, 3)))
+    videos, held = [], []
+    for mesh in (MeshConfig(data=1), MeshConfig(data=2, frame=2)):
+        sampler, params, record = load_sampler(dataclasses.replace(config, mesh=mesh))
+        videos.append(sampler(params, "A robot", poses, steps=2, guidance=3.0, guide_pose=True).astype(int))
+        shards = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params)]
+        held.append((sum(shards), record["crc32"]))
+    assert np.abs(videos[0] - videos[1]).max() <= 1  # rounding
+    assert held[1][0] < held[0][0] / 3
+    assert held[0][1] == held[1][1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        (MeshConfig(data=2, frame=8), "mesh.data=2 mesh.frame=8 is 16 devices; there are 8"),
+        (MeshConfig(data=1, frame=3), "pose.frames=8 is not a multiple of mesh.frame=3"),
+    ],
+)
+def test_devices_that_cannot_share_a_clip(mesh: MeshConfig, said: str):
+    with pytest.raises(UserError, match=said):
+        load_sampler(dataclasses.replace(MINI, mesh=mesh, pose=PoseConfig(frames=8)))
 
 
 def test_memory_of_decoding_does_not_grow_with_the_clip(loaded: tuple):

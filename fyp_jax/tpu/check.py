@@ -68,7 +68,7 @@ def _measured(
 ) -> tuple[list[Measured], int]:
     """Figures of each program, and how many devices share it."""
     if isinstance(config, SampleConfig):
-        found, pixels = sampling_programs(config, devices[0], plain), config.height * config.width
+        found, pixels = sampling_programs(config, devices, plain), config.height * config.width
     else:
         found, pixels = training_programs(config, devices, plain), config.data.height * config.data.width
     widths = head_widths(config.pretrained, pixels // DOWNSCALE**2)

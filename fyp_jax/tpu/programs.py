@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from fyp_jax import parallel, trees
 from fyp_jax.checkpoint import inference_shapes
@@ -17,10 +19,8 @@ from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.flops import count_products, gradient_flops, total_flops
 from fyp_jax.models import attention
-from fyp_jax.models.compute import Compute
-from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
-from fyp_jax.models.unet import UNet3D
-from fyp_jax.sampling import Sampler, sampler_made_for
+from fyp_jax.models.pose_encoder import DOWNSCALE
+from fyp_jax.sampling import Sampler, make_sampler, sampler_made_for, sampling_mesh
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.objectives import OBJECTIVES, Draws, Networks
 from fyp_jax.training.optimizer import make_optimizer
@@ -143,32 +143,42 @@ def _needed_for_a_clip(config: TrainConfig) -> int:
         return gradient_flops(loss, trainable, frozen, batch, draws)
 
 
-def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) -> Programs:
-    """The programs that make one clip, with a pose or without, on a device; `plain` as for a step."""
+def sampling_programs(config: SampleConfig, devices: Sequence[Any], plain: bool = False) -> Programs:
+    """The programs that make one clip, with a pose or without, on a config's mesh; `plain` as for a step."""
     if plain:
         config = dataclasses.replace(config, dtype="float32", decode_frames=config.pose.frames)
-    folder = PipelineFolder(config.pretrained, parts=())
-    frozen, unet_config, dtype = folder.frozen_models(), folder.unet_config(), jnp.dtype(config.dtype)
-    models = UNet3D(unet_config, Compute(dtype)), PoseEncoder(unet_config, dtype)
-    sampler = Sampler(frozen, folder.schedule(), *models)
-    sharding = SingleDeviceSharding(device)
+    folder, dtype = PipelineFolder(config.pretrained, parts=()), jnp.dtype(config.dtype)
+    mesh = sampling_mesh(config, devices)
+    frozen, unet_config = folder.frozen_models(), folder.unet_config()
+    sampler = make_sampler(config, frozen, folder.schedule(), unet_config, mesh)
+    # The same, as if there were one device: how much there is to do.
+    alone = make_sampler(config, frozen, folder.schedule(), unet_config, None)
 
-    def shaped(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def shaped(
+        shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P | None = None
+    ) -> jax.ShapeDtypeStruct:
+        sharding = SingleDeviceSharding(devices[0]) if mesh is None else NamedSharding(mesh, spec or P())
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    def stored(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+        spec = P() if mesh is None else parallel.parameter_spec(leaf.shape, mesh, parallel.AXES)
+        return shaped(leaf.shape, dtype, spec)
+
     own, theirs = inference_shapes(unet_config), frozen.shapes()
-    params = jax.tree.map(lambda leaf: shaped(leaf.shape, dtype), own)
-    params |= jax.tree.map(lambda leaf: shaped(leaf.shape), theirs)
+    params = jax.tree.map(lambda leaf: stored(leaf, dtype), own)
+    params |= jax.tree.map(lambda leaf: stored(leaf, jnp.float32), theirs)
     frames, height, width = config.pose.frames, config.height, config.width
-    noise = shaped((1, frames, height // DOWNSCALE, width // DOWNSCALE, unet_config.in_channels))
+    by_frames = P(None, "frame")
+    latents = (1, frames, height // DOWNSCALE, width // DOWNSCALE, unet_config.in_channels)
+    noise = shaped(latents, spec=by_frames)
     ids = shaped(frozen.tokenize("")[0].shape, jnp.int32)
     text = shaped((*ids.shape, frozen.text_width))
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding)
+    key = shaped((), jax.random.key(0).dtype)
     features = None
     if config.pose.path is not None:
-        skeleton = shaped((1, frames, height, width, 3))
-        encoded = jax.eval_shape(sampler.encode_pose, params, skeleton)
-        features = [shaped(leaf.shape, leaf.dtype) for leaf in encoded]
+        skeleton = shaped((1, frames, height, width, 3), spec=by_frames)
+        encoded = jax.eval_shape(alone.encode_pose, params, skeleton)
+        features = [shaped(leaf.shape, leaf.dtype, by_frames) for leaf in encoded]
     how = {"steps": config.steps, "guide_pose": config.guide_pose, "eta": config.eta}
     number = shaped((), jnp.int32)
 
@@ -178,11 +188,11 @@ def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) ->
                 return getattr(Sampler, name).lower(sampler, params, *args, **static)
 
         # Not the jitted function itself: what is traced here must not be found in its cache.
-        counted = functools.partial(getattr(Sampler, name).__wrapped__, sampler, **static)
+        counted = functools.partial(getattr(Sampler, name).__wrapped__, alone, **static)
         with plain_attention():
             flops = total_flops(count_products(counted, params, *args))
         others = {other: params[other] for other in params if other != part}
-        beside = sum(_bytes(leaf) for leaf in jax.tree.leaves(others))
+        beside = sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(others))
         return Program(name, lower, runs, flops, beside)
 
     found = [program("encode_text", 2, "text_encoder", ids)]
@@ -192,8 +202,10 @@ def sampling_programs(config: SampleConfig, device: Any, plain: bool = False) ->
         program("denoise", config.steps, "unet", noise, number, text, text, features, shaped(()), key, **how)
     )
     found.append(program("decode", 1, "vae", noise, chunk=config.decode_frames))
-    return Programs(found, 1, sampler_made_for(config, sampler, device))
+    used = devices[:1] if mesh is None else list(mesh.devices.flatten())
+    return Programs(found, len(used), sampler_made_for(config, sampler, used))
 
 
-def _bytes(leaf: Any) -> int:
-    return leaf.size * leaf.dtype.itemsize
+def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape)  # pyright: ignore[reportOptionalMemberAccess]
+    return math.prod(shape) * leaf.dtype.itemsize
