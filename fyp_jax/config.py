@@ -65,7 +65,7 @@ class SampleConfig:
         if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
             raise UserError(
                 f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
-                "sampling takes data for the two halves of guidance (1 or 2), frame for frames, and no fsdp (1)"
+                "sampling takes data for the two halves of guidance (1 or 2), frame for frames, and fsdp=1"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
