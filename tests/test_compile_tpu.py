@@ -194,8 +194,8 @@ def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: 
     for name, extra in (("without", []), ("with", [f"compiled={file}"])):
         config = load_config(TrainConfig, MOTION, [*overrides, f"out={tmp_path / name}", *extra])
         train(config)
-        with (tmp_path / name / "metrics.csv").open() as file:
-            losses.append([row["loss/all"] for row in csv.DictReader(file)])
+        with (tmp_path / name / "metrics.csv").open() as table:
+            losses.append([row["loss/all"] for row in csv.DictReader(table)])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2
     other = load_config(TrainConfig, MOTION, [*overrides, "data.frames=2", f"compiled={file}"])
