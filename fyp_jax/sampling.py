@@ -66,7 +66,9 @@ def guided(
     # negative + guidance * (text - negative), as a sum over halves, wherever they are.
     shares = jnp.stack([1 - jnp.asarray(guidance), jnp.asarray(guidance)])
 
-    def predict(params: Params, z: Latents, t: Array, texts: Text, poses: Any, shares: Array) -> Latents:
+    def predict(
+        params: Params, z: Latents, t: Array, texts: Float[Array, "halves l d"], poses: Any, shares: Array
+    ) -> Latents:
         here = jnp.concatenate([z] * len(texts))
         halves = unet.apply({"params": params}, here, jnp.broadcast_to(t, len(here)), texts, poses)
         return jnp.einsum("b,bfhwc->fhwc", shares, jnp.asarray(halves, z.dtype))[None]

@@ -38,7 +38,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     args = parse(sys.argv[1:])
     kind = TrainConfig if args.what == "train" else SampleConfig
-    config: Any = load_config(kind, args.config, args.overrides)
+    prompt = ["prompt=[any]"] if args.what == "sample" else []  # no text changes a program
+    config: Any = load_config(kind, args.config, [*prompt, *args.overrides])
     config.check()
     from fyp_jax.tpu.check import check  # after the arguments are known to be good: it takes seconds
     from fyp_jax.tpu.chips import topology_devices

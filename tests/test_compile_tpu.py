@@ -1,5 +1,6 @@
 """What the TPU compiler says of small models; programs that are compiled in one run, used in another."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: 
         "data.batch_size=8",
         "data.workers=0",
     ]
-    overrides += ["optimizer.schedule=constant", f"data.path={records}", "steps=2"]
+    overrides += ["optimizer.schedule=constant", f"data.path={records}", "steps=2", "log.every=1"]
     file = tmp_path / "step.compiled"
     run = run_script(SCRIPT, "--config", MOTION, "--topology", "here", "--save", file, *overrides)
     assert run.status == 0, run
@@ -193,12 +194,12 @@ def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: 
     for name, extra in (("without", []), ("with", [f"compiled={file}"])):
         config = load_config(TrainConfig, MOTION, [*overrides, f"out={tmp_path / name}", *extra])
         train(config)
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)])
+        with (tmp_path / name / "metrics.csv").open() as table:
+            losses.append([row["loss/all"] for row in csv.DictReader(table)])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2
     other = load_config(TrainConfig, MOTION, [*overrides, "data.frames=2", f"compiled={file}"])
-    with pytest.raises(UserError, match=r"was made for data.frames=4, here data.frames=2|frames=4, here 2"):
+    with pytest.raises(UserError, match="was made for data.frames=4, here 2"):
         train(other)
 
 

@@ -99,7 +99,7 @@ def pose_run(pose_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     handler.emit = lambda record: said.append(record.getMessage())
     loop.log.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_step", asking_to_end_in_the_first(loop.make_step))
+        patch.setattr(loop, "configured_step", asking_to_end_in_the_first(loop.configured_step))
         patch.setattr(loop, "TrainingCheckpoints", Ending)
         patch.setattr(loop, "start", lambda *arguments: begun.append(start(*arguments)) or begun[0])
         train_on(1, pose_config(pose_world, out, steps=9), patch)
