@@ -45,6 +45,7 @@ class SampleConfig:
     steps: int = option(50, "DDIM steps")
     guidance: float = option(12.5, "how far the text leads away from the negative prompt; 1 is not at all")
     guide_pose: bool = option(False, "guidance leads to the pose as well: its negative half sees none")
+    shared_noise: float = option(0.0, "share of the starting noise that all frames have in common, 0 to 1")
     eta: float = option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
     dtype: str = option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
     compiled: str | None = option(None, "programs, written by scripts/compile_tpu.py --save; null: compile")
@@ -71,8 +72,9 @@ class SampleConfig:
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance={self.guidance} is not a finite number")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta={self.eta} is not between 0 and 1")
+        for name in ("eta", "shared_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} is not between 0 and 1")
         if not 0 < self.fps <= 50:
             raise UserError(f"fps={self.fps} is not between 0 and 50")
         for name in ("decode_frames", "steps"):

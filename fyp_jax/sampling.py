@@ -89,6 +89,18 @@ def guided(
     return denoise
 
 
+def starting_noise(key: jax.Array, shape: tuple[int, int, int, int, int], shared: float) -> Latents:
+    """Standard normal [b f h w c]; `shared` of its variance is the same in all frames of a clip.
+
+    The mixed noise of Ge et al. 2023 (Preserve Your Own Correlation, section 4.2).
+    """
+    own = jax.random.normal(key, shape)
+    if not shared:
+        return own
+    same = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, *shape[2:]))
+    return jnp.sqrt(shared) * same + jnp.sqrt(1 - shared) * own
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
     """The models of one pipeline without their weights, and its four compiled programs.
@@ -131,6 +143,7 @@ class Sampler:
         steps: int = 50,
         guidance: float = 12.5,
         guide_pose: bool = False,
+        shared_noise: float = 0.0,
         eta: float = 0.0,
         decode_frames: int = 4,
         on_step: Callable[[], Any] | None = None,
@@ -154,8 +167,8 @@ class Sampler:
         negative = self._run("encode_text", params, self._tokenize(negative_prompt))
         features = None if skeleton is None else self._run("encode_pose", params, skeleton[None])
         noise_key, step_key = jax.random.split(jax.random.key(seed))
-        channels = self.unet.config.in_channels
-        z = jax.random.normal(noise_key, (1, frames, height // DOWNSCALE, width // DOWNSCALE, channels))
+        latents = (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
+        z = starting_noise(noise_key, latents, shared_noise)
         static: dict[str, Any] = {"steps": steps, "guide_pose": guide_pose, "eta": eta}
         for number in range(steps):
             given = params, z, np.int32(number), text, negative, features, np.float32(guidance), step_key
@@ -395,6 +408,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
                 steps=config.steps,
                 guidance=config.guidance,
                 guide_pose=config.guide_pose,
+                shared_noise=config.shared_noise,
                 eta=config.eta,
                 decode_frames=config.decode_frames,
                 on_step=bar.update,

@@ -46,17 +46,18 @@ def ways_of(config: SampleConfig, ablations: bool, also: Mapping[str, str]) -> d
     """Ways of sampling, by name."""
     sampler, params, _ = load_sampler(config)
     image_unet = PipelineFolder(config.pretrained, ("unet",)).image_unet(sampler.unet.config)
-    how = How(config.steps, config.guidance, config.guide_pose)
+    how = How(config.steps, config.guidance, config.guide_pose, config.shared_noise)
+    before = before_motion_stage(params, image_unet)
     ways = {
         WHOLE: as_shipped(sampler, params, how),
-        "pose stage only, frame by frame": frame_by_frame(
-            sampler, before_motion_stage(params, image_unet), how
-        ),
+        "pose stage only, frame by frame": frame_by_frame(sampler, before, how),
     }
     if ablations:
         apart = without_cross_frame_attention(sampler)
         silent = {**params, "unet": without_temporal_layers(params["unet"])}
         ways |= {
+            "pose stage only, noise in common": as_shipped(sampler, before, how),
+            "each frame has its own noise": as_shipped(sampler, params, how._replace(shared_noise=0.0)),
             "guidance on the text alone": as_shipped(sampler, params, how._replace(guide_pose=False)),
             "without pose": without_pose(sampler, params, how),
             "without cross-frame attention": as_shipped(apart, params, how),

@@ -78,7 +78,8 @@ def main() -> None:
         pose = np.round(255 * loaded).astype(np.uint8)
     sampler, params, _ = load_sampler(config)
     skeleton = pose.astype(np.float32) / 255
-    how = {"steps": config.steps, "guidance": config.guidance, "guide_pose": config.guide_pose}
+    names = ("steps", "guidance", "guide_pose", "shared_noise")
+    how = {name: getattr(config, name) for name in names}
     clips = [sampler(params, prompt, skeleton, seed=args.seed, **how) for prompt in args.prompt]
     write_gif(args.out, strip([pose, *clips], ["pose", *args.prompt]), FPS)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")

@@ -90,6 +90,7 @@ def test_missing_file_and_empty_file(tmp_path: Path):
         ({"dtype": "float16"}, "dtype=float16"),
         ({"eta": 2.0}, "eta=2.0"),
         ({"guidance": float("nan")}, "guidance=nan"),
+        ({"shared_noise": 1.5}, "shared_noise=1.5 is not between 0 and 1"),
         ({"mesh": MeshConfig(data=4)}, "mesh.data=4"),
         ({"mesh": MeshConfig(data=1, fsdp=2)}, "mesh.fsdp=2"),
         ({"fps": 0.0}, "fps=0.0"),
@@ -120,6 +121,6 @@ def test_text_is_taken_as_it_stands(file: Path, tmp_path: Path, text: str):
 
 def test_every_field_is_described():
     lines = list(describe(SampleConfig))
-    assert len(lines) == len(dataclasses.fields(SampleConfig)) - 1 + 4  # pose has four of its own
+    assert len(lines) == len(dataclasses.fields(SampleConfig)) - 2 + 4 + 6  # those of pose and of mesh
     assert any(line.split() == ["pose.frames=8", "how", "many", "frames", "to", "take"] for line in lines)
     assert all(len(line.split(maxsplit=1)[1]) > 5 for line in lines)

@@ -19,7 +19,7 @@ from fyp_jax.flops import count_products, total_flops
 from fyp_jax.media.pose import PoseConfig, load_pose, pose_path
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.parallel import MeshConfig
-from fyp_jax.sampling import Sampler, checksum, guided, load_sampler, sample_to_files
+from fyp_jax.sampling import Sampler, checksum, guided, load_sampler, sample_to_files, starting_noise
 
 MINI = SampleConfig(random_weights=True, prompt=["a robot"])
 
@@ -262,6 +262,14 @@ def test_devices_that_share_a_clip_make_the_same_one(tmp_path: Path):
 def test_devices_that_cannot_share_a_clip(mesh: MeshConfig, said: str):
     with pytest.raises(UserError, match=said):
         load_sampler(dataclasses.replace(MINI, mesh=mesh, pose=PoseConfig(frames=8)))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_frames_share_as_much_of_the_noise_as_they_are_told_to(shared: float):
+    """All frames remain standard normal; the correlation of two is the share."""
+    z = np.asarray(starting_noise(jax.random.key(0), (1, 3, 64, 64, 4), shared))[0]
+    together = np.cov(z.reshape(3, -1))
+    np.testing.assert_allclose(together, shared + (1 - shared) * np.eye(3), atol=0.04)
 
 
 def test_memory_of_decoding_does_not_grow_with_the_clip(loaded: tuple):

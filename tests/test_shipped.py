@@ -33,7 +33,8 @@ def loaded() -> tuple[Sampler, dict]:
 
 def sample(loaded: tuple[Sampler, dict], question: Question, prompt: str, seed: int = 0) -> np.ndarray:
     sampler, params = loaded
-    how = {"steps": CONFIG.steps, "guidance": CONFIG.guidance, "guide_pose": CONFIG.guide_pose}
+    names = ("steps", "guidance", "guide_pose", "shared_noise")
+    how = {name: getattr(CONFIG, name) for name in names}
     return sampler(params, prompt, question.skeleton, seed=seed, **how)
 
 

@@ -25,6 +25,7 @@ class How(NamedTuple):
     steps: int
     guidance: float
     guide_pose: bool
+    shared_noise: float = 0.0
 
 
 def as_shipped(sampler: Sampler, params: Mapping[str, Any], how: How) -> Sample:
