@@ -4,7 +4,7 @@
     python scripts/make_teaser.py --pose dance.mov --prompt "A robot, on the sea" --out robot.gif
 
 The first column of the GIF is the pose, the others are clips of one seed, enlarged, each above its prompt.
-The default pose has the motion that training never saw, and so are the pairs of character and place.
+The default pose has the motion that training never saw.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from fyp_jax.sampling import load_sampler
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mini" / "sample.yaml"
 PROMPTS = (
-    "A robot, in the snow",
+    "Hulk, on the beach",
+    "An astronaut, on the sea",
     "A panda, on the moon",
-    "Batman, on the street, at sunset",
-    "An astronaut, in the park, Minecraft style",
-    "A stormtrooper, on the beach, Van Gogh style",
+    "Iron man, in the snow",
+    "A panda, on the beach, Van Gogh style",
 )
 ENLARGED, GAP, LINE = 2, 6, 12  # pixels for one of a clip, between clips, for a line of text
 
@@ -60,9 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("docs/teaser.gif"), metavar="FILE")
-    parser.add_argument(
-        "--pose", metavar="FILE", help="any pose that sample.py takes; default: our own dance"
-    )
+    parser.add_argument("--pose", metavar="FILE", help="any pose that sample.py takes")
     parser.add_argument("--prompt", nargs="+", default=list(PROMPTS), metavar="TEXT")
     parser.add_argument("--frames", type=int, default=24, metavar="N", help="%(default)s by default")
     parser.add_argument("--stride", type=int, default=5, metavar="N", help="of --pose (%(default)s)")

@@ -108,16 +108,25 @@ def test_values_out_of_range(name: str):
         dataclasses.replace(OptimizerConfig(), **{name: -1 if name == "accumulate" else -1.0}).check()
 
 
-def test_draws_belong_to_places():
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+def test_draws_belong_to_places(shared: float):
     """A share of the clips and frames draws what the whole batch draws there, and no two places the same."""
     key, latent = jax.random.key(0), (2, 3, 4)
-    whole = draw(key, jnp.arange(6), jnp.arange(8), latent, 1000)
-    share = draw(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000)
+    whole = draw(key, jnp.arange(6), jnp.arange(8), latent, 1000, shared)
+    share = draw(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000, shared)
     np.testing.assert_array_equal(share.t, whole.t[2:4])
     np.testing.assert_array_equal(share.noise, whole.noise[2:4, 4:])
     np.testing.assert_array_equal(share.posterior, whole.posterior[2:4, 4:])
     pictures = np.concatenate([np.reshape(x, (6 * 8, -1)) for x in (whole.noise, whole.posterior)])
     assert len(np.unique(pictures, axis=0)) == 2 * 6 * 8
+
+
+def test_frames_share_as_much_of_the_noise_as_they_are_told_to():
+    noise = draw(jax.random.key(0), jnp.arange(3), jnp.arange(2), (64, 64, 4), 1000, 0.5).noise
+    both = np.moveaxis(np.asarray(noise), 0, 1).reshape(2, -1)
+    np.testing.assert_allclose(np.cov(both), [[1, 0.5], [0.5, 1]], atol=0.04)
+    of_clips = np.asarray(noise).reshape(3, -1)
+    np.testing.assert_allclose(np.cov(of_clips), np.eye(3), atol=0.04)
 
 
 def test_draws_are_normal_and_uniform():

@@ -89,6 +89,7 @@ class TrainConfig:
     zero_init_temporal: bool = option(
         True, "temporal attention that was never trained starts at 0; false: as the reference draws it"
     )
+    shared_noise: float = option(0.0, "share of the noise that all frames of a clip have in common, 0 to 1")
     out: str = option("runs/train", "folder of the run; where it was stopped, it goes on")
     steps: int = option(10000, "steps in all, those before a restart too")
     seed: int = option(0, "of the order of data, of noise and of what starts fresh")
@@ -126,6 +127,8 @@ class TrainConfig:
             raise UserError(f"fresh={','.join(self.fresh)} and random_weights=true: which of them?")
         if self.init is not None and self.random_weights:
             raise UserError(f"init={self.init} and random_weights=true: which of them?")
+        if not 0 <= self.shared_noise <= 1:
+            raise UserError(f"shared_noise={self.shared_noise} is not between 0 and 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
         for name, value, least in (

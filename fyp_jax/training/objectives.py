@@ -27,6 +27,8 @@ class Networks:
     schedule: ScheduleConfig
     unet: UNet3D
     pose_encoder: PoseEncoder | None
+    shared_noise: float = 0.0
+    """Of the noise's variance, what all frames of a clip have in common."""
 
 
 class Draws(NamedTuple):
@@ -46,10 +48,12 @@ def draw(
     frames: Int[Array, "f"],
     latent: tuple[int, int, int],
     timesteps: int,
+    shared_noise: float = 0.0,
 ) -> Draws:
     """Random numbers by key, by a clip's place in the global batch, and by a frame's place in the clip.
 
-    So they are the same however the batch is shared out. `latent` is (height, width, channels).
+    So they are the same however the batch is shared out. `latent` is (height, width, channels). All frames of
+    a clip have `shared_noise` of the noise's variance in common (`sampling.starting_noise`).
     """
 
     def of_clip(clip: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +62,12 @@ def draw(
         def of_frame(frame: Int[Array, ""]) -> jax.Array:
             return jax.random.normal(jax.random.fold_in(frames_key, frame), (2, *latent))
 
-        return jax.random.randint(timestep_key, (), 0, timesteps), jax.vmap(of_frame)(frames)
+        normals = jax.vmap(of_frame)(frames)
+        if shared_noise:
+            same = jax.random.normal(jax.random.fold_in(timestep_key, 1), latent)
+            noise = jnp.sqrt(shared_noise) * same + jnp.sqrt(1 - shared_noise) * normals[:, 0]
+            normals = normals.at[:, 0].set(noise)
+        return jax.random.randint(timestep_key, (), 0, timesteps), normals
 
     t, normals = jax.vmap(of_clip)(clips)
     return Draws(t, normals[:, :, 0], normals[:, :, 1])

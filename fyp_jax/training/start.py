@@ -119,7 +119,8 @@ def _networks(
 ) -> Networks:
     compute = Compute(jnp.dtype(config.dtype), config.remat, frame_axis)
     pose_encoder = PoseEncoder(unet_config, compute.dtype) if stage.uses_pose else None
-    return Networks(frozen_models, folder.schedule(), UNet3D(unet_config, compute), pose_encoder)
+    unet = UNet3D(unet_config, compute)
+    return Networks(frozen_models, folder.schedule(), unet, pose_encoder, config.shared_noise)
 
 
 def _unet_and_pose(

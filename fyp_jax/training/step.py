@@ -187,7 +187,8 @@ def sharded_gradient(
             batch, clips = part
             height, width = (side // networks.frozen.downscale for side in batch.video.shape[2:4])
             latent = (height, width, networks.unet.config.in_channels)
-            draws = draw(key, clips, frame_numbers, latent, networks.schedule.num_train_timesteps)
+            timesteps = networks.schedule.num_train_timesteps
+            draws = draw(key, clips, frame_numbers, latent, timesteps, networks.shared_noise)
             found, gradients = jax.value_and_grad(objective, has_aux=True)(mine, batch, draws)
             return jax.tree.map(jnp.add, total, gradients), (found[1], draws.t)
 
