@@ -3,6 +3,7 @@
 step       one denoise step beside PyTorch diffusers' image UNet (the default; needs the torch extra)
 attention  forms of attention beside each other
 attention_tpu  the same, by what the TPU compiler makes of them
+start      the first start of sample.py, and the second with kept programs
 data       the data loader beside plain PyAV decoding
 
 `python scripts/benchmark.py TOPIC --help` has the options. Machines drift: each compares within one run.
@@ -11,7 +12,7 @@ data       the data loader beside plain PyAV decoding
 import importlib
 import sys
 
-TOPICS = ("step", "attention", "attention_tpu", "data")
+TOPICS = ("step", "attention", "attention_tpu", "start", "data")
 
 
 def main() -> None:

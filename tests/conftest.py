@@ -66,6 +66,14 @@ def synthetic_model(config: UNet3DConfig, layout: dict[str, Any]) -> dict[str, A
     return from_torch({name: synthesise(name, tuple(shape)) for name, shape in layout.items()}, config)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands that tests run keep compiled programs; this process keeps none."""
+    folder = tmp_path_factory.mktemp("compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    return folder
+
+
 class Oracle(NamedTuple):
     """A small model with the oracle's weights, its inputs (channels last), its outputs (PyTorch's axes)."""
 

@@ -56,7 +56,7 @@ def test_files_of_a_run(default_run: tuple):
 
 
 @pytest.mark.slow
-def test_the_record_makes_it_again(default_run: tuple):
+def test_the_record_makes_it_again_and_compiles_nothing(default_run: tuple, kept_programs: Path):
     _, out = default_run
     record = json.loads((out / "0000" / "00-a-robot-on-the-beach.json").read_text())
     assert record["prompt"] == "A robot, on the beach"
@@ -65,7 +65,10 @@ def test_the_record_makes_it_again(default_run: tuple):
     assert record["weights"]["origin"]["stage"] == "motion"
     assert record["config"]["steps"] == 20
     command = [sys.executable, str(ROOT / "sample.py"), "--config", str(out / "0000" / "config.yaml")]
+    kept = {file.name for file in kept_programs.glob("*-cache")}
+    assert len(kept) > 4
     again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert {file.name for file in kept_programs.glob("*-cache")} == kept
     assert again.returncode == 0, again.stderr
     assert clip_files(out) == ["0000", "0001"]  # the first run is still there
     for name in ("00-a-robot-on-the-beach.mp4", "00-a-robot-on-the-beach.gif"):
