@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from fyp_jax import trees
-from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.checkpoint import inference_shapes, load_inference
 from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.trained_parts import FILE, read_trained_parts, trained_parts
@@ -17,6 +17,7 @@ from fyp_jax.errors import UserError
 from fyp_jax.models.random_params import random_params
 from fyp_jax.sampling import load_sampler
 from fyp_jax.training.stages import STAGES
+from running import SCRIPTS, run_script
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,18 @@ def test_parts_of_another_model_are_refused(shipped: tuple[Path, dict[str, dict]
             read_trained_parts(PipelineFolder(str(folder)))
     finally:
         (folder / FILE).write_bytes(kept)
+
+
+def test_the_mini_model_imports_whole(tmp_path: Path):
+    """So it can be trained on, and exported, like any other checkpoint."""
+    script = SCRIPTS / "import_pytorch.py"
+    run = run_script(script, "--pipeline", "mini", "--out", tmp_path / "checkpoints")
+    assert run.status == 0, run
+    _, imported, _ = load_inference(tmp_path / "checkpoints")
+    found = read_trained_parts(PipelineFolder("mini", ()))
+    assert found is not None
+    ours = {part: imported[part] for part in ("unet", "pose_encoder")}
+    shipped, theirs = trees.flatten(found[1]), trees.flatten(ours)
+    assert shipped.keys() == theirs.keys()
+    for path, x in shipped.items():
+        np.testing.assert_array_equal(x, theirs[path], err_msg=path)
