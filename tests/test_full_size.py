@@ -63,7 +63,7 @@ def test_attention_benchmark_shows_ours():
     command = [sys.executable, "scripts/benchmark.py", "attention", *small]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"head by head \(ours\) +\d+ ms +\d+ GFLOP/s", done.stdout), done.stdout
+    assert re.search(r"in blocks \(ours\) +\d+ ms +\d+ GFLOP/s", done.stdout), done.stdout
 
 
 def test_clip_script_shows_what_it_draws(tmp_path: Path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -26,9 +27,12 @@ FRAMES = 4
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[Sampler, dict]:
+def loaded() -> Iterator[tuple[Sampler, dict]]:
+    """Compiled as users have it: many clips are made, and one is compared with theirs."""
+    jax.config.update("jax_disable_most_optimizations", False)
     sampler, params, _ = load_sampler(CONFIG)
-    return sampler, params
+    yield sampler, params
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def sample(loaded: tuple[Sampler, dict], question: Question, prompt: str, seed: int = 0) -> np.ndarray:
