@@ -71,7 +71,8 @@ def guided(
     ) -> Latents:
         here = jnp.concatenate([z] * len(texts))
         halves = unet.apply({"params": params}, here, jnp.broadcast_to(t, len(here)), texts, poses)
-        return jnp.einsum("b,bfhwc->fhwc", shares, jnp.asarray(halves, z.dtype))[None]
+        weighted = shares.reshape(-1, 1, 1, 1, 1) * jnp.asarray(halves, z.dtype)
+        return weighted.sum(axis=0, keepdims=True)
 
     def denoise(z: Latents, t: Int[Array, ""]) -> Latents:
         if mesh is None:

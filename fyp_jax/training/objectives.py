@@ -65,7 +65,7 @@ def draw(
         normals = jax.vmap(of_frame)(frames)
         if shared_noise:
             same = jax.random.normal(jax.random.fold_in(timestep_key, 1), latent)
-            noise = jnp.sqrt(shared_noise) * same + jnp.sqrt(1 - shared_noise) * normals[:, 0]
+            noise = jnp.sqrt(shared_noise) * same[None] + jnp.sqrt(1 - shared_noise) * normals[:, 0]
             normals = normals.at[:, 0].set(noise)
         return jax.random.randint(timestep_key, (), 0, timesteps), normals
 
