@@ -7,7 +7,7 @@ all that is shaped like them, are divided over `fsdp`; the rest is on every devi
 import math
 import os
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,22 @@ def fetch(tree: Any, mesh: Mesh) -> Any:
     """Arrays of the mesh, whole, on this process's first device. All processes take part."""
     everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)
+
+
+def with_whole_parameters(
+    function: Callable[..., Any], params: Any, mesh: Mesh, given: tuple[Any, ...], result: Any
+) -> Callable[..., Any]:
+    """function(params, *args) on every device with whole parameters, where each holds a share of them.
+
+    `params`, or their shapes, are as `place` puts them with all axes; `given` and `result` are the partition
+    specs of the other arguments and of the result. No gradient is taken through it.
+    """
+    specs = parameter_specs(params, mesh, AXES)
+
+    def on_device(params: Any, *args: Any) -> Any:
+        return function(jax.tree.map(whole, params, specs), *args)
+
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(specs, *given), out_specs=result, check_vma=False)
 
 
 # What follows runs inside of a `shard_map` over the mesh.

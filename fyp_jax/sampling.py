@@ -24,7 +24,7 @@ from fyp_jax.config import SampleConfig, save_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.trained_parts import read_trained_parts
 from fyp_jax.diffusion import ddim
-from fyp_jax.diffusion.schedule import ScheduleConfig
+from fyp_jax.diffusion.schedule import ScheduleConfig, mixed_noise
 from fyp_jax.errors import UserError
 from fyp_jax.media.outputs import new_run_folder, write_clip
 from fyp_jax.media.pose import configured_pose, pose_path
@@ -77,29 +77,25 @@ def guided(
     def denoise(z: Latents, t: Int[Array, ""]) -> Latents:
         if mesh is None:
             return predict(params, z, t, texts, poses, shares)
-        specs = parallel.parameter_specs(params, mesh, parallel.AXES)
 
         def on_device(params: Params, *given: Any) -> Latents:
-            return jax.lax.psum(predict(jax.tree.map(parallel.whole, params, specs), *given), "data")
+            return jax.lax.psum(predict(params, *given), "data")
 
         halves, frames = P("data"), P(None, "frame")
-        given = (specs, frames, P(), halves, None if poses is None else P("data", "frame"), halves)
-        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=given, out_specs=frames, check_vma=False)
+        given = (frames, P(), halves, None if poses is None else P("data", "frame"), halves)
+        mapped = parallel.with_whole_parameters(on_device, params, mesh, given, frames)
         return mapped(params, z, t, texts, poses, shares)
 
     return denoise
 
 
 def starting_noise(key: jax.Array, shape: tuple[int, int, int, int, int], shared: float) -> Latents:
-    """Standard normal [b f h w c]; `shared` of its variance is the same in all frames of a clip.
-
-    The mixed noise of Ge et al. 2023 (Preserve Your Own Correlation, section 4.2).
-    """
+    """Standard normal [b f h w c]; `shared` of its variance is the same in all frames of a clip."""
     own = jax.random.normal(key, shape)
     if not shared:
         return own
     same = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, *shape[2:]))
-    return jnp.sqrt(shared) * same + jnp.sqrt(1 - shared) * own
+    return mixed_noise(same, own, shared)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,17 +183,9 @@ class Sampler:
         mesh = self.mesh
 
         def on_mesh(params: Params, clip: Any) -> Any:
-            specs = parallel.parameter_specs(params, mesh, parallel.AXES)
-
-            def on_device(params: Params, clip: Any) -> Any:
-                return function(jax.tree.map(parallel.whole, params, specs), clip)
-
             frames = P(None, "frame")
             # Devices of `data` do the same, so that each has what its half of guidance needs.
-            mapped = jax.shard_map(
-                on_device, mesh=mesh, in_specs=(specs, frames), out_specs=frames, check_vma=False
-            )
-            return mapped(params, clip)
+            return parallel.with_whole_parameters(function, params, mesh, (frames,), frames)(params, clip)
 
         return on_mesh
 
@@ -320,7 +308,6 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
     folder = PipelineFolder(config.pretrained, parts=() if config.random_weights else ("vae", "text_encoder"))
     frozen = folder.frozen_models()
     dtype = jnp.dtype(config.dtype)
-
     mesh = sampling_mesh(config, jax.devices())
 
     def build(unet_config: UNet3DConfig) -> Sampler:

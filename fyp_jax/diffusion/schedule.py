@@ -89,6 +89,14 @@ def add_noise(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: Schedul
     return jnp.sqrt(alpha) * z0 + jnp.sqrt(1 - alpha) * noise
 
 
+def mixed_noise(same: Float[Array, "..."], own: Float[Array, "..."], shared: float) -> Float[Array, "..."]:
+    """Standard normal, from two such; `shared` is the share of the variance that comes from `same`.
+
+    Ge et al. 2023 (Preserve Your Own Correlation), section 4.2: `same` for all frames of a clip.
+    """
+    return jnp.sqrt(shared) * same + jnp.sqrt(1 - shared) * own
+
+
 def target(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
     """What a model shall predict at z_t: the noise, or v where the schedule says so (`to_z0_and_eps`)."""
     if schedule.prediction_type == "epsilon":

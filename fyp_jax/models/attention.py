@@ -36,17 +36,20 @@ def attend(
     groups, frames, queries = q.shape[:3]
     scores = queries * sum(k.shape[2] for k in keys)
     if scores < HEAD_BY_HEAD:
-        everything = [
-            jnp.concatenate([jnp.broadcast_to(t, (groups, frames, *t.shape[2:])) for t in parts], axis=2)
-            for parts in (keys, values)
-        ]
-        merged = (rearrange(t, "g f n h d -> (g f) n h d") for t in (q, *everything))
+        everything = (q, together(keys, frames), together(values, frames))
+        merged = (rearrange(t, "g f n h d -> (g f) n h d") for t in everything)
         return jax.nn.dot_product_attention(*merged).reshape(q.shape)
     heads_first = jax.tree.map(lambda t: rearrange(t, "g f n h d -> (g h) f n d"), (q, keys, values))
     fitting = (i for i in range(1, queries) if queries % i == 0 and scores <= i * BLOCK)
     blocks = next(fitting, queries)
     out = _one_by_one(functools.partial(_one_head, blocks=blocks), heads_first)
     return rearrange(out, "(g h) f n d -> g f n h d", g=groups)
+
+
+def together(parts: Sequence[Float[Array, "g _ _ h d"]], frames: int) -> Float[Array, "g {frames} m h d"]:
+    """All tokens that each frame reads, with a copy for each of what they share."""
+    copies = [jnp.broadcast_to(t, (t.shape[0], frames, *t.shape[2:])) for t in parts]
+    return jnp.concatenate(copies, axis=2)
 
 
 def _one_by_one(function: Callable[[Any], Array], arrays: Any) -> Array:

@@ -100,11 +100,7 @@ def plain_attention() -> Iterator[None]:
     """While it is open, attention is traced as softmax(q k^T / sqrt(d)) v, all groups and heads at once."""
 
     def attend(q: jax.Array, keys: Sequence[jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        for_each = [
-            jnp.concatenate([jnp.broadcast_to(t, (*q.shape[:2], *t.shape[2:])) for t in parts], axis=2)
-            for parts in (keys, values)
-        ]
-        k, v = for_each
+        k, v = (attention.together(parts, q.shape[1]) for parts in (keys, values))
         scores = jnp.einsum("gfnhd,gfmhd->gfhnm", q, k) * q.shape[-1] ** -0.5
         return jnp.einsum("gfhnm,gfmhd->gfnhd", jax.nn.softmax(scores, axis=-1), v)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, target
+from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, mixed_noise, target
 from fyp_jax.models.frozen import FrozenModels
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
@@ -53,7 +53,7 @@ def draw(
     """Random numbers by key, by a clip's place in the global batch, and by a frame's place in the clip.
 
     So they are the same however the batch is shared out. `latent` is (height, width, channels). All frames of
-    a clip have `shared_noise` of the noise's variance in common (`sampling.starting_noise`).
+    a clip have `shared_noise` of the noise's variance in common (`mixed_noise`).
     """
 
     def of_clip(clip: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
@@ -65,8 +65,7 @@ def draw(
         normals = jax.vmap(of_frame)(frames)
         if shared_noise:
             same = jax.random.normal(jax.random.fold_in(timestep_key, 1), latent)
-            noise = jnp.sqrt(shared_noise) * same[None] + jnp.sqrt(1 - shared_noise) * normals[:, 0]
-            normals = normals.at[:, 0].set(noise)
+            normals = normals.at[:, 0].set(mixed_noise(same[None], normals[:, 0], shared_noise))
         return jax.random.randint(timestep_key, (), 0, timesteps), normals
 
     t, normals = jax.vmap(of_clip)(clips)
