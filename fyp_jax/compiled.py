@@ -4,17 +4,19 @@ A line of JSON that says what they were made for, then a pickle. Like any pickle
 opened: take such files from people only from whom you would take a program.
 """
 
+import contextlib
 import json
 import os
 import pickle
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.video import writing
@@ -24,7 +26,7 @@ MadeFor = dict[str, str]
 
 
 def save_programs(file: Path, programs: Mapping[str, jax.stages.Compiled], made_for: MadeFor) -> None:
-    """Write compiled programs. Raises UserError where the disk says no."""
+    """Write programs that were `compiled_anew`. Raises UserError where the disk says no."""
     serialised = {name: serialize_executable.serialize(program) for name, program in programs.items()}
     with writing(file):
         file.write_bytes(json.dumps(made_for).encode() + b"\n" + pickle.dumps(serialised))
@@ -104,3 +106,23 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "fyp_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """While it is open, no program comes from JAX's cache, and none goes there.
+
+    One that comes from the cache cannot be saved: written by a CPU's runtime a second time (jaxlib 0.10), it
+    lacks functions that it calls. One for a topology without its devices can be put there, but not got back.
+    """
+    kept: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    _enable_cache(False)
+    try:
+        yield
+    finally:
+        _enable_cache(kept)
+
+
+def _enable_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # JAX asks once whether there is one, and remembers

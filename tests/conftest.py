@@ -28,6 +28,8 @@ jax.config.update("jax_num_cpu_devices", 8)  # a mesh to try; what is not told o
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of a test's time is compilation: small programs do not need the best code.
 jax.config.update("jax_disable_most_optimizations", True)
+# Commands that run in this process would turn it on, for all tests that come after.
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

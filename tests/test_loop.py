@@ -32,6 +32,7 @@ from fyp_jax.training.state import TrainState
 from fyp_jax.training.step import make_step
 
 CLIPS, FRAMES = 4, 2
+ENABLED = "jax_enable_compilation_cache"
 SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 
@@ -47,8 +48,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def equal_programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Each run makes its step anew; what was compiled is found again on disk, as a restarted run finds it."""
-    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", SHORTEST)}
+    before = {name: getattr(jax.config, name) for name in (ENABLED, "jax_compilation_cache_dir", SHORTEST)}
+    jax.config.update(ENABLED, True)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    compilation_cache.reset_cache()
     jax.config.update(SHORTEST, 0.0)
     yield
     for name, value in before.items():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fyp_jax.compiled import compiled_anew
 from fyp_jax.errors import reason
 from fyp_jax.tpu import hlo
 from fyp_jax.tpu.programs import Program
@@ -88,7 +89,8 @@ def measure(
     lowered = program.lower()
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with compiled_anew():
+            compiled = lowered.compile()
     except RuntimeError as error:
         over = next((found for form in OVER if (found := form.search(str(error)))), None)
         if over is None:
