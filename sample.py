@@ -37,7 +37,7 @@ def main() -> None:
     config = parse(sys.argv[1:])
     if config.random_weights:
         print("The weights are random: this clip shows that everything runs, not what a trained model makes.")
-    from fyp_jax.compiled import keep_compiled  # after the arguments are known to be good: it takes seconds
+    from fyp_jax.kept import keep_compiled  # after the arguments are known to be good: it takes seconds
     from fyp_jax.sampling import sample_to_files
 
     keep_compiled()

@@ -27,6 +27,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "diffusers>=0.39,<0.40",  # the last with Flax models
         "transformers>=4.57,<5",  # the last with Flax CLIP
+        "tokenizers>=0.22,<1",  # a start that has its programs needs no more of transformers
         "huggingface-hub>=0.34,<1",
         "safetensors>=0.6,<1",
         "optax>=0.2.6,<0.3",

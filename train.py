@@ -23,7 +23,7 @@ def parse(argv: list[str]) -> TrainConfig:
 
 def main() -> None:
     config = parse(sys.argv[1:])
-    from fyp_jax.compiled import keep_compiled  # after the arguments are known to be good: it takes seconds
+    from fyp_jax.kept import keep_compiled  # after the arguments are known to be good: it takes seconds
     from fyp_jax.training.loop import train
 
     keep_compiled()

@@ -6,8 +6,8 @@ opened: take such files from people only from whom you would take a program.
 
 import contextlib
 import json
-import os
 import pickle
+import platform
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -19,7 +19,9 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from fyp_jax.errors import UserError, reason
+from fyp_jax.kept import keep, keeping_file
 from fyp_jax.media.video import writing
+from fyp_jax.versions import code_crc32
 
 MadeFor = dict[str, str]
 """All that a program depends on, each with a name that a user knows."""
@@ -27,9 +29,13 @@ MadeFor = dict[str, str]
 
 def save_programs(file: Path, programs: Mapping[str, jax.stages.Compiled], made_for: MadeFor) -> None:
     """Write programs that were `compiled_anew`. Raises UserError where the disk says no."""
-    serialised = {name: serialize_executable.serialize(program) for name, program in programs.items()}
     with writing(file):
-        file.write_bytes(json.dumps(made_for).encode() + b"\n" + pickle.dumps(serialised))
+        file.write_bytes(_serialised(programs, made_for))
+
+
+def _serialised(programs: Mapping[str, jax.stages.Compiled], made_for: MadeFor) -> bytes:
+    found = {name: serialize_executable.serialize(program) for name, program in programs.items()}
+    return json.dumps(made_for).encode() + b"\n" + pickle.dumps(found)
 
 
 def load_programs(file: str, made_for: MadeFor, devices: Sequence[Any]) -> dict[str, Callable[..., Any]]:
@@ -77,35 +83,43 @@ def _checked(file: str, program: jax.stages.Compiled) -> Callable[..., Any]:
     return call
 
 
+def kept_programs(
+    what: str, made_for: MadeFor, devices: Sequence[Any], make: Callable[[], dict[str, jax.stages.Compiled]]
+) -> Mapping[str, Callable[..., Any]]:
+    """Programs that an earlier start kept, or make() now; none where nothing is kept, or on several hosts.
+
+    JAX's cache spares a start the compiling; this spares it the tracing, too.
+    """
+    file = keeping_file(what, made_for)
+    if file is None or jax.process_count() > 1:
+        return {}
+    with contextlib.suppress(UserError):  # not there, or cut off
+        return load_programs(str(file), made_for, devices)
+    with compiled_anew() if devices[0].platform == "cpu" else contextlib.nullcontext():
+        programs = make()
+    keep(file, _serialised(programs, made_for))
+    return programs
+
+
 def here(devices: Sequence[Any]) -> MadeFor:
     """What a program depends on beside its config: devices, versions, and the code that it was made from."""
     packages = ("jax", "jaxlib", "flax", "optax", *(("libtpu",) if devices[0].platform == "tpu" else ()))
     return {
         "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **({"cpu": _instructions()} if devices[0].platform == "cpu" else {}),
         **{name: metadata.version(name) for name in packages},
-        "fyp_jax": f"code {_code():08x}",
+        "fyp_jax": f"code {code_crc32():08x}",
     }
 
 
-def _code() -> int:
-    """CRC-32 of this package's modules."""
-    root, crc = Path(__file__).parent, 0
-    for file in sorted(root.rglob("*.py")):
-        crc = zlib.crc32(file.read_bytes(), zlib.crc32(str(file.relative_to(root)).encode(), crc))
-    return crc
-
-
-def keep_compiled() -> None:
-    """From now on programs are kept, by JAX's persistent compilation cache: a second start need not compile.
-
-    They stand in $JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/fyp_jax (below $XDG_CACHE_HOME, if that is
-    set). JAX_ENABLE_COMPILATION_CACHE=false keeps none.
-    """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "fyp_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def _instructions() -> str:
+    """Those that this machine's processor has, as a checksum: code that uses others would end the process."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()} {zlib.crc32(flags.encode()):08x}"
 
 
 @contextlib.contextmanager

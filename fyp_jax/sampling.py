@@ -6,12 +6,12 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int, UInt8
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax import compiled, parallel, trees
 from fyp_jax.checkpoint import inference_shapes, load_inference
-from fyp_jax.compiled import MadeFor, load_programs
+from fyp_jax.compiled import MadeFor, kept_programs, load_programs
 from fyp_jax.config import SampleConfig, save_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.trained_parts import read_trained_parts
@@ -98,6 +98,13 @@ def starting_noise(key: jax.Array, shape: tuple[int, int, int, int, int], shared
     return mixed_noise(same, own, shared)
 
 
+class Call(NamedTuple):
+    """Of one of a sampler's programs."""
+
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
     """The models of one pipeline without their weights, and its four compiled programs.
@@ -113,15 +120,17 @@ class Sampler:
     mesh: Mesh | None = None
     """Devices that share a clip; None: one does it all."""
     compiled: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
-    """Programs by their method's name, compiled before, to be used in its place."""
+    """Programs by their method's name, compiled before, to be used in its place ..."""
+    compiled_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """... by calls that give these arguments no other value."""
 
     def __post_init__(self):
         """Raises UserError where the UNet does not fit the VAE or the text encoder."""
         config = self.unet.config
         for what, ours, theirs in (
-            ("text width", config.cross_attention_dim, self.frozen.text_width),
-            ("latent channels", config.in_channels, self.frozen.vae.latent_channels),
-            ("pixels for one latent", DOWNSCALE, self.frozen.downscale),
+            ("text width", config.cross_attention_dim, self.frozen.facts.text_width),
+            ("latent channels", config.in_channels, self.frozen.facts.latent_channels),
+            ("pixels for one latent", DOWNSCALE, self.frozen.facts.downscale),
         ):
             if ours != theirs:
                 raise UserError(
@@ -150,8 +159,12 @@ class Sampler:
         Without a skeleton the text alone makes it, and `size` is its frames, height and width. ValueError
         unless one of the two is given, with frames and with sides that are multiples of 8 pixels.
         `on_step` is called behind each step. A prompt that is too long for the text encoder is cut, with a
-        warning that says what went.
+        warning that says what went. UserError where the sampler's compiled programs are for another clip.
         """
+        given = {"steps": steps, "guide_pose": guide_pose, "eta": eta, "decode_frames": decode_frames}
+        for name, value in self.compiled_for.items():
+            if given[name] != value:
+                raise UserError(f"the compiled programs are for {name}={value}, not {given[name]}")
         shape = size if skeleton is None else skeleton.shape[:3]
         if shape is None or (skeleton is not None and size is not None):
             raise ValueError("give a skeleton or a size, one of them")
@@ -201,6 +214,41 @@ class Sampler:
                 "a prompt is longer than %d tokens; this part of it is not seen: %r", ids.shape[1], cut
             )
         return ids
+
+    def calls(self, config: SampleConfig, params: Params, devices: Sequence[Any]) -> dict[str, Call]:
+        """How a config's clips call the four programs, or three without a pose; shapes in place of arrays.
+
+        `params` are arrays or their shapes, where they stand.
+        """
+
+        def shaped(
+            shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P | None = None
+        ) -> jax.ShapeDtypeStruct:
+            place = NamedSharding(self.mesh, spec or P()) if self.mesh else SingleDeviceSharding(devices[0])
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        frames, height, width = config.pose.frames, config.height, config.width
+        by_frames, facts = P(None, "frame"), self.frozen.facts
+        sides = (height // DOWNSCALE, width // DOWNSCALE)
+        noise = shaped((1, frames, *sides, self.unet.config.in_channels), spec=by_frames)
+        ids = shaped((1, facts.tokens), jnp.int32)
+        text = shaped((1, facts.tokens, facts.text_width))
+        number, guidance, key = shaped((), jnp.int32), shaped(()), shaped((), jax.random.key(0).dtype)
+        found, features = {"encode_text": Call((params, ids), {})}, None
+        if config.pose.path is not None:
+            skeleton = shaped((1, frames, height, width, 3), spec=by_frames)
+            found["encode_pose"] = Call((params, skeleton), {})
+            maps = jax.eval_shape(self.pose_encoder.apply, {"params": params["pose_encoder"]}, skeleton)
+            features = [shaped(x.shape, x.dtype, by_frames) for x in maps]
+        how = {"steps": config.steps, "guide_pose": config.guide_pose, "eta": config.eta}
+        found["denoise"] = Call((params, noise, number, text, text, features, guidance, key), how)
+        found["decode"] = Call((params, noise), {"chunk": config.decode_frames})
+        return found
+
+    def lower(self, name: str, call: Call) -> jax.stages.Lowered:
+        """One of the four programs, traced for a call and not yet compiled."""
+        return getattr(type(self), name).lower(self, *call.args, **call.static)
 
     @functools.partial(jax.jit, static_argnames=("self",))
     def encode_text(self, params: Params, ids: Int[Array, "b l"]) -> Text:
@@ -269,6 +317,11 @@ def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
     return parallel.make_mesh(config.mesh, devices[:size])
 
 
+def used_devices(mesh: Mesh | None, devices: Sequence[Any]) -> list[Any]:
+    """Those of a mesh; without one the first."""
+    return list(devices[:1] if mesh is None else mesh.devices.flatten())
+
+
 def make_sampler(
     config: SampleConfig,
     frozen: FrozenModels,
@@ -293,16 +346,18 @@ def sampler_made_for(config: SampleConfig, sampler: Sampler, devices: Sequence[A
             for name in ("steps", "guide_pose", "eta", "dtype", "decode_frames")
         },
         "unet": str(sampler.unet.config.sizes()),
-        **sampler.frozen.sizes(),
+        **sampler.frozen.facts.sizes,
         "schedule": str(sampler.schedule),
         "mesh": f"data={config.mesh.data} frame={config.mesh.frame}",
         **compiled.here(devices),
     }
 
 
-def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
+def load_sampler(config: SampleConfig, keep: bool = False) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
     """Models and weights of a config, and a record of the weights for whoever repeats the run.
 
+    With `keep` the programs are compiled for clips of just this config, or are those that an earlier start
+    kept (fyp_jax.kept); otherwise each is compiled when it is first called.
     Raises UserError where weights are missing, cannot be read, or do not fit each other.
     """
     folder = PipelineFolder(config.pretrained, parts=() if config.random_weights else ("vae", "text_encoder"))
@@ -315,7 +370,7 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
 
     if config.random_weights:
         sampler, origin = build(folder.unet_config()), {"random": True}
-        drawn = random_params(inference_shapes(sampler.unet.config) | frozen.shapes(), seed=0)
+        drawn = random_params(inference_shapes(sampler.unet.config) | frozen.facts.shapes, seed=0)
         params = drawn | {part: _cast(drawn[part], dtype) for part in ("unet", "pose_encoder")}
     else:
         if config.checkpoint is not None:
@@ -340,11 +395,28 @@ def load_sampler(config: SampleConfig) -> tuple[Sampler, dict[str, Any], dict[st
     params = (
         jax.tree.map(jnp.asarray, params) if mesh is None else parallel.place(params, mesh, parallel.AXES)
     )
+    devices = used_devices(mesh, jax.local_devices())
+    made_for = sampler_made_for(config, sampler, devices)
+    programs = {}
     if config.compiled is not None:
-        devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flatten())
-        programs = load_programs(config.compiled, sampler_made_for(config, sampler, devices), devices)
-        sampler = dataclasses.replace(sampler, compiled=programs)
+        programs = load_programs(config.compiled, made_for, devices)
+    elif keep:
+        made_for["parameters"] = str({part: sorted(_dtypes(params[part])) for part in params})
+
+        def make() -> dict[str, jax.stages.Compiled]:
+            calls = sampler.calls(config, params, devices)
+            return {name: sampler.lower(name, call).compile() for name, call in calls.items()}
+
+        programs = kept_programs("sampler", made_for, devices, make)
+    if programs:
+        names = ("steps", "guide_pose", "eta", "decode_frames")
+        compiled_for = {name: getattr(config, name) for name in names}
+        sampler = dataclasses.replace(sampler, compiled=programs, compiled_for=compiled_for)
     return sampler, params, record
+
+
+def _dtypes(tree: Params) -> set[str]:
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 
 def checksum(params: Params) -> int:
@@ -362,13 +434,14 @@ def _cast(tree: Params, dtype: jnp.dtype) -> Any:
 def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     """Make the clips of a config, one for each prompt, in a new folder below `config.out`.
 
-    Yields the mp4 of each when its four files are written. Raises UserError as its parts do.
+    Yields the mp4 of each when its four files are written. Raises UserError as its parts do. Of several hosts
+    the first writes.
     """
     parallel.initialize(config.mesh)
     poses = configured_pose(config.pose, config.height, config.width)
-    sampler, params, weights = load_sampler(config)
+    sampler, params, weights = load_sampler(config, keep=True)
     sampler.schedule.timesteps(config.steps)  # tell of a wrong number before a folder is made
-    folder = new_run_folder(Path(config.out))
+    folder = new_run_folder(Path(config.out)) if jax.process_index() == 0 else None
     pose, origin = config.pose, None
     if pose.path is not None and poses is not None:
         pose_file = pose_path(pose.path).absolute()
@@ -376,7 +449,8 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
         # The pose by its whole path, so that the run can be made again from another folder.
         own_clip = not Path(pose.path).exists()
         pose = pose if own_clip else dataclasses.replace(pose, path=str(pose_file))
-    save_config(dataclasses.replace(config, pose=pose), folder / "config.yaml")
+    if folder is not None:
+        save_config(dataclasses.replace(config, pose=pose), folder / "config.yaml")
     record = {
         "pose": origin,
         "weights": weights,
@@ -402,4 +476,5 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
                 on_step=bar.update,
             )
             of_this = {"prompt": prompt, "seed": config.seed} | record
-            yield write_clip(folder, number, prompt, video, poses, config.fps, of_this)
+            if folder is not None:
+                yield write_clip(folder, number, prompt, video, poses, config.fps, of_this)

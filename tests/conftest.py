@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from fyp_jax.convert.torch_names import from_torch  # noqa: E402
+from fyp_jax.kept import keep_compiled  # noqa: E402
 from fyp_jax.models.unet import UNet3DConfig  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # a mesh to try; what is not told of it runs on the first
@@ -74,6 +77,21 @@ def kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def kept_folder(tmp_path: Path) -> Iterator[Path]:
+    """For one test this process keeps what it compiles, as sample.py does, in a folder of its own."""
+    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+    keep_compiled()
+    yield tmp_path / "cache"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 class Oracle(NamedTuple):

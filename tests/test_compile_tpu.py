@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 import tiny
@@ -206,22 +205,7 @@ def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: 
         train(other)
 
 
-@pytest.fixture
-def cached(tmp_path: Path) -> Iterator[None]:
-    """JAX's compilation cache, as sample.py has it, and nothing in it."""
-    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
-    compiled.keep_compiled()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.mark.usefixtures("cached")
+@pytest.mark.usefixtures("kept_folder")
 def test_sampling_with_programs_that_were_compiled_before(pipeline: Path, tmp_path: Path):
     overrides = [f"pretrained={pipeline}", "steps=3", "pose.frames=2", "random_weights=true"]
     file = tmp_path / "sampler.compiled"
@@ -238,7 +222,9 @@ def test_sampling_with_programs_that_were_compiled_before(pipeline: Path, tmp_pa
     assert np.array_equal(*videos)
     assert len(calls) == 6, "the progress bar reaches its end"
     with pytest.raises(UserError, match="does not fit this run"):
-        sampler(params, "x", np.ones((3, 64, 64, 3), np.float32), steps=3)
+        sampler(params, "x", np.ones((3, 64, 64, 3), np.float32), **how)
+    with pytest.raises(UserError, match="are for steps=3, not 4"):
+        sampler(params, "x", skeleton, steps=4, guide_pose=True)
     with pytest.raises(UserError, match="steps=3, here 4"):
         load_sampler(load_config(SampleConfig, SAMPLE, [*overrides, "steps=4", f"compiled={file}"]))
 

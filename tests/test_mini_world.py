@@ -118,7 +118,5 @@ def test_every_word_of_every_caption_is_one_token():
             ids, cut = models.tokenize(text)
             words = re.findall(r"[a-z]+|,", text.lower())
             assert not cut
-            assert models.tokenizer.convert_ids_to_tokens(ids[0, 1 : 1 + len(words)]) == [
-                w + "</w>" for w in words
-            ]
-            assert ids[0, 1 + len(words)] == models.tokenizer.eos_token_id
+            tokens = [models.tokenizer.id_to_token(token) for token in ids[0, : 2 + len(words)]]
+            assert tokens == ["<|startoftext|>", *(w + "</w>" for w in words), "<|endoftext|>"]

@@ -1,6 +1,7 @@
 """A pipeline folder that PyTorch wrote, through our models, against PyTorch's own."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,13 +100,13 @@ def test_scaling_factor_of_old_configs(pipeline_folder: Path, tmp_path: Path):
     config = json.loads((folder / "vae" / "config.json").read_text())
     del config["scaling_factor"]
     (folder / "vae" / "config.json").write_text(json.dumps(config))
-    assert PipelineFolder(str(folder)).frozen_models().vae.scaling_factor == 0.18215
-    assert PipelineFolder(str(pipeline_folder)).frozen_models().vae.scaling_factor == 0.13
+    assert PipelineFolder(str(folder)).frozen_models().facts.scaling_factor == 0.18215
+    assert PipelineFolder(str(pipeline_folder)).frozen_models().facts.scaling_factor == 0.13
 
 
 def test_sizes_of_frozen_models(frozen: Frozen):
-    assert frozen.models.downscale == 8
-    assert frozen.models.text_width == 32
+    assert frozen.models.facts.downscale == 8
+    assert frozen.models.facts.text_width == 32
 
 
 # ---- text
@@ -133,6 +134,17 @@ def test_tokens(frozen: Frozen, pipeline_folder: Path, prompt: str):
         theirs = kind.from_pretrained(pipeline_folder / "tokenizer")
         wanted = theirs(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="np")
         assert ids.tolist() == wanted.input_ids.tolist(), f"{kind.__name__} gives other ids"
+
+
+def test_tokens_of_any_text():
+    """Ideographs, pictures, marks without width, upper case and spaces of all kinds."""
+    folder, draw = PipelineFolder("mini", parts=()), random.Random(0)
+    theirs = CLIPTokenizer.from_pretrained(folder.path / "tokenizer")
+    models = folder.frozen_models()
+    for _ in range(200):
+        text = "".join(draw.choice("abc XYZ.,!'\"é0😀漢ﬁ\u200b\u00a0-\n") for _ in range(draw.randint(0, 60)))
+        wanted = theirs(text, padding="max_length", max_length=models.facts.tokens, truncation=True)
+        assert models.tokenize(text)[0].tolist() == [wanted.input_ids], repr(text)
 
 
 @pytest.mark.parametrize(("length", "cut"), [(0, ""), (74, ""), (75, ""), (76, "x"), (80, "abcdx")])
@@ -309,7 +321,7 @@ def test_nonexistent_folder(name: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("name", "predicts"), [("mini", "v_prediction"), ("sd14", "epsilon")])
 def test_sizes_of_our_own(name: str, predicts: str):
     folder = PipelineFolder(name)
-    assert folder.frozen_models().text_width == folder.unet_config().cross_attention_dim
+    assert folder.frozen_models().facts.text_width == folder.unet_config().cross_attention_dim
     assert folder.schedule() == ScheduleConfig(prediction_type=predicts)
 
 

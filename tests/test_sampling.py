@@ -146,7 +146,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_told(
     long = "robot " * 30
     with caplog.at_level(logging.WARNING):
         sampler(params, long + "umbrella", poses, steps=2, guidance=2.0)
-    assert f"{sampler.frozen.tokenizer.model_max_length} tokens" in caplog.text
+    assert f"{sampler.frozen.facts.tokens} tokens" in caplog.text
     assert "umbrella" in caplog.text
 
 

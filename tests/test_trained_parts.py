@@ -32,7 +32,7 @@ def after_both_stages(folder: PipelineFolder) -> dict[str, dict]:
     """The folder's image UNet, with everything drawn anew that the two stages train."""
     drawn = trees.flatten(random_params(inference_shapes(tiny.UNET), seed=9))
     image = {f"unet/{path}": x for path, x in trees.flatten(folder.image_unet(tiny.UNET)).items()}
-    encoders = {path: 0 for path in trees.flatten(folder.frozen_models().shapes())}
+    encoders = {path: 0 for path in trees.flatten(folder.frozen_models().facts.shapes)}
     trained = [STAGES[name].trains(drawn | encoders) for name in ("pose", "motion")]
     changed = {path for path in drawn if any(stage[path] for stage in trained)}
     return trees.unflatten({path: x if path in changed else image.get(path, x) for path, x in drawn.items()})

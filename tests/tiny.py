@@ -80,7 +80,7 @@ def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
 def write_weights(pipeline: Path, folder: Path) -> None:
     """A pipeline folder like the other, with drawn weights."""
     whole = PipelineFolder(str(pipeline), parts=())
-    params = random_params(inference_shapes(UNET) | whole.frozen_models().shapes(), seed=4)
+    params = random_params(inference_shapes(UNET) | whole.frozen_models().facts.shapes, seed=4)
     whole.write_with(params, folder, {})
 
 
@@ -121,7 +121,7 @@ def networks(stage: str, compute: Compute) -> Networks:
 
 def params(models: Networks) -> dict[str, Any]:
     """By path; nothing is zero, so that each gradient is felt."""
-    return trees.flatten(random_params(inference_shapes(UNET) | models.frozen.shapes(), seed=0))
+    return trees.flatten(random_params(inference_shapes(UNET) | models.frozen.facts.shapes, seed=0))
 
 
 def state(models: Networks, stage: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -7,7 +7,7 @@ from fyp_jax.convert.pipeline_folder import find_folder
 from fyp_jax.convert.torch_files import find_weights, read_weights
 from fyp_jax.convert.torch_names import from_torch_like
 from fyp_jax.errors import UserError
-from fyp_jax.models.frozen import Clip
+from fyp_jax.models.clip import Clip
 
 
 def load_clip(name: str) -> tuple[Clip, dict[str, Any]]:

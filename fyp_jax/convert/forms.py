@@ -34,7 +34,7 @@ def pipeline_contents(weights: Weights, pipeline: PipelineFolder, ending: str = 
     classed = {"_class_name": "UNet2DConditionModel", "_diffusers_version": metadata.version("diffusers")}
     replaced = torch_weights({name: tree for name, tree in weights.models.items() if name in WEIGHTED})
     own = [name for name in ENCODERS if name in weights.models]
-    shapes = pipeline.frozen_models().shapes() if own else {}
+    shapes = pipeline.frozen_models().facts.shapes if own else {}
     for name in own:
         what = f"the trained {name.replace('_', ' ')} against that of {pipeline.name}"
         trees.check_same(trees.flatten(weights.models[name]), trees.flatten(shapes[name]), what)

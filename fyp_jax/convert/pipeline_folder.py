@@ -91,7 +91,7 @@ class PipelineFolder:
 
     def frozen_params(self, models: FrozenModels, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
         """Float32 weights of these parts. Raises TreeMismatch where they do not fit the configuration."""
-        shapes, params = models.shapes(), {}
+        shapes, params = models.facts.shapes, {}
         for part in parts:
             arrays = self._read(part)
             if part == "vae":

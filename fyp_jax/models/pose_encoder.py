@@ -10,6 +10,7 @@ from einops import rearrange, reduce
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fyp_jax.kept import kept
 from fyp_jax.models.resnet import conv3x3
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import Maps
@@ -81,4 +82,8 @@ def init_pose_encoder(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
 @functools.cache
 def pose_encoder_shapes(config: UNet3DConfig) -> dict[str, Any]:
     """Names and shapes of the parameters, without computing them."""
-    return jax.eval_shape(lambda: init_pose_encoder(config, jax.random.key(0)))
+
+    def shapes() -> dict[str, Any]:
+        return jax.eval_shape(lambda: init_pose_encoder(config, jax.random.key(0)))
+
+    return kept("pose_encoder_shapes", {"config": str(config)}, shapes)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fyp_jax import trees
+from fyp_jax.kept import kept
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
 from fyp_jax.models.compute import Compute
 from fyp_jax.models.resnet import clip_group_norm, conv3x3
@@ -124,4 +125,8 @@ def draw_temporal(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
 @functools.cache
 def unet_shapes(config: UNet3DConfig) -> dict[str, Any]:
     """Names and shapes of the parameters, without computing them."""
-    return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
+
+    def shapes() -> dict[str, Any]:
+        return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
+
+    return kept("unet_shapes", {"config": str(config)}, shapes)

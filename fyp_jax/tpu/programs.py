@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
 
 from fyp_jax import parallel, trees
 from fyp_jax.checkpoint import inference_shapes
@@ -19,8 +18,7 @@ from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.flops import count_products, gradient_flops, total_flops
 from fyp_jax.models import attention
-from fyp_jax.models.pose_encoder import DOWNSCALE
-from fyp_jax.sampling import Sampler, make_sampler, sampler_made_for, sampling_mesh
+from fyp_jax.sampling import Call, Sampler, make_sampler, sampler_made_for, sampling_mesh, used_devices
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.objectives import OBJECTIVES, Draws, Networks
 from fyp_jax.training.optimizer import make_optimizer
@@ -29,6 +27,9 @@ from fyp_jax.training.start import start_shapes
 from fyp_jax.training.state import state_shapes
 from fyp_jax.training.step import configured_step, step_made_for
 from fyp_jax.types import Batch, Params
+
+PART = {"encode_text": "text_encoder", "encode_pose": "pose_encoder", "denoise": "unet", "decode": "vae"}
+"""Whose parameters a program of sampling uses; the others stand by."""
 
 SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
 """Hub ids of models that have the sizes of our `sd14`."""
@@ -127,7 +128,7 @@ def _needed_for_a_clip(config: TrainConfig) -> int:
     networks, trainable, frozen = start_shapes(plain, this_stage, None)
     batch = batch_shapes(plain, networks, 1)
     _, frames, height, width, _ = batch.video.shape
-    down, channels = networks.frozen.downscale, networks.unet.config.in_channels
+    down, channels = networks.frozen.facts.downscale, networks.unet.config.in_channels
     latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
     draws = Draws(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
 
@@ -143,62 +144,38 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], plain: bool 
     """The programs that make one clip, with a pose or without, on a config's mesh; `plain` as for a step."""
     if plain:
         config = dataclasses.replace(config, dtype="float32", decode_frames=config.pose.frames)
-    folder, dtype = PipelineFolder(config.pretrained, parts=()), jnp.dtype(config.dtype)
-    mesh = sampling_mesh(config, devices)
+    folder, mesh = PipelineFolder(config.pretrained, parts=()), sampling_mesh(config, devices)
     frozen, unet_config = folder.frozen_models(), folder.unet_config()
     sampler = make_sampler(config, frozen, folder.schedule(), unet_config, mesh)
     # The same, as if there were one device: how much there is to do.
     alone = make_sampler(config, frozen, folder.schedule(), unet_config, None)
-
-    def shaped(
-        shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P | None = None
-    ) -> jax.ShapeDtypeStruct:
-        sharding = SingleDeviceSharding(devices[0]) if mesh is None else NamedSharding(mesh, spec or P())
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    used = used_devices(mesh, devices)
+    runs = {"encode_text": 2, "denoise": config.steps}
 
     def stored(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-        spec = P() if mesh is None else parallel.parameter_spec(leaf.shape, mesh, parallel.AXES)
-        return shaped(leaf.shape, dtype, spec)
+        if mesh is None:
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=SingleDeviceSharding(devices[0]))
+        spec = parallel.parameter_spec(leaf.shape, mesh, parallel.AXES)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    own, theirs = inference_shapes(unet_config), frozen.shapes()
-    params = jax.tree.map(lambda leaf: stored(leaf, dtype), own)
+    own, theirs = inference_shapes(unet_config), frozen.facts.shapes
+    params = jax.tree.map(lambda leaf: stored(leaf, config.dtype), own)
     params |= jax.tree.map(lambda leaf: stored(leaf, jnp.float32), theirs)
-    frames, height, width = config.pose.frames, config.height, config.width
-    by_frames = P(None, "frame")
-    latents = (1, frames, height // DOWNSCALE, width // DOWNSCALE, unet_config.in_channels)
-    noise = shaped(latents, spec=by_frames)
-    ids = shaped(frozen.tokenize("")[0].shape, jnp.int32)
-    text = shaped((*ids.shape, frozen.text_width))
-    key = shaped((), jax.random.key(0).dtype)
-    features = None
-    if config.pose.path is not None:
-        skeleton = shaped((1, frames, height, width, 3), spec=by_frames)
-        encoded = jax.eval_shape(alone.encode_pose, params, skeleton)
-        features = [shaped(leaf.shape, leaf.dtype, by_frames) for leaf in encoded]
-    how = {"steps": config.steps, "guide_pose": config.guide_pose, "eta": config.eta}
-    number = shaped((), jnp.int32)
 
-    def program(name: str, runs: int, part: str, *args: Any, **static: Any) -> Program:
+    def program(name: str, call: Call) -> Program:
         def lower() -> jax.stages.Lowered:
             with plain_attention() if plain else contextlib.nullcontext():
-                return getattr(Sampler, name).lower(sampler, params, *args, **static)
+                return sampler.lower(name, call)
 
         # Not the jitted function itself: what is traced here must not be found in its cache.
-        counted = functools.partial(getattr(Sampler, name).__wrapped__, alone, **static)
+        counted = functools.partial(getattr(Sampler, name).__wrapped__, alone, **call.static)
         with plain_attention():
-            flops = total_flops(count_products(counted, params, *args))
-        others = {other: params[other] for other in params if other != part}
+            flops = total_flops(count_products(counted, *call.args))
+        others = {part: tree for part, tree in call.args[0].items() if part != PART[name]}
         beside = sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(others))
-        return Program(name, lower, runs, flops, beside)
+        return Program(name, lower, runs.get(name, 1), flops, beside)
 
-    found = [program("encode_text", 2, "text_encoder", ids)]
-    if features is not None:
-        found.append(program("encode_pose", 1, "pose_encoder", skeleton))
-    found.append(
-        program("denoise", config.steps, "unet", noise, number, text, text, features, shaped(()), key, **how)
-    )
-    found.append(program("decode", 1, "vae", noise, chunk=config.decode_frames))
-    used = devices[:1] if mesh is None else list(mesh.devices.flatten())
+    found = [program(name, call) for name, call in sampler.calls(config, params, used).items()]
     return Programs(found, len(used), sampler_made_for(config, sampler, used))
 
 

@@ -113,7 +113,7 @@ def reconstruct(networks: Networks, params: Params, batch: Batch, draws: Draws) 
     them, since the errors do not change when encoder and decoder agree on another scale.
     """
     frozen, video = networks.frozen, jnp.asarray(batch.video)
-    mean, std = (x * frozen.vae.scaling_factor for x in frozen.posterior(params, video))
+    mean, std = (x * frozen.facts.scaling_factor for x in frozen.posterior(params, video))
     again = frozen.decode_latents(params, mean + std * draws.posterior, chunk=video.shape[0] * video.shape[1])
     error = jnp.asarray(again, jnp.float32) - video
     divergence = 0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std)

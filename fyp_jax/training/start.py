@@ -51,7 +51,7 @@ def start(config: TrainConfig, stage: Stage, frame_axis: str | None) -> Start:
     if config.random_weights:
         folder = PipelineFolder(config.pretrained, parts=())
         unet_config, frozen_models = folder.unet_config(), folder.frozen_models(dtype)
-        params = random_params(inference_shapes(unet_config) | frozen_models.shapes(), config.seed)
+        params = random_params(inference_shapes(unet_config) | frozen_models.facts.shapes, config.seed)
         models, origin = MODELS[:2], origin | {"random": True}
     else:
         saved_config, saved = (None, {}) if config.init is None else load_inference(config.init)[:2]
@@ -71,7 +71,7 @@ def start(config: TrainConfig, stage: Stage, frame_axis: str | None) -> Start:
                 params[name] = frozen_models.init(name, jax.random.key(config.seed))
         trees.check_same(
             trees.flatten({name: params[name] for name in ENCODERS}),
-            trees.flatten(frozen_models.shapes()),
+            trees.flatten(frozen_models.facts.shapes),
             f"{config.init or config.pretrained}, VAE and text encoder",
         )
         models = tuple(name for name in MODELS if name not in read)
@@ -98,7 +98,7 @@ def start_shapes(
     """
     folder = PipelineFolder(config.pretrained, parts=())
     frozen_models, unet_config = folder.frozen_models(jnp.dtype(config.dtype)), folder.unet_config()
-    flat = trees.flatten(inference_shapes(unet_config) | frozen_models.shapes())
+    flat = trees.flatten(inference_shapes(unet_config) | frozen_models.facts.shapes)
     trained = stage.trains(flat)
     dtypes = {True: jnp.dtype(jnp.float32), False: jnp.dtype(config.frozen_dtype)}
 

@@ -134,7 +134,7 @@ def step_made_for(config: TrainConfig, networks: Networks, mesh: Mesh) -> MadeFo
     return {
         **kept,
         "unet": str(networks.unet.config.sizes()),
-        **networks.frozen.sizes(),
+        **networks.frozen.facts.sizes,
         "schedule": str(networks.schedule),
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         **compiled.here(list(mesh.devices.flatten())),
@@ -185,7 +185,7 @@ def sharded_gradient(
 
         def add_part(total: Arrays, part: tuple[Batch, Int[Array, "p"]]) -> tuple[Arrays, tuple[Any, Any]]:
             batch, clips = part
-            height, width = (side // networks.frozen.downscale for side in batch.video.shape[2:4])
+            height, width = (side // networks.frozen.facts.downscale for side in batch.video.shape[2:4])
             latent = (height, width, networks.unet.config.in_channels)
             timesteps = networks.schedule.num_train_timesteps
             draws = draw(key, clips, frame_numbers, latent, timesteps, networks.shared_noise)
