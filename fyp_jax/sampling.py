@@ -189,16 +189,19 @@ class Sampler:
         video = self._run("decode", params, z, chunk=decode_frames)
         return np.asarray((video if self.mesh is None else parallel.fetch(video, self.mesh))[0])
 
-    def _by_frames(self, function: Callable[[Params, Any], Any]) -> Callable[[Params, Any], Any]:
-        """A function of a model's parameters and a clip whose frames do not meet, each on its device."""
+    def _by_frames(self, function: Callable[[Params, Any], Any], frames: int) -> Callable[[Params, Any], Any]:
+        """A function of a model's parameters and a clip whose frames do not meet, each frame on one device.
+
+        Where they cannot be shared over both axes, devices of `data` do the same.
+        """
         if self.mesh is None:
             return function
         mesh = self.mesh
+        axes = ("frame", "data") if frames % mesh.size == 0 else ("frame",)
 
         def on_mesh(params: Params, clip: Any) -> Any:
-            frames = P(None, "frame")
-            # Devices of `data` do the same, so that each has what its half of guidance needs.
-            return parallel.with_whole_parameters(function, params, mesh, (frames,), frames)(params, clip)
+            shared = P(None, axes)
+            return parallel.with_whole_parameters(function, params, mesh, (shared,), shared)(params, clip)
 
         return on_mesh
 
@@ -264,7 +267,11 @@ class Sampler:
         def encode(params: Params, skeleton: Float[Array, "b f H W 3"]) -> list[Maps]:
             return self.pose_encoder.apply({"params": params}, skeleton)  # pyright: ignore
 
-        return self._by_frames(encode)(params["pose_encoder"], skeleton)
+        maps = self._by_frames(encode, skeleton.shape[1])(params["pose_encoder"], skeleton)
+        if self.mesh is None:
+            return maps
+        # Each half of guidance has all of them.
+        return jax.lax.with_sharding_constraint(maps, NamedSharding(self.mesh, P(None, "frame")))
 
     @functools.partial(jax.jit, static_argnames=("self", "steps", "guide_pose", "eta"), donate_argnames="z")
     def denoise(
@@ -293,7 +300,7 @@ class Sampler:
         def decode(vae: Params, latents: Latents) -> Any:
             return self.frozen.decode_latents({"vae": vae}, latents, chunk)
 
-        video = self._by_frames(decode)(params["vae"], latents)
+        video = self._by_frames(decode, latents.shape[1])(params["vae"], latents)
         return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 

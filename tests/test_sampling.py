@@ -18,7 +18,7 @@ from fyp_jax.errors import UserError
 from fyp_jax.flops import count_products, total_flops
 from fyp_jax.media.pose import PoseConfig, load_pose, pose_path
 from fyp_jax.models.unet import UNet3D
-from fyp_jax.parallel import MeshConfig
+from fyp_jax.parallel import MeshConfig, make_mesh
 from fyp_jax.sampling import Sampler, checksum, guided, load_sampler, sample_to_files, starting_noise
 
 MINI = SampleConfig(random_weights=True, prompt=["a robot"])
@@ -107,7 +107,7 @@ def test_a_skeleton_or_a_size(loaded: tuple, poses: np.ndarray):
 
 def test_files_of_the_text_alone(loaded: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The loop is left out: what its clips are is tested above, here is what a run writes down."""
-    monkeypatch.setattr(sampling, "load_sampler", lambda config: loaded)
+    monkeypatch.setattr(sampling, "load_sampler", lambda config, keep: loaded)
     monkeypatch.setattr(Sampler, "denoise", lambda self, params, noise, *_, **options: noise)
     pose = PoseConfig(path=None, frames=3)
     config = dataclasses.replace(MINI, pose=pose, height=64, width=64, out=str(tmp_path))
@@ -250,6 +250,23 @@ def test_devices_that_share_a_clip_make_the_same_one(tmp_path: Path):
     assert np.abs(videos[0] - videos[1]).max() <= 1  # rounding
     assert held[1][0] < held[0][0] / 3
     assert held[0][1] == held[1][1]
+
+
+@pytest.mark.parametrize(("frames", "on_a_device"), [(8, 2), (6, 3)])
+def test_frames_that_do_not_meet_are_shared_over_all_devices(loaded: tuple, frames: int, on_a_device: int):
+    """Six frames on two by two devices cannot be: there the two halves of guidance have the same ones."""
+    sampler, _, _ = loaded
+    mesh = make_mesh(MeshConfig(data=2, frame=2), jax.devices()[:4])
+    seen = []
+
+    def double(params: Any, clip: jax.Array) -> jax.Array:
+        seen.append(clip.shape[1])
+        return clip * params["factor"]
+
+    shared = dataclasses.replace(sampler, mesh=mesh)._by_frames(double, frames)
+    clip = jnp.arange(float(frames)).reshape(1, frames)
+    np.testing.assert_array_equal(shared({"factor": jnp.full((), 2.0)}, clip), 2 * clip)
+    assert seen == [on_a_device]
 
 
 @pytest.mark.parametrize(
