@@ -3,6 +3,7 @@
 step       one denoise step beside PyTorch diffusers' image UNet (the default; needs the torch extra)
 attention  forms of attention beside each other
 attention_tpu  the same, by what the TPU compiler makes of them
+motion     a step of the motion stage beside the same one written the plain way
 start      the first start of sample.py, and the second with kept programs
 data       the data loader beside plain PyAV decoding
 
@@ -12,7 +13,7 @@ data       the data loader beside plain PyAV decoding
 import importlib
 import sys
 
-TOPICS = ("step", "attention", "attention_tpu", "start", "data")
+TOPICS = ("step", "attention", "attention_tpu", "motion", "start", "data")
 
 
 def main() -> None:

@@ -66,6 +66,22 @@ def test_attention_benchmark_shows_ours():
     assert re.search(r"in blocks \(ours\) +\d+ ms +\d+ GFLOP/s", done.stdout), done.stdout
 
 
+def test_motion_benchmark_compares_the_same_step():
+    """The plain way trains all of the UNet and gives nothing back, and has the same loss."""
+    small = ["--size", "mini", "--side", "8", "--frames", "2", "--runs", "1"]
+    command = [sys.executable, "scripts/benchmark.py", "motion", *small]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = dict(re.findall(r"^ *([a-z, A-Z]+?)  +([\d. ]+)$", done.stdout, re.MULTILINE))
+    ours, plain, ratio = map(float, rows["memory, GiB"].split())
+    assert ratio > 1.5, done.stdout
+    assert plain > ours
+    assert len(rows["a step, s"].split()) == 3
+    losses = re.search(r"loss of the first step: ([\d.]+), ([\d.]+)", done.stdout)
+    assert losses, done.stdout
+    np.testing.assert_allclose(*map(float, losses.groups()), rtol=1e-4)
+
+
 def test_clip_script_shows_what_it_draws(tmp_path: Path):
     command = [
         sys.executable,

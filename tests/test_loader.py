@@ -442,7 +442,7 @@ def test_workers_end_with_the_program_and_leave_accelerators_alone(tmp_path, end
         for _ in range(60):
             assert int(program.stdout.readline().split()[0]) in workers
         program.kill()
-    _, errors = program.communicate(timeout=30)
+    _, errors = program.communicate(timeout=120)
     deadline = time.monotonic() + 10
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -65,11 +65,13 @@ def own_sizes(pretrained: str) -> tuple[str, str | None]:
     return pretrained, None
 
 
-def training_programs(config: TrainConfig, devices: Sequence[Any], plain: bool = False) -> Programs:
+def training_programs(
+    config: TrainConfig, devices: Sequence[Any], plain: bool = False, donate: bool | None = None
+) -> Programs:
     """The step of a config. Raises UserError as a run would.
 
     `plain`: written as one would at first, all of the UNet (and of the pose encoder) trained, in float32,
-    nothing computed again, nothing donated, and all scores of an attention at once.
+    nothing computed again, nothing donated (but with `donate`), and all scores of an attention at once.
     """
     config.check()
     mesh, this_stage = parallel.make_mesh(config.mesh, devices), stage(config.stage)
@@ -80,6 +82,7 @@ def training_programs(config: TrainConfig, devices: Sequence[Any], plain: bool =
         trained = (r"(unet|pose_encoder)/.*",) if this_stage.uses_pose else (r"unet/.*",)
         frozen_parts = (r"(vae|text_encoder)/.*",) if this_stage.uses_pose else (r"(?!unet/).*",)
         this_stage = dataclasses.replace(this_stage, trained=trained, frozen=frozen_parts)
+    donate = not plain if donate is None else donate
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
     networks, trainable, frozen = start_shapes(config, this_stage, frame_axis)
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -88,7 +91,9 @@ def training_programs(config: TrainConfig, devices: Sequence[Any], plain: bool =
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
 
     def lower() -> jax.stages.Lowered:
-        step: Any = configured_step(config, networks, mesh, state, donate=not plain)
+        step: Any = configured_step(
+            config, networks, mesh, state, donate=not plain if donate is None else donate
+        )
         with plain_attention() if plain else contextlib.nullcontext():
             return step.lower(state, batch, votes)
 
