@@ -379,8 +379,7 @@ def test_the_guide_tells_true_commands(tools: Tools):
             kind = SampleConfig if words[1] == "sample.py" else TrainConfig
             if config:
                 load_config(kind, ROOT / config, [word for word in words if re.match(r"[a-z_.]+=", word)])
-            if words[1] != "scripts/compile_tpu.py":
-                assert (ROOT / words[1]).is_file(), words
+            assert (ROOT / words[1]).is_file(), words
         elif words[0].startswith("scripts/tpu/"):
             env = tools.environment["HOME"] + "/pod.env"
             shutil.copy(SCRIPTS / "pod.env.example", env)
