@@ -4,6 +4,7 @@ Axes: `data` and `fsdp` divide the clips of a batch, `frame` the frames of each 
 all that is shaped like them, are divided over `fsdp`; the rest is on every device.
 """
 
+import dataclasses
 import math
 import os
 import urllib.request
@@ -14,7 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
+from flax import struct
+from flax.core.meta import AxisMetadata
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -187,10 +189,10 @@ def fetch(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)
 
 
-def with_whole_parameters(
+def with_shares(
     function: Callable[..., Any], params: Any, mesh: Mesh, given: tuple[Any, ...], result: Any
 ) -> Callable[..., Any]:
-    """function(params, *args) on every device with whole parameters, where each holds a share of them.
+    """function(params, *args) on every device, where each holds a share of the parameters (`in_shares`).
 
     `params`, or their shapes, are as `place` puts them with all axes; `given` and `result` are the partition
     specs of the other arguments and of the result. No gradient is taken through it.
@@ -198,24 +200,49 @@ def with_whole_parameters(
     specs = parameter_specs(params, mesh, AXES)
 
     def on_device(params: Any, *args: Any) -> Any:
-        return function(jax.tree.map(whole, params, specs), *args)
+        return function(in_shares(params, specs), *args)
 
     return jax.shard_map(on_device, mesh=mesh, in_specs=(specs, *given), out_specs=result, check_vma=False)
 
 
 # What follows runs inside of a `shard_map` over the mesh.
 
-FETCHED = "fetched_parameters"
-"""Name (`jax.ad_checkpoint.checkpoint_name`) of what `whole` fetched from other devices."""
+
+@struct.dataclass
+class Share(AxisMetadata[jax.Array]):
+    """A device's share of a parameter, in a box that Flax opens at the layer that uses it.
+
+    Opening it fetches the other shares; under a gradient it gives back the gradient's share. In a block that
+    a gradient computes again they are fetched again, so what was fetched need not be kept.
+    """
+
+    value: jax.Array
+    axes: Any = struct.field(pytree_node=False)
+    """Of the mesh, over which it is divided."""
+    dimension: int = struct.field(pytree_node=False)
+    """Of the array, that is divided."""
+
+    def unbox(self) -> jax.Array:
+        return jax.lax.all_gather(self.value, self.axes, axis=self.dimension, tiled=True)
+
+    def replace_boxed(self, val: Any) -> Any:
+        return dataclasses.replace(self, value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Any:
+        raise NotImplementedError("no layer of ours is stacked")
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Any:
+        raise NotImplementedError("no layer of ours is stacked")
 
 
-def whole(share: jax.Array, spec: P) -> jax.Array:
-    """The parameter of which this device holds a share; under a gradient, the gradient's share."""
-    divided = next((i for i, axes in enumerate(tuple(spec)) if axes is not None), None)
-    if divided is None:
-        return share
-    fetched = jax.lax.all_gather(share, tuple(spec)[divided], axis=divided, tiled=True)
-    return checkpoint_name(fetched, FETCHED)
+def in_shares(params: Any, specs: Any) -> Any:
+    """Shares of parameters, to be given to a Flax model in place of the parameters."""
+
+    def one(share: jax.Array, spec: P) -> Any:
+        divided = next((i for i, axes in enumerate(tuple(spec)) if axes is not None), None)
+        return share if divided is None else Share(share, tuple(spec)[divided], divided)
+
+    return jax.tree.map(one, params, specs)
 
 
 def varying(x: jax.Array, spec: P) -> jax.Array:
@@ -224,5 +251,5 @@ def varying(x: jax.Array, spec: P) -> jax.Array:
 
 
 def sum_of_shares(gradient: jax.Array, spec: P) -> jax.Array:
-    """The sum over all devices; for a divided parameter the gradient of `whole` did it over `fsdp`."""
+    """The sum over all devices; for a divided parameter `Share` did it over `fsdp`."""
     return jax.lax.psum(gradient, tuple(axis for axis in AXES if axis not in tuple(spec)))

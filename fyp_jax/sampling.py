@@ -83,7 +83,7 @@ def guided(
 
         halves, frames = P("data"), P(None, "frame")
         given = (frames, P(), halves, None if poses is None else P("data", "frame"), halves)
-        mapped = parallel.with_whole_parameters(on_device, params, mesh, given, frames)
+        mapped = parallel.with_shares(on_device, params, mesh, given, frames)
         return mapped(params, z, t, texts, poses, shares)
 
     return denoise
@@ -201,7 +201,7 @@ class Sampler:
 
         def on_mesh(params: Params, clip: Any) -> Any:
             shared = P(None, axes)
-            return parallel.with_whole_parameters(function, params, mesh, (shared,), shared)(params, clip)
+            return parallel.with_shares(function, params, mesh, (shared,), shared)(params, clip)
 
         return on_mesh
 

@@ -50,6 +50,9 @@ CHIPS = {
     )
 }
 
+MEGACORE = {"v4": {"chip_config_name": "megacore"}}
+"""What the compiler is told so that both cores of a chip are one device, as they are on a pod; others know."""
+
 HERE = "here"
 """Instead of a topology: the devices of this machine, whatever they are."""
 
@@ -73,7 +76,7 @@ def topology_devices(topology: str) -> tuple[Chip | None, Sequence[Any]]:
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:
-        devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+        described = topologies.get_topology_desc(topology, platform="tpu", **MEGACORE.get(name, {}))
     except Exception as error:  # whatever kind libtpu and its version raise
         raise UserError(f"--topology {topology}: the TPU compiler says: {reason(error)}") from error
-    return CHIPS[name], devices
+    return CHIPS[name], described.devices

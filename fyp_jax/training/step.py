@@ -21,7 +21,7 @@ from fyp_jax.training.objectives import OBJECTIVES, Draws, Losses, Networks, dra
 from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
 from fyp_jax.training.stages import stage
 from fyp_jax.training.state import Arrays, TrainState, state_specs
-from fyp_jax.types import Batch, Params
+from fyp_jax.types import Batch
 
 QUARTERS = 4
 """Parts of the training timesteps that get a loss of their own."""
@@ -172,13 +172,9 @@ def sharded_gradient(
         frame_numbers = jax.lax.axis_index("frame") * frames + jnp.arange(frames)
 
         def objective(trainable: Arrays, batch: Batch, draws: Draws) -> Any:
-            params = _whole(trainable, specs.trainable) | _whole(frozen, specs.frozen)
-            of_clips = losses(networks, trees.unflatten(params), batch, draws)
+            shares = parallel.in_shares(trainable | frozen, specs.trainable | specs.frozen)
+            of_clips = losses(networks, trees.unflatten(shares), batch, draws)
             return of_clips.sum() * scale, of_clips
-
-        if mesh.shape["fsdp"] > 1:  # shares of others are fetched again, not kept for the gradient
-            policy = jax.checkpoint_policies.save_anything_except_these_names(parallel.FETCHED)
-            objective = jax.checkpoint(objective, policy=policy)
 
         # Varying over the mesh, or JAX would add up gradients over devices at each use of a parameter.
         mine = jax.tree.map(parallel.varying, trainable, specs.trainable)
@@ -221,7 +217,3 @@ def sharded_gradient(
         in_specs=(specs.trainable, specs.frozen, _batch_specs(networks), P(), P(AXES)),
         out_specs=(specs.trainable, P()),
     )
-
-
-def _whole(shares: Params, specs: Params) -> dict[str, Any]:
-    return {path: parallel.whole(leaf, specs[path]) for path, leaf in shares.items()}
