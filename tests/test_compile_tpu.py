@@ -42,15 +42,15 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def motion(pipeline: Path) -> Callable[[str], Check]:
-    """One clip a chip of the motion stage, on a topology."""
-    config = load_config(TrainConfig, MOTION, [f"pretrained={pipeline}", *SMALL])
-    found: dict[str, Check] = {}
+def motion(pipeline: Path) -> Callable[..., Check]:
+    """One clip a chip of the motion stage, on a topology, with other options."""
+    found: dict[tuple[str, ...], Check] = {}
 
-    def on(topology: str) -> Check:
-        if topology not in found:
-            found[topology] = check(config, topology_devices(topology)[1], clips_per_chip=1)
-        return found[topology]
+    def on(topology: str, *options: str) -> Check:
+        if (topology, *options) not in found:
+            config = load_config(TrainConfig, MOTION, [f"pretrained={pipeline}", *SMALL, *options])
+            found[topology, *options] = check(config, topology_devices(topology)[1], clips_per_chip=1)
+        return found[topology, *options]
 
     return on
 
@@ -67,6 +67,28 @@ def test_a_larger_pod_holds_as_much_on_a_chip_and_moves_the_trainable_gradients(
         assert gradients <= found.messages["all-reduce"][1] <= 1.1 * gradients
     assert abs(large.memory / small.memory - 1) < 0.05
     assert large.flops == pytest.approx(small.flops, rel=0.01)
+
+
+@pytest.mark.tpu_compile
+def test_parameters_in_shares_take_room_once_and_only_while_they_are_used(motion: Any):
+    everywhere, shared = (
+        motion("v5e:2x2", "remat=all", *mesh).columns["ours"].programs[0]
+        for mesh in ((), ("mesh.data=1", "mesh.fsdp=4"))
+    )
+    saved = everywhere.arguments - shared.arguments
+    assert saved > 0.5 * everywhere.arguments
+    assert shared.memory < everywhere.memory
+    assert shared.temporaries - everywhere.temporaries < 0.5 * saved, "what was fetched, or more, is kept"
+    assert shared.flops == pytest.approx(everywhere.flops, rel=0.01)
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
+def test_other_chips_compute_the_same(motion: Any, topology: str):
+    v5e, other = (motion(name).columns["ours"].programs[0] for name in ("v5e:2x2", topology))
+    assert other.arguments == pytest.approx(v5e.arguments, rel=0.01)
+    assert other.memory == pytest.approx(v5e.memory, rel=0.2)
+    assert other.flops == pytest.approx(v5e.flops, rel=0.02)
 
 
 @pytest.mark.tpu_compile

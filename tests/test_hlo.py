@@ -170,6 +170,57 @@ ENTRY %main (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
     assert read(text).hbm_bytes == 2 * 4 * 8 * 128
 
 
+def test_a_message_in_pieces_beside_a_product_counts_once():
+    text = """HloModule m
+
+%start (p: f32[8,128]) -> (f32[8,128], f32[32,128], u32[]) {
+  %p = f32[8,128]{1,0} parameter(0)
+  %g = f32[32,128]{1,0} all-gather(%p), channel_id=1, dimensions={0}
+  ROOT %s = (f32[8,128]{1,0}, f32[32,128]{1,0}, u32[]{:S(2)}) custom-call(%g), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (q: f32[8,128], w: f32[32,128], f: u32[], x: f32[8,16], y: f32[16,128]) -> (f32[8,128]) {
+  %q = f32[8,128]{1,0} parameter(0)
+  %w = f32[32,128]{1,0} parameter(1)
+  %f = u32[]{:S(2)} parameter(2)
+  %x = f32[8,16]{1,0} parameter(3)
+  %y = f32[16,128]{1,0} parameter(4)
+  %g.1 = f32[32,128]{1,0} all-gather(%q), channel_id=1, dimensions={0}
+  %c = f32[8,128]{1,0} convolution(%x, %y), dim_labels=bf_io->bf
+  ROOT %t = (f32[8,128]{1,0}, f32[8,128]{1,0}, f32[32,128]{1,0}, f32[32,128]{1,0}) tuple(%c, %q, %w, %g.1)
+}
+
+%end (r: f32[8,128], v: f32[32,128]) -> f32[32,128] {
+  %r = f32[8,128]{1,0} parameter(0)
+  %v = f32[32,128]{1,0} parameter(1)
+  %g.2 = f32[32,128]{1,0} all-gather(%r), channel_id=1, dimensions={0}
+  ROOT %e = f32[32,128]{1,0} custom-call(%r, %v, %g.2), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: f32[8,128], b: f32[8,16], c: f32[16,128]) -> f32[32,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %b = f32[8,16]{1,0} parameter(1)
+  %c.1 = f32[16,128]{1,0} parameter(2)
+  %m = (f32[8,128]{1,0}, f32[32,128]{1,0}, u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%start
+  %m.0 = f32[8,128]{1,0} get-tuple-element(%m), index=0
+  %m.1 = f32[32,128]{1,0} get-tuple-element(%m), index=1
+  %m.2 = u32[]{:S(2)} get-tuple-element(%m), index=2
+  %n = (f32[8,128]{1,0}, f32[8,128]{1,0}, f32[32,128]{1,0}, f32[32,128]{1,0}) \
+fusion(%m.0, %m.1, %m.2, %b, %c.1), kind=kOutput, calls=%beside
+  %n.1 = f32[8,128]{1,0} get-tuple-element(%n), index=1
+  %n.3 = f32[32,128]{1,0} get-tuple-element(%n), index=3
+  ROOT %o = f32[32,128]{1,0} fusion(%n.1, %n.3), kind=kCustom, calls=%end
+}
+"""
+    found = read(text)
+    assert {(item.kind, item.bytes): times for item, times in found.messages.items()} == {
+        ("all-gather", 4 * 32 * 128): 1
+    }
+    message, product = 8 * 128 + 32 * 128, 8 * 16 + 16 * 128 + 8 * 128
+    assert found.hbm_bytes == 4 * (message + product)
+
+
 def test_a_compiled_loop_of_products():
     def loop(x: jax.Array, w: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]

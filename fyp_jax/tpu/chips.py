@@ -51,7 +51,7 @@ CHIPS = {
 }
 
 MEGACORE = {"v4": {"chip_config_name": "megacore"}}
-"""What the compiler is told so that both cores of a chip are one device, as they are on a pod; others know."""
+"""What the compiler is told, so that both cores of a chip are one device, as they are on a pod."""
 
 HERE = "here"
 """Instead of a topology: the devices of this machine, whatever they are."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fyp_jax.collectives import Collective, collectives
+from fyp_jax.collectives import KINDS, Collective, collectives
 from fyp_jax.flops import taps
 
 HEADER = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
@@ -36,6 +36,9 @@ UNMOVED = {
     *("while", "conditional", "call", "opt-barrier"),
 }
 """Instructions that move nothing by themselves."""
+
+STARTS, ENDS = 'custom_call_target="AsyncCollectiveStart"', 'custom_call_target="AsyncCollectiveDone"'
+"""A TPU sends a message in pieces, beside products: the fusions from its start to its end all name it."""
 
 
 class Buffer(NamedTuple):
@@ -102,6 +105,10 @@ def read(text: str) -> Reading:
                 kernel = _kernel(instruction, computation)
                 kernels[kernel] += times
                 flops += times * (kernel.flops or 0)
+            elif kind == "custom-call" and STARTS in instruction.attributes:
+                for operand in instruction.operands:
+                    for message in collectives(computation.instructions[operand].line):
+                        messages[message] += times
             elif kind == "while" and _trips(instruction, computations) is None:
                 loops += 1
             if not fused:
@@ -279,6 +286,11 @@ def _moved(instruction: Instruction, computation: Computation, computations: dic
     called = CALLED.search(instruction.attributes) if kind == "fusion" else None
     inner = computations[called[1]] if called else None
     if inner is not None:
+        root = inner.instructions[inner.root].attributes
+        if STARTS in root:
+            return write_bytes  # among its results is what it reads
+        if ENDS in root:
+            return 0
         read_bytes = [_read_by(inner, i, whole) for i, whole in enumerate(read_bytes)]
         return sum(read_bytes) + _written_by(inner, written)
     if kind in ("dynamic-slice", "slice", "gather"):
@@ -298,7 +310,7 @@ def _written_by(fused: Computation, results: list[Buffer]) -> int:
         item = fused.instructions[name]
         while item.kind == "bitcast":
             item = fused.instructions[item.operands[0]]
-        size = buffer.bytes if buffer.in_hbm else 0
+        size = buffer.bytes if buffer.in_hbm and item.kind not in (*KINDS, "parameter") else 0
         if item.kind == "dynamic-update-slice":
             size = min(size, sum(buffer.bytes for buffer in _held(item.operands[1], fused)))
         total += size
@@ -329,6 +341,8 @@ def _read_by(fused: Computation, number: int, whole: int) -> int:
                 names.append(user_name)
             elif user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                 read_bytes += sum(buffer.bytes for buffer in user.results)
+            elif user.kind in (*KINDS, "tuple"):  # a message under way, handed on
+                pass
             elif user.kind != "dynamic-update-slice" or user.operands[0] != name:
                 return whole
     return min(whole, read_bytes) if seen else whole
