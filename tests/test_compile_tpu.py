@@ -70,24 +70,21 @@ def test_a_larger_pod_holds_as_much_on_a_chip_and_moves_the_trainable_gradients(
 
 
 @pytest.mark.tpu_compile
-def test_parameters_in_shares_take_room_once_and_only_while_they_are_used(motion: Any):
+def test_parameters_in_shares_are_fetched_again_where_layers_are_computed_again(motion: Any):
     everywhere, shared = (
-        motion("v5e:2x2", "remat=all", *mesh).columns["ours"].programs[0]
+        motion("v5e:2x2", "pretrained=mini", "remat=all", *mesh).columns["ours"].programs[0]
         for mesh in ((), ("mesh.data=1", "mesh.fsdp=4"))
     )
-    saved = everywhere.arguments - shared.arguments
-    assert saved > 0.5 * everywhere.arguments
-    assert shared.memory < everywhere.memory
-    assert shared.temporaries - everywhere.temporaries < 0.5 * saved, "what was fetched, or more, is kept"
-    assert shared.flops == pytest.approx(everywhere.flops, rel=0.01)
+    assert shared.arguments < 0.5 * everywhere.arguments
+    assert shared.flops == pytest.approx(everywhere.flops, rel=0.01), "remat does something else"
+    assert set(shared.messages) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
-def test_other_chips_compute_the_same(motion: Any, topology: str):
+def test_other_chips_hold_and_compute_the_same(motion: Any, topology: str):
     v5e, other = (motion(name).columns["ours"].programs[0] for name in ("v5e:2x2", topology))
     assert other.arguments == pytest.approx(v5e.arguments, rel=0.01)
-    assert other.memory == pytest.approx(v5e.memory, rel=0.2)
     assert other.flops == pytest.approx(v5e.flops, rel=0.02)
 
 
