@@ -9,7 +9,7 @@ import functools
 import json
 import logging
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +33,6 @@ TEXT_SIZES = (
 """Fields of a text encoder's config that its last hidden states depend on."""
 
 Video = Float[Array, "b f H W 3"]
-
-ENCODED_AT_ONCE = 8 * 512 * 512
-"""Pixels that the VAE encodes at a time: its activations of more would be the peak of a training step."""
 
 ENCODERS = ("vae", "text_encoder")
 """Names of the two models wherever parameters of several models are together."""
@@ -183,15 +180,10 @@ class FrozenModels:
 
     def posterior(self, params: Params, video: Video) -> tuple[Latents, Latents]:
         """RGB in [-1, 1] -> mean and standard deviation of the latents, *not* times the scaling factor."""
-
-        def encode(images: Float[Array, "n 3 H W"]) -> tuple[Array, Array]:
-            found = self._vae(params, images, self.vae.encode).latent_dist
-            return found.mean, found.std
-
         images = rearrange(video, "b f h w c -> (b f) c h w")
-        chunk = max(1, ENCODED_AT_ONCE // (video.shape[2] * video.shape[3]))
+        posterior = self._vae(params, images, self.vae.encode).latent_dist
         mean, std = (
-            rearrange(t, "(b f) h w c -> b f h w c", b=len(video)) for t in _in_chunks(encode, images, chunk)
+            rearrange(t, "(b f) h w c -> b f h w c", b=len(video)) for t in (posterior.mean, posterior.std)
         )
         return mean, std
 
@@ -202,22 +194,14 @@ class FrozenModels:
             return self._vae(params, frames, self.vae.decode).sample
 
         frames = rearrange(latents / self.facts.scaling_factor, "b f h w c -> (b f) h w c")
-        images = _in_chunks(decode, frames, chunk)
+        if chunk >= len(frames):
+            images = decode(frames)
+        else:
+            images = jax.lax.map(lambda latent: decode(latent[None])[0], frames, batch_size=chunk)
         return rearrange(images, "(b f) c h w -> b f h w c", b=len(latents))
 
     def _vae(self, params: Params, x: Array, method: Any) -> Any:
         return self.vae.apply({"params": params["vae"]}, x, method=method)
-
-
-def _in_chunks(function: Callable[[Array], Any], frames: Array, chunk: int) -> Any:
-    """A function of frames, which do not meet in it, of so many at a time."""
-    if chunk >= len(frames):
-        return function(frames)
-
-    def of_one(frame: Array) -> Any:
-        return jax.tree.map(lambda x: x[0], function(frame[None]))
-
-    return jax.lax.map(of_one, frames, batch_size=chunk)
 
 
 def _as_slow(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
