@@ -8,15 +8,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fyp_jax.config import SampleConfig, command_line, load_config
-from fyp_jax.errors import exit_status
+from fyp_jax.config import SampleConfig, load_config, make_parser
+from fyp_jax.errors import run_cli
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini" / "sample.yaml"
 OVERRIDE = re.compile(r"[a-z_]+([.][a-z_]+)*=.*", re.DOTALL)
 
 
 def parse(argv: list[str]) -> SampleConfig:
-    parser = command_line(SampleConfig, __doc__, DEFAULT_CONFIG)
+    parser = make_parser(SampleConfig, __doc__, DEFAULT_CONFIG)
     parser.add_argument("--pose", metavar="FILE", help="as pose.path=FILE")
     parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="one clip is made for each")
     parser.add_argument("--out", metavar="DIR", help="as out=DIR")
@@ -35,16 +35,18 @@ def parse(argv: list[str]) -> SampleConfig:
 
 def main() -> None:
     config = parse(sys.argv[1:])
-    if config.random_weights:
+    if config.random_init:
         print("The weights are random: this clip shows that everything runs, not what a trained model makes.")
-    from fyp_jax.kept import keep_compiled  # after the arguments are known to be good: it takes seconds
-    from fyp_jax.sampling import sample_to_files
+    from fyp_jax.kept import (
+        enable_compilation_cache,  # after the arguments are known to be good: it takes seconds
+    )
+    from fyp_jax.pipeline.pipeline import sample_to_files
 
-    keep_compiled()
+    enable_compilation_cache()
     for clip in sample_to_files(config):
         tqdm.write(str(clip))
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -6,13 +6,13 @@ On several hosts, the same command on each. The same command again goes on where
 import logging
 import sys
 
-from fyp_jax.config import command_line, load_config
-from fyp_jax.errors import exit_status
+from fyp_jax.config import load_config, make_parser
+from fyp_jax.errors import run_cli
 from fyp_jax.training.config import TrainConfig
 
 
 def parse(argv: list[str]) -> TrainConfig:
-    parser = command_line(TrainConfig, __doc__)
+    parser = make_parser(TrainConfig, __doc__)
     args = parser.parse_intermixed_args(argv)
     if args.config is None:
         parser.error("which stage of which model? give --config FILE; configs/ has some")
@@ -23,13 +23,15 @@ def parse(argv: list[str]) -> TrainConfig:
 
 def main() -> None:
     config = parse(sys.argv[1:])
-    from fyp_jax.kept import keep_compiled  # after the arguments are known to be good: it takes seconds
+    from fyp_jax.kept import (
+        enable_compilation_cache,  # after the arguments are known to be good: it takes seconds
+    )
     from fyp_jax.training.loop import train
 
-    keep_compiled()
+    enable_compilation_cache()
     train(config)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

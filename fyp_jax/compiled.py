@@ -20,26 +20,28 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from fyp_jax.errors import UserError, reason
 from fyp_jax.kept import keep, keeping_file
-from fyp_jax.media.video import writing
+from fyp_jax.media.writing import wrap_write_errors
 from fyp_jax.versions import code_crc32
 
-MadeFor = dict[str, str]
+Fingerprint = dict[str, str]
 """All that a program depends on, each with a name that a user knows."""
 
 
-def save_programs(file: Path, programs: Mapping[str, jax.stages.Compiled], made_for: MadeFor) -> None:
+def save_programs(file: Path, programs: Mapping[str, jax.stages.Compiled], fingerprint: Fingerprint) -> None:
     """Write programs that were `compiled_anew`. Raises UserError where the disk says no."""
-    with writing(file):
-        file.write_bytes(_serialised(programs, made_for))
+    with wrap_write_errors(file):
+        file.write_bytes(_serialised(programs, fingerprint))
 
 
-def _serialised(programs: Mapping[str, jax.stages.Compiled], made_for: MadeFor) -> bytes:
+def _serialised(programs: Mapping[str, jax.stages.Compiled], fingerprint: Fingerprint) -> bytes:
     found = {name: serialize_executable.serialize(program) for name, program in programs.items()}
-    return json.dumps(made_for).encode() + b"\n" + pickle.dumps(found)
+    return json.dumps(fingerprint).encode() + b"\n" + pickle.dumps(found)
 
 
-def load_programs(file: str, made_for: MadeFor, devices: Sequence[Any]) -> dict[str, Callable[..., Any]]:
-    """The programs of a file, on these devices, for a run that needs `made_for`.
+def load_programs(
+    file: str, fingerprint: Fingerprint, devices: Sequence[Any]
+) -> dict[str, Callable[..., Any]]:
+    """The programs of a file, on these devices, for a run that needs `fingerprint`.
 
     Raises UserError where there is no such file, or it was made for something else. A program that is called
     with other arguments than it was compiled for raises UserError, too.
@@ -51,9 +53,11 @@ def load_programs(file: str, made_for: MadeFor, devices: Sequence[Any]) -> dict[
         raise UserError(f"compiled={file}: cannot be read ({reason(error)})") from error
     except ValueError as error:
         raise UserError(f"compiled={file}: holds no programs of scripts/compile_tpu.py --save") from error
-    other = [name for name in made_for | theirs if made_for.get(name) != theirs.get(name)]
+    other = [name for name in fingerprint | theirs if fingerprint.get(name) != theirs.get(name)]
     if other:
-        differences = ", ".join(_difference(name, theirs.get(name), made_for.get(name)) for name in other[:4])
+        differences = ", ".join(
+            _difference(name, theirs.get(name), fingerprint.get(name)) for name in other[:4]
+        )
         more = f", and {len(other) - 4} more" if len(other) > 4 else ""
         raise UserError(f"compiled={file}: was made for {differences}{more}; compile it again")
     try:
@@ -84,24 +88,27 @@ def _checked(file: str, program: jax.stages.Compiled) -> Callable[..., Any]:
 
 
 def kept_programs(
-    what: str, made_for: MadeFor, devices: Sequence[Any], make: Callable[[], dict[str, jax.stages.Compiled]]
+    what: str,
+    fingerprint: Fingerprint,
+    devices: Sequence[Any],
+    make: Callable[[], dict[str, jax.stages.Compiled]],
 ) -> Mapping[str, Callable[..., Any]]:
     """Programs that an earlier start kept, or make() now; none where nothing is kept, or on several hosts.
 
     JAX's cache spares a start the compiling; this spares it the tracing, too.
     """
-    file = keeping_file(what, made_for)
+    file = keeping_file(what, fingerprint)
     if file is None or jax.process_count() > 1:
         return {}
     with contextlib.suppress(UserError):  # not there, or cut off
-        return load_programs(str(file), made_for, devices)
+        return load_programs(str(file), fingerprint, devices)
     with compiled_anew() if devices[0].platform == "cpu" else contextlib.nullcontext():
         programs = make()
-    keep(file, _serialised(programs, made_for))
+    keep(file, _serialised(programs, fingerprint))
     return programs
 
 
-def here(devices: Sequence[Any]) -> MadeFor:
+def here(devices: Sequence[Any]) -> Fingerprint:
     """What a program depends on beside its config: devices, versions, and the code that it was made from."""
     packages = ("jax", "jaxlib", "flax", "optax", *(("libtpu",) if devices[0].platform == "tpu" else ()))
     return {

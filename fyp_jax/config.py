@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fyp_jax.errors import UserError, reason
-from fyp_jax.media.pose import PoseConfig
-from fyp_jax.media.video import writing
-from fyp_jax.options import option
-from fyp_jax.parallel import MeshConfig
+from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.options import config_field
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.pose.config import PoseConfig
 
 Config = TypeVar("Config")
 
@@ -33,26 +33,34 @@ LATENT_GRID = 64
 class SampleConfig:
     """One run of sample.py."""
 
-    pretrained: str = option("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
-    checkpoint: str | None = option(None, "Orbax checkpoint with UNet and pose encoder")
-    random_weights: bool = option(False, "draw weights, always the same; of `pretrained` take the sizes")
+    pretrained: str = config_field("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
+    checkpoint: str | None = config_field(None, "Orbax checkpoint with UNet and pose encoder")
+    random_init: bool = config_field(False, "draw weights, always the same; of `pretrained` take the sizes")
     pose: PoseConfig = field(default_factory=PoseConfig)
     prompt: list[str] = field(default_factory=list, metadata={"help": "one clip is made for each"})
-    negative_prompt: str = option("", "what guidance leads away from")
-    seed: int = option(0, "of the starting noise; the same for each prompt")
-    height: int = option(512, f"pixels, a multiple of {LATENT_GRID}")
-    width: int = option(512, f"pixels, a multiple of {LATENT_GRID}")
-    steps: int = option(50, "DDIM steps")
-    guidance: float = option(12.5, "how far the text leads away from the negative prompt; 1 is not at all")
-    guide_pose: bool = option(False, "guidance leads to the pose as well: its negative half sees none")
-    shared_noise: float = option(0.0, "share of the starting noise that all frames have in common, 0 to 1")
-    eta: float = option(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
-    dtype: str = option("float32", "of the UNet and the pose encoder: float32 or bfloat16")
-    compiled: str | None = option(None, "programs, written by scripts/compile_tpu.py --save; null: compile")
-    decode_frames: int = option(4, "frames that the VAE decodes at a time; fewer need less memory")
-    fps: float = option(8.0, "frames a second of the clips written")
+    negative_prompt: str = config_field("", "what guidance leads away from")
+    seed: int = config_field(0, "of the starting noise; the same for each prompt")
+    height: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
+    width: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
+    steps: int = config_field(50, "DDIM steps")
+    guidance: float = config_field(
+        12.5, "how far the text leads away from the negative prompt; 1 is not at all"
+    )
+    pose_guidance: bool = config_field(
+        False, "guidance leads to the pose as well: its negative half sees none"
+    )
+    noise_correlation: float = config_field(
+        0.0, "share of the starting noise that all frames have in common, 0 to 1"
+    )
+    eta: float = config_field(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
+    dtype: str = config_field("float32", "of the UNet and the pose encoder: float32 or bfloat16")
+    compiled: str | None = config_field(
+        None, "programs, written by scripts/compile_tpu.py --save; null: compile"
+    )
+    decode_chunk_size: int = config_field(4, "frames that the VAE decodes at a time; fewer need less memory")
+    fps: float = config_field(8.0, "frames a second of the clips written")
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
-    out: str = option("runs", "folder in which each run makes one of its own")
+    out: str = config_field("runs", "folder in which each run makes one of its own")
 
     def check(self) -> None:
         """Raise UserError for values that have the right type and make no clip."""
@@ -72,18 +80,18 @@ class SampleConfig:
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance={self.guidance} is not a finite number")
-        for name in ("eta", "shared_noise"):
+        for name in ("eta", "noise_correlation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} is not between 0 and 1")
         if not 0 < self.fps <= 50:
             raise UserError(f"fps={self.fps} is not between 0 and 50")
-        for name in ("decode_frames", "steps"):
+        for name in ("decode_chunk_size", "steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
-        if self.checkpoint is not None and self.random_weights:
-            raise UserError(f"checkpoint={self.checkpoint} and random_weights=true: add random_weights=false")
+        if self.checkpoint is not None and self.random_init:
+            raise UserError(f"checkpoint={self.checkpoint} and random_init=true: add random_init=false")
 
 
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
@@ -114,27 +122,27 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
 def save_config(config: Any, file: Path) -> None:
     """Write a config so that `load_config` reads the same back. Raises UserError where the disk says no."""
     plain = _literal(dataclasses.asdict(config))
-    with writing(file):
+    with wrap_write_errors(file):
         file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def describe(kind: type, prefix: str = "") -> Iterator[str]:
+def help_lines(kind: type, prefix: str = "") -> Iterator[str]:
     """One line for each field: its key, its default and its meaning."""
     for item in dataclasses.fields(kind):
         key = prefix + item.name
         if dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
-            yield from describe(item.type, key + ".")
+            yield from help_lines(item.type, key + ".")
             continue
         default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # pyright: ignore
         yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
 
 
-def command_line(kind: type, description: str | None, default: Path | None = None) -> argparse.ArgumentParser:
+def make_parser(kind: type, description: str | None, default: Path | None = None) -> argparse.ArgumentParser:
     """A parser for `--config FILE a.b=c ...` whose help lists every field of `kind`; `default` is a FILE."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="config fields, and what they are where the config file is silent:\n"
-        + "\n".join(describe(kind)),
+        + "\n".join(help_lines(kind)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     which = "YAML file" if default is None else f"YAML file (default: {'/'.join(default.parts[-3:])})"
@@ -143,12 +151,12 @@ def command_line(kind: type, description: str | None, default: Path | None = Non
     return parser
 
 
-def describe_values(config: Any, prefix: str = "") -> Iterator[str]:
+def config_lines(config: Any, prefix: str = "") -> Iterator[str]:
     """One line for each field of a config: its key and its value."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            yield from describe_values(value, f"{prefix}{item.name}.")
+            yield from config_lines(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}={_plain(value)}"
 
@@ -185,7 +193,7 @@ def _plain(value: Any) -> str:
 
 
 def _keys(kind: type) -> list[str]:
-    return [line.split("=")[0].strip() for line in describe(kind)]
+    return [line.split("=")[0].strip() for line in help_lines(kind)]
 
 
 def _reason(kind: type, error: Exception) -> str:

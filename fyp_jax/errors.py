@@ -14,7 +14,7 @@ def reason(error: BaseException, length: int = 200) -> str:
     return lines[0] if len(lines[0]) <= length else lines[0][:length] + "..."
 
 
-def exit_status(main: Callable[[], None]) -> int:
+def run_cli(main: Callable[[], None]) -> int:
     """Run a command; 0 when it is done, 2 with one line on standard error for a `UserError`."""
     try:
         main()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def keep_compiled() -> None:
+def enable_compilation_cache() -> None:
     """From now on programs are kept, by JAX's persistent compilation cache: a second start need not compile.
 
     They stand in $JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/fyp_jax (below $XDG_CACHE_HOME, if that is
@@ -38,19 +38,19 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def keeping_file(what: str, made_for: Mapping[str, str]) -> Path | None:
-    """Where a thing is kept that depends on `made_for`, this code and its packages; None: nothing is kept."""
+def keeping_file(what: str, fingerprint: Mapping[str, str]) -> Path | None:
+    """Where a thing is kept that depends on `fingerprint`, this code and its packages; None: nothing is kept."""
     folder = _setting("jax_compilation_cache_dir")
     if folder is None or "://" in folder or not _setting("jax_enable_compilation_cache"):
         return None
     here = {"code": f"{code_crc32():08x}", "machine": platform.machine(), **versions(devices=False)}
-    name = hashlib.sha256(json.dumps([dict(made_for), here], sort_keys=True).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps([dict(fingerprint), here], sort_keys=True).encode()).hexdigest()
     return Path(folder) / f"fyp_jax_{what}-{name[:32]}"
 
 
-def kept(what: str, made_for: Mapping[str, str], make: Callable[[], T]) -> T:
-    """make(), or what it gave for the same `made_for` at an earlier start."""
-    file = keeping_file(what, made_for)
+def kept(what: str, fingerprint: Mapping[str, str], make: Callable[[], T]) -> T:
+    """make(), or what it gave for the same `fingerprint` at an earlier start."""
+    file = keeping_file(what, fingerprint)
     if file is None:
         return make()
     with contextlib.suppress(Exception):  # not there, cut off, or of other classes: it is made anew

@@ -4,6 +4,6 @@ from dataclasses import field
 from typing import Any
 
 
-def option(default: Any, help_text: str) -> Any:
+def config_field(default: Any, help_text: str) -> Any:
     """A dataclass field with its meaning, which `config.describe` shows."""
     return field(default=default, metadata={"help": help_text})

@@ -16,13 +16,13 @@ Params = Mapping[str, Any]
 Latents = Float[Array, "b f h w c"]
 """VAE latents times the VAE's scaling factor, so that they have about unit variance."""
 
-Maps = Float[Array, "b f _ _ _"]
+FeatureMaps = Float[Array, "b f _ _ _"]
 """Feature maps of a clip at some level of a network: height, width and channels are the level's."""
 
-Text = Float[Array, "b l d"]
+TextEmbeddings = Float[Array, "b l d"]
 """Last hidden states of the text encoder."""
 
-Denoise = Callable[[Latents, Int[Array, ""]], Latents]
+DenoiseFn = Callable[[Latents, Int[Array, ""]], Latents]
 """(noisy latents, one timestep for all clips) -> what the model predicts, epsilon or v."""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.errors import exit_status
-from fyp_jax.media.video import writing
+from fyp_jax.errors import run_cli
+from fyp_jax.media.writing import wrap_write_errors
 from fyp_jax.training.config import TrainConfig
 
 
@@ -56,9 +56,9 @@ def main() -> None:
     print(f"{args.config} on {args.topology}, {found.chips} of {len(devices)} chips")
     print("\n".join(table(found.columns, chip)))
     if args.json:
-        with writing(args.json):
+        with wrap_write_errors(args.json):
             args.json.write_text(json.dumps(as_json(found.columns, chip), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

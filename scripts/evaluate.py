@@ -20,11 +20,8 @@ from tqdm import tqdm
 
 from fyp_jax.config import SampleConfig, load_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.data.mini_world.clips import draw_frames
-from fyp_jax.errors import UserError, exit_status
-from fyp_jax.evaluation.exam import Scores, questions, score
-from fyp_jax.evaluation.report import draw_clips, draw_scores, rows
-from fyp_jax.evaluation.ways import (
+from fyp_jax.errors import UserError, run_cli
+from fyp_jax.evaluation.ablations import (
     How,
     Sample,
     as_shipped,
@@ -35,7 +32,10 @@ from fyp_jax.evaluation.ways import (
     without_pose,
     without_temporal_layers,
 )
-from fyp_jax.sampling import load_sampler
+from fyp_jax.evaluation.eval_set import Scores, make_eval_cases, score
+from fyp_jax.evaluation.report import draw_clips, draw_scores, rows
+from fyp_jax.pipeline.pipeline import load_sampler
+from fyp_jax.synthetic.scenes import draw_frames
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mini" / "sample.yaml"
 WHOLE = "whole method"
@@ -46,7 +46,7 @@ def ways_of(config: SampleConfig, ablations: bool, also: Mapping[str, str]) -> d
     """Ways of sampling, by name."""
     sampler, params, _ = load_sampler(config)
     image_unet = PipelineFolder(config.pretrained, ("unet",)).image_unet(sampler.unet.config)
-    how = How(config.steps, config.guidance, config.guide_pose, config.shared_noise)
+    how = How(config.steps, config.guidance, config.pose_guidance, config.noise_correlation)
     before = before_motion_stage(params, image_unet)
     ways = {
         WHOLE: as_shipped(sampler, params, how),
@@ -57,8 +57,8 @@ def ways_of(config: SampleConfig, ablations: bool, also: Mapping[str, str]) -> d
         silent = {**params, "unet": without_temporal_layers(params["unet"])}
         ways |= {
             "pose stage only, noise in common": as_shipped(sampler, before, how),
-            "each frame has its own noise": as_shipped(sampler, params, how._replace(shared_noise=0.0)),
-            "guidance on the text alone": as_shipped(sampler, params, how._replace(guide_pose=False)),
+            "each frame has its own noise": as_shipped(sampler, params, how._replace(noise_correlation=0.0)),
+            "guidance on the text alone": as_shipped(sampler, params, how._replace(pose_guidance=False)),
             "without pose": without_pose(sampler, params, how),
             "without cross-frame attention": as_shipped(apart, params, how),
             "without temporal layers": as_shipped(sampler, silent, how),
@@ -106,7 +106,7 @@ def main() -> None:
     results: dict[str, Scores] = {}
     shown = {}
     for name, frames, held_out, way in exams:
-        asked = questions(args.clips, frames, held_out)
+        asked = make_eval_cases(args.clips, frames, held_out)
         drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
         if f"the world's own drawings{name}" not in results:
             results[f"the world's own drawings{name}"] = score(drawn, asked, encode)
@@ -128,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -17,12 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fyp_jax.checkpoint import open_inference
-from fyp_jax.convert.forms import FORMS, manifest, plan
+from fyp_jax.checkpoints.inference import open_inference
+from fyp_jax.convert.export_formats import FORMS, manifest, plan
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import WeightWriter, byte_count, require_room, require_writable
-from fyp_jax.errors import UserError, exit_status
+from fyp_jax.errors import UserError, run_cli
 
 ROW = "{:58} {:>7} {:>10} {:>10}"
 
@@ -48,7 +48,7 @@ def main() -> None:
     forms = list(dict.fromkeys(args.format))
     pipeline = None
     if any(FORMS[form].wants_pipeline for form in forms):
-        name = args.pipeline or weights.origin.get("pretrained") or weights.origin.get("pipeline")
+        name = args.pipeline or weights.provenance.get("pretrained") or weights.provenance.get("pipeline")
         if name is None:
             raise UserError(f"{forms}: give --pipeline, as the checkpoint does not say which was used")
         pipeline = PipelineFolder(name)
@@ -80,4 +80,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import jax
 
-from fyp_jax.checkpoint import require_free, save_inference
-from fyp_jax.convert.own_form import is_own_form, read_own
+from fyp_jax.checkpoints.inference import require_free, save_inference
+from fyp_jax.convert.delta_weights import read_delta_weights
+from fyp_jax.convert.followyourpose_checkpoint import find_pose_encoder, read_followyourpose
+from fyp_jax.convert.native_safetensors import is_native, read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.published import find_pose_encoder, read_published
-from fyp_jax.convert.trained_parts import read_trained_parts
-from fyp_jax.errors import UserError, exit_status
+from fyp_jax.errors import UserError, run_cli
 from fyp_jax.models.pose_encoder import init_pose_encoder
 
 
@@ -47,40 +47,40 @@ def main() -> None:
     args = parser.parse_args()
 
     require_free(args.out, args.step)
-    origin = {
+    provenance = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(args).items()
         if key != "out"
     }
     pose = None if args.pose_encoder is None else find_pose_encoder(args.pose_encoder)
-    if args.checkpoint is not None and is_own_form(args.checkpoint):
-        config, params, came_from = read_own(args.checkpoint)
-        origin = came_from | {key: value for key, value in origin.items() if value is not None}
-        params |= read_published(None, pose, config)
+    if args.checkpoint is not None and is_native(args.checkpoint):
+        config, params, found_provenance = read_native(args.checkpoint)
+        provenance = found_provenance | {key: value for key, value in provenance.items() if value is not None}
+        params |= read_followyourpose(None, pose, config)
     elif args.pipeline is None:
         raise UserError("give --pipeline: these weights do not say the sizes of their UNet")
     elif args.checkpoint is None:
         folder = PipelineFolder(args.pipeline, parts=("unet",))
-        trained = read_trained_parts(folder)
+        trained = read_delta_weights(folder)
         if trained is not None:
-            config, params, came_from = trained
-            origin = came_from | origin
+            config, params, found_provenance = trained
+            provenance = found_provenance | provenance
         else:
             config = folder.unet_config()
-            params = {"unet": folder.unet_2d(config, args.seed)}
+            params = {"unet": folder.inflate_unet(config, args.seed)}
             if pose is None:
                 print("The pose encoder starts fresh: its maps are 0 until it is trained.")
-        params |= read_published(None, pose, config)
+        params |= read_followyourpose(None, pose, config)
     else:
         config = PipelineFolder(args.pipeline, parts=()).unet_config()
-        params = read_published(args.checkpoint, pose, config)
+        params = read_followyourpose(args.checkpoint, pose, config)
     if "pose_encoder" not in params:
         params["pose_encoder"] = init_pose_encoder(config, jax.random.key(args.seed))
-    save_inference(args.out, args.step, config, params, origin)
+    save_inference(args.out, args.step, config, params, provenance)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{args.out}: step {args.step}, {count / 1e6:.1f} M parameters")
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -13,10 +13,10 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from fyp_jax.data.mini_world.clips import PAIRS, Scene, caption
-from fyp_jax.data.mini_world.styles import STYLES
-from fyp_jax.errors import exit_status
-from fyp_jax.media.video import writing
+from fyp_jax.errors import run_cli
+from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.synthetic.scenes import PAIRS, Scene, caption
+from fyp_jax.synthetic.styles import STYLES
 
 MAX_TOKENS = 32
 END, START_TOKEN, END_TOKEN = "</w>", "<|startoftext|>", "<|endoftext|>"
@@ -77,10 +77,10 @@ def main() -> None:
         "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges)]),
         "tokenizer_config.json": json.dumps(config, indent=2),
     }.items():
-        with writing(args.out / name) as file:
+        with wrap_write_errors(args.out / name) as file:
             file.write_text(text + "\n", encoding="utf-8")
     print(f"{args.out}: {len(tokens)} tokens")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

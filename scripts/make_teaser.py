@@ -17,12 +17,13 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.data.mini_world.clips import FPS, SIDE, Scene, draw_clip
-from fyp_jax.data.mini_world.motions import HELD_OUT_MOTION
-from fyp_jax.errors import exit_status
-from fyp_jax.media.pose import draw_skeleton, load_pose, pose_path
-from fyp_jax.media.video import write_gif
-from fyp_jax.sampling import load_sampler
+from fyp_jax.errors import run_cli
+from fyp_jax.media.writing import write_gif
+from fyp_jax.pipeline.pipeline import load_sampler
+from fyp_jax.pose.loading import load_pose, pose_path
+from fyp_jax.pose.skeleton import draw_skeleton
+from fyp_jax.synthetic.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.scenes import FPS, SIDE, Scene, render_clip
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mini" / "sample.yaml"
 PROMPTS = (
@@ -68,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(SampleConfig, CONFIG, [])
     if args.pose is None:
-        points = draw_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
+        points = render_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
         pose = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in points])
     else:
         size = {"height": SIDE, "width": SIDE}
@@ -76,7 +77,7 @@ def main() -> None:
         pose = np.round(255 * loaded).astype(np.uint8)
     sampler, params, _ = load_sampler(config)
     skeleton = pose.astype(np.float32) / 255
-    names = ("steps", "guidance", "guide_pose", "shared_noise")
+    names = ("steps", "guidance", "pose_guidance", "noise_correlation")
     how = {name: getattr(config, name) for name in names}
     clips = [sampler(params, prompt, skeleton, seed=args.seed, **how) for prompt in args.prompt]
     write_gif(args.out, strip([pose, *clips], ["pose", *args.prompt]), FPS)
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

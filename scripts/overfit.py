@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.data.mini_world.clips import FPS, Scene, draw_clip
-from fyp_jax.data.mini_world.motions import HELD_OUT_MOTION
 from fyp_jax.data.prepare import prepare
-from fyp_jax.errors import exit_status
-from fyp_jax.media.pose import PoseConfig
-from fyp_jax.media.video import contact_sheet, fit, read_frames, write_mp4, write_png
-from fyp_jax.sampling import load_sampler
+from fyp_jax.errors import run_cli
+from fyp_jax.media.images import image_grid, resize_center_crop
+from fyp_jax.media.reading import read_frames
+from fyp_jax.media.writing import write_mp4, write_png
+from fyp_jax.pipeline.pipeline import load_sampler
+from fyp_jax.pose.config import PoseConfig
+from fyp_jax.synthetic.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.scenes import FPS, Scene, render_clip
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import read_metrics
 from fyp_jax.training.loop import train
@@ -41,9 +43,11 @@ def main() -> None:
     paths = [f"out={args.out}", f"data.path={args.out}/records/captioned_videos"]
     config = load_config(TrainConfig, CONFIG, [*paths, *args.overrides])
     config.check()
-    clip, _, caption = draw_clip(SCENE, config.data.frames)
+    clip, _, caption = render_clip(SCENE, config.data.frames)
     if args.video is not None:
-        clip = fit(read_frames(args.video, range(config.data.frames)), config.data.height, config.data.width)
+        clip = resize_center_crop(
+            read_frames(args.video, range(config.data.frames)), config.data.height, config.data.width
+        )
     write_mp4(args.out / "clip" / "clip.mp4", clip, FPS)
     (args.out / "clip" / "metadata.csv").write_text(f'file_name,text\nclip.mp4,"{caption}"\n')
     prepare("captioned_videos", args.out / "clip", args.out / "records", overwrite=True)
@@ -55,10 +59,10 @@ def main() -> None:
         SampleConfig(pretrained=config.pretrained, checkpoint=checkpoint, pose=PoseConfig(None))
     )
     video = sampler(params, caption, None, size=clip.shape[:3], guidance=1.0)
-    write_png(args.out / "overfit.png", contact_sheet([clip, video]))
+    write_png(args.out / "overfit.png", image_grid([clip, video]))
     print(args.out / "overfit.png")
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fyp_jax.errors import UserError, exit_status
-from fyp_jax.media.video import writing
+from fyp_jax.errors import UserError, run_cli
+from fyp_jax.media.writing import wrap_write_errors
 from fyp_jax.training.logs import read_metrics
 
 Columns = dict[str, Float64[np.ndarray, "rows"]]
@@ -97,10 +97,10 @@ def main() -> None:
     labels = names if len(set(names)) == len(names) else map(str, args.runs)
     runs = dict(zip(labels, [read_metrics(folder / "metrics.csv") for folder in args.runs], strict=False))
     out = args.out or args.runs[0] / "curves.png"
-    with writing(out) as file:
+    with wrap_write_errors(out) as file:
         figure(runs, args.smooth).savefig(file, format="png")
     print(out)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

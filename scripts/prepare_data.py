@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from fyp_jax.data.prepare import prepare
-from fyp_jax.errors import exit_status
+from fyp_jax.errors import run_cli
 
 KINDS = {"videos": "captioned_videos", "images": "pose_images"}
 SHOWN = 5  # names for each reason
@@ -59,11 +59,11 @@ def main() -> None:
         f"{report.folder}: {report.records} {args.what}, {report.bytes / 1e6:.1f} MB in {report.shards} "
         f"shard{'s' * (report.shards != 1)}" + ("" if report.new else " (already there)")
     )
-    if report.refused:
-        print(f"refused {len(report.refused)}, listed in {report.folder / 'refused.csv'}:")
+    if report.rejected:
+        print(f"refused {len(report.rejected)}, listed in {report.folder / 'refused.csv'}:")
         for why, names in report.by_reason():
             print(f"{len(names):6}  {why}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

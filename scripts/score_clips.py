@@ -14,11 +14,12 @@ import json
 import sys
 from pathlib import Path
 
-from fyp_jax import metrics
 from fyp_jax.convert.clip_folder import load_clip
-from fyp_jax.errors import UserError, exit_status
-from fyp_jax.media.pose import load_keypoints
-from fyp_jax.media.video import inspect_video, read_frames
+from fyp_jax.errors import UserError, run_cli
+from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck
+from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine
+from fyp_jax.media.reading import inspect_video, read_frames
+from fyp_jax.pose.keypoints import load_keypoints
 
 
 def clips_below(path: Path) -> list[Path]:
@@ -46,11 +47,11 @@ def score_with_clip(args: argparse.Namespace) -> None:
         frames = inspect_video(clip.read_bytes(), str(clip)).frames
         text, pictures = model.embed(params, prompt, read_frames(clip, range(frames)))
         alignments.append(100 * float((pictures @ text).mean()))
-        consistency = 100 * metrics.consecutive_cosine(pictures) if frames > 1 else float("nan")
+        consistency = 100 * consecutive_cosine(pictures) if frames > 1 else float("nan")
         consistencies.append(consistency)
         print(f"| {clip} | {prompt} | {alignments[-1]:.2f} | {consistency:.2f} |")
     if len(prompts) > 1:
-        whole = [metrics.estimate(values) for values in (alignments, consistencies)]
+        whole = [bootstrap_ci(values) for values in (alignments, consistencies)]
         cells = " | ".join(f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})" for value in whole)
         print(f"| mean | | {cells} |")
 
@@ -60,11 +61,11 @@ def score_keypoints(args: argparse.Namespace) -> None:
     if len(found.frames) != len(given.frames):
         raise UserError(f"{args.found} has {len(found.frames)} frames, {args.given} {len(given.frames)}")
     scale = [given.width / found.width, given.height / found.height, 1]
-    ours, theirs = metrics.matched([people * scale for people in found.frames], given.frames)
+    ours, theirs = match_people([people * scale for people in found.frames], given.frames)
     if not len(theirs):
         raise UserError(f"{args.given}: nobody is in it")
-    print(f"PCK@{args.share:g}: {metrics.pck(ours, theirs, args.share):.4f}")
-    print(f"OKS: {metrics.oks(ours, theirs):.4f}")
+    print(f"PCK@{args.share:g}: {pck(ours, theirs, args.share):.4f}")
+    print(f"OKS: {oks(ours, theirs):.4f}")
     print(f"persons: {len(theirs)} in {len(given.frames)} frames")
 
 
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -23,8 +23,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-from fyp_jax.convert.torch_names import from_torch  # noqa: E402
-from fyp_jax.kept import keep_compiled  # noqa: E402
+from fyp_jax.convert.torch_key_mapping import from_torch  # noqa: E402
+from fyp_jax.kept import enable_compilation_cache  # noqa: E402
 from fyp_jax.models.unet import UNet3DConfig  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # a mesh to try; what is not told of it runs on the first
@@ -87,7 +87,7 @@ def kept_folder(tmp_path: Path) -> Iterator[Path]:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
-    keep_compiled()
+    enable_compilation_cache()
     yield tmp_path / "cache"
     for name, value in before.items():
         jax.config.update(name, value)

@@ -10,15 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 
-import tiny
-from fyp_jax.checkpoint import (
-    CheckpointError,
-    TrainingCheckpoints,
-    inference_shapes,
-    load_inference,
-    save_inference,
-)
+from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
+from fyp_jax.checkpoints.manager import CheckpointError
+from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.models.random_params import random_params
 from fyp_jax.training.config import OptimizerConfig
 from fyp_jax.training.optimizer import make_optimizer
@@ -28,7 +24,7 @@ TRAIN = {"trainable": {"w": jnp.arange(6000.0)}, "step": jnp.asarray(0)}
 
 
 def write(folder: Path, *steps: int) -> Path:
-    inference = random_params(inference_shapes(tiny.UNET), seed=0)
+    inference = random_params(inference_shapes(tiny_models.UNET), seed=0)
     with TrainingCheckpoints(folder, keep=len(steps)) as checkpoints:
         for step in steps:
             checkpoints.save(
@@ -36,7 +32,7 @@ def write(folder: Path, *steps: int) -> Path:
                 train={**TRAIN, "step": jnp.asarray(step)},
                 inference=inference,
                 data={"step": step},
-                config={"unet": tiny.UNET.to_json(), "origin": {}},
+                config={"unet": tiny_models.UNET.to_json(), "provenance": {}},
                 loss=1.0,
             )
     return folder
@@ -128,7 +124,9 @@ def test_a_checkpoint_of_another_run_is_refused(folder: Path, other: Any, says: 
 
 
 def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path):
-    save_inference(tmp_path, 7, tiny.UNET, random_params(inference_shapes(tiny.UNET), seed=0), {})
+    save_inference(
+        tmp_path, 7, tiny_models.UNET, random_params(inference_shapes(tiny_models.UNET), seed=0), {}
+    )
     with pytest.raises(CheckpointError, match="step 7 has no state to go on with"):
         restore(tmp_path)
 

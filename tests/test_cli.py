@@ -13,8 +13,9 @@ from PIL import Image
 
 import sample
 from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.errors import UserError, exit_status
-from fyp_jax.media.video import read_frames, write_mp4
+from fyp_jax.errors import UserError, run_cli
+from fyp_jax.media.reading import read_frames
+from fyp_jax.media.writing import write_mp4
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,7 +73,7 @@ def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple,
     assert record["prompt"] == "A robot, on the beach"
     assert record["seed"] == 0
     assert {"jax", "flax", "fyp_jax", "device"} <= set(record["versions"])
-    assert set(record["weights"]["origin"]) == {"motion", "pose"}
+    assert set(record["weights"]["provenance"]) == {"motion", "pose"}
     assert record["config"]["steps"] == 20
     words = [str(ROOT / "sample.py"), "--config", str(out / "0000" / "config.yaml")]
     kept = {file.name for file in kept_programs.iterdir() if not file.name.endswith("-atime")}
@@ -135,7 +136,7 @@ def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]):
         sample.parse(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in ("pose.stride=5", "guidance=12.5", "decode_frames=4", "negative_prompt="):
+    for key in ("pose.stride=5", "guidance=12.5", "decode_chunk_size=4", "negative_prompt="):
         assert key in text
 
 
@@ -168,7 +169,7 @@ def files(tmp_path: Path) -> Path:
         (["pose.path=null", "pose.frames=0"], "frames is 0"),
         (["steps=1001"], "steps=1001 is not between"),
         (["pretrained=sd14"], "no trained weights"),
-        (["checkpoint={files}/folder", "random_weights=true"], "add random_weights=false"),
+        (["checkpoint={files}/folder", "random_init=true"], "add random_init=false"),
         (["--seed", "99999999999999999999"], "seed=9+ is not between"),
         (["checkpoint={files}/folder"], "no checkpoint in it"),
         (["pretrained=nosuchmodel"], "nosuchmodel: no such folder, and no size of ours .*mini, sd14"),
@@ -185,7 +186,7 @@ def test_mistakes_are_one_line_and_status_2(
 ):
     words = [word.format(files=files) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["sample.py", f"out={files}/runs", *words])
-    assert exit_status(sample.main) == 2
+    assert run_cli(sample.main) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert re.search(message, line), line
@@ -199,12 +200,12 @@ def test_exit_status(capsys: pytest.CaptureFixture[str]):
 
         return main
 
-    assert exit_status(lambda: None) == 0
-    assert exit_status(fail(UserError("two\n  lines"))) == 2
+    assert run_cli(lambda: None) == 0
+    assert run_cli(fail(UserError("two\n  lines"))) == 2
     assert capsys.readouterr().err == "error: two lines\n"
-    assert exit_status(fail(KeyboardInterrupt())) == 130
+    assert run_cli(fail(KeyboardInterrupt())) == 130
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
-        exit_status(fail(ZeroDivisionError()))
+        run_cli(fail(ZeroDivisionError()))
 
 
 def test_config_flag_reads_a_file(tmp_path: Path):

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
+from cli_utils import SCRIPTS, assert_mistake, run_script
 from jax.sharding import SingleDeviceSharding
 
-import tiny
 from fyp_jax import compiled
 from fyp_jax.config import SampleConfig, load_config
 from fyp_jax.errors import UserError
-from fyp_jax.parallel import MeshConfig, make_mesh
-from fyp_jax.sampling import load_sampler
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.parallel.mesh import make_mesh
+from fyp_jax.pipeline.pipeline import load_sampler
 from fyp_jax.tpu import check as checks
 from fyp_jax.tpu.check import Check, check, head_widths
 from fyp_jax.tpu.chips import CHIPS, topology_devices
@@ -28,7 +30,6 @@ from fyp_jax.tpu.report import over_memory, roofline
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.loop import train
 from fyp_jax.training.stages import STAGES
-from running import SCRIPTS, assert_mistake, run_script
 
 SCRIPT = SCRIPTS / "compile_tpu.py"
 MOTION = SCRIPTS.parent / "configs" / "mini" / "stage2_motion.yaml"
@@ -38,7 +39,7 @@ SMALL = ("init=null", "data.height=64", "data.width=64", "data.frames=4", "optim
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+    return tiny_models.write_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def motion(pipeline: Path) -> Callable[..., Check]:
 @pytest.mark.tpu_compile
 def test_a_larger_pod_holds_as_much_on_a_chip_and_moves_the_trainable_gradients(motion: Any):
     (small,), (large,) = (motion(name).columns["ours"].programs for name in ("v5e:2x2", "v5e:4x4"))
-    networks = tiny.networks("motion", tiny.Compute())
-    flat = tiny.params(networks)
+    models = tiny_models.models("motion", tiny_models.ExecutionConfig())
+    flat = tiny_models.params(models)
     trained = STAGES["motion"].trains(flat)
     gradients = sum(4 * x.size for path, x in flat.items() if trained[path])
     for found in (small, large):
@@ -145,7 +146,7 @@ def test_knobs_are_those_that_a_config_does_not_use():
     assert "20.00 GiB of 15.75, 4.25 too much" in text
     assert "remat=all" in text
     assert " dtype=bfloat16" not in text
-    assert "decode_frames=2" in over_memory(error, SampleConfig())
+    assert "decode_chunk_size=2" in over_memory(error, SampleConfig())
 
 
 @pytest.mark.parametrize(
@@ -194,14 +195,14 @@ def test_heads_that_are_filled_up():
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_videos(tmp_path_factory.mktemp("videos"), 5)
+    return tiny_models.write_videos(tmp_path_factory.mktemp("videos"), 5)
 
 
 def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: Path, tmp_path: Path):
     overrides = [
         f"pretrained={pipeline}",
         *SMALL,
-        "random_weights=true",
+        "random_init=true",
         "data.batch_size=8",
         "data.workers=0",
     ]
@@ -226,7 +227,7 @@ def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: 
 
 @pytest.mark.usefixtures("kept_folder")
 def test_sampling_with_programs_that_were_compiled_before(pipeline: Path, tmp_path: Path):
-    overrides = [f"pretrained={pipeline}", "steps=3", "pose.frames=2", "random_weights=true"]
+    overrides = [f"pretrained={pipeline}", "steps=3", "pose.frames=2", "random_init=true"]
     file = tmp_path / "sampler.compiled"
     for _ in range(2):  # the second time they are in the cache
         run = run_script(
@@ -234,7 +235,7 @@ def test_sampling_with_programs_that_were_compiled_before(pipeline: Path, tmp_pa
         )
         assert run.status == 0, run
     skeleton, calls = np.ones((2, 64, 64, 3), np.float32), []
-    videos, how = [], {"steps": 3, "guide_pose": True}
+    videos, how = [], {"steps": 3, "pose_guidance": True}
     for extra in ([], [f"compiled={file}"]):
         sampler, params, _ = load_sampler(load_config(SampleConfig, SAMPLE, [*overrides, *extra]))
         videos.append(sampler(params, "x", skeleton, **how, on_step=lambda: calls.append(None)))
@@ -243,19 +244,19 @@ def test_sampling_with_programs_that_were_compiled_before(pipeline: Path, tmp_pa
     with pytest.raises(UserError, match="does not fit this run"):
         sampler(params, "x", np.ones((3, 64, 64, 3), np.float32), **how)
     with pytest.raises(UserError, match="are for steps=3, not 4"):
-        sampler(params, "x", skeleton, steps=4, guide_pose=True)
+        sampler(params, "x", skeleton, steps=4, pose_guidance=True)
     with pytest.raises(UserError, match="steps=3, here 4"):
         load_sampler(load_config(SampleConfig, SAMPLE, [*overrides, "steps=4", f"compiled={file}"]))
 
 
 def test_files_that_are_no_programs(tmp_path: Path):
     devices = list(make_mesh(MeshConfig(), jax.devices()[:1]).devices.flatten())
-    made_for = compiled.here(devices)
+    fingerprint = compiled.here(devices)
     with pytest.raises(UserError, match="cannot be read"):
-        compiled.load_programs(str(tmp_path / "none"), made_for, devices)
+        compiled.load_programs(str(tmp_path / "none"), fingerprint, devices)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="holds no programs"):
-        compiled.load_programs(str(tmp_path / "text"), made_for, devices)
-    (tmp_path / "broken").write_bytes(json.dumps(made_for).encode() + b"\nxx")
+        compiled.load_programs(str(tmp_path / "text"), fingerprint, devices)
+    (tmp_path / "broken").write_bytes(json.dumps(fingerprint).encode() + b"\nxx")
     with pytest.raises(UserError, match="does not open here"):
-        compiled.load_programs(str(tmp_path / "broken"), made_for, devices)
+        compiled.load_programs(str(tmp_path / "broken"), fingerprint, devices)

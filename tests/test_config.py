@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fyp_jax.config import SampleConfig, describe, load_config, save_config
+from fyp_jax.config import SampleConfig, help_lines, load_config, save_config
 from fyp_jax.errors import UserError
-from fyp_jax.parallel import MeshConfig
+from fyp_jax.parallel.config import MeshConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("sample.yaml"))
 
@@ -51,7 +51,7 @@ def test_our_configs_open_and_begin_with_their_command(path: Path):
         ("nothing.like.it=4", "unknown key nothing"),
         ("steps=many", "steps: .*many"),
         ("steps=2.5", "steps: .*2.5"),
-        ("random_weights=perhaps", "random_weights: "),
+        ("random_init=perhaps", "random_init: "),
         ("pose=3", "pose"),
         ("steps", "a.b=c"),
         ("steps=[", "steps="),
@@ -90,15 +90,15 @@ def test_missing_file_and_empty_file(tmp_path: Path):
         ({"dtype": "float16"}, "dtype=float16"),
         ({"eta": 2.0}, "eta=2.0"),
         ({"guidance": float("nan")}, "guidance=nan"),
-        ({"shared_noise": 1.5}, "shared_noise=1.5 is not between 0 and 1"),
+        ({"noise_correlation": 1.5}, "noise_correlation=1.5 is not between 0 and 1"),
         ({"mesh": MeshConfig(data=4)}, "mesh.data=4"),
         ({"mesh": MeshConfig(data=1, fsdp=2)}, "mesh.fsdp=2"),
         ({"fps": 0.0}, "fps=0.0"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed=4294967296"),
-        ({"checkpoint": "x", "random_weights": True}, "random_weights=false"),
+        ({"checkpoint": "x", "random_init": True}, "random_init=false"),
         ({"steps": 0}, "steps=0"),
-        ({"decode_frames": 0}, "decode_frames=0"),
+        ({"decode_chunk_size": 0}, "decode_chunk_size=0"),
     ],
 )
 def test_values_that_make_no_clip(change: dict, message: str):
@@ -120,7 +120,7 @@ def test_text_is_taken_as_it_stands(file: Path, tmp_path: Path, text: str):
 
 
 def test_every_field_is_described():
-    lines = list(describe(SampleConfig))
+    lines = list(help_lines(SampleConfig))
     assert len(lines) == len(dataclasses.fields(SampleConfig)) - 2 + 4 + 6  # those of pose and of mesh
     assert any(line.split() == ["pose.frames=8", "how", "many", "frames", "to", "take"] for line in lines)
     assert all(len(line.split(maxsplit=1)[1]) > 5 for line in lines)

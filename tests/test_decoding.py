@@ -13,7 +13,7 @@ from PIL import Image
 from fyp_jax.data import decoding
 from fyp_jax.errors import UserError
 from fyp_jax.media import video
-from fyp_jax.media.pose import draw_skeleton
+from fyp_jax.pose.skeleton import draw_skeleton
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -103,7 +103,7 @@ def test_a_video_gives_a_window_and_its_caption(tmp_path, seed):
     middle = (shown[0] + shown[-1]) / 2
     assert sample.caption == f"from {min(range(0, 40, 8), key=lambda start: abs(start - middle))}"
     (tmp_path / "clip.mp4").write_bytes(MOVIE)
-    read = video.fit(video.read_frames(tmp_path / "clip.mp4", shown), 32, 32)
+    read = video.resize_center_crop(video.read_frames(tmp_path / "clip.mp4", shown), 32, 32)
     np.testing.assert_array_equal(sample.video, read)
 
 
@@ -181,7 +181,7 @@ def test_keypoints_are_drawn_as_they_are_in_a_skeleton_image():
     joints = np.concatenate([rng(0).uniform(60, 340, (2, 17, 2)), np.ones((2, 17, 1))], axis=-1)
     image = encoded(np.zeros((400, 400, 3), np.uint8))
     drawn = decoding.decode_image(image_record(image, people=joints), height=128, width=128).skeleton
-    fitted = video.fit(draw_skeleton(joints, 400, 400)[None], 128, 128)
+    fitted = video.resize_center_crop(draw_skeleton(joints, 400, 400)[None], 128, 128)
     assert drawn is not None
     far = np.abs(drawn.astype(int) - fitted).mean()
     assert far < 3  # edges are rounded elsewhere

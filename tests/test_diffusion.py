@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fyp_jax.diffusion import ddim
-from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, target, to_z0_and_eps
+from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, predict_x0_eps, prediction_target
 from fyp_jax.errors import UserError
 
 SHAPE = (1, 2, 4, 4, 3)
@@ -48,10 +48,10 @@ def test_a_perfect_model_finds_the_clip(kind: str, eta: float):
     """If the model knows z_0, every path ends there (up to the noise left at training timestep 0)."""
     z0 = normal(0)
     schedule = ScheduleConfig(prediction_type=kind, set_alpha_to_one=True)
-    alphas = jnp.asarray(schedule.alphas())
+    alphas_cumprod = jnp.asarray(schedule.alphas_cumprod())
 
     def knows(z: jax.Array, t: jax.Array) -> jax.Array:
-        signal, noise = jnp.sqrt(alphas[t]), jnp.sqrt(1 - alphas[t])
+        signal, noise = jnp.sqrt(alphas_cumprod[t]), jnp.sqrt(1 - alphas_cumprod[t])
         eps = (z - signal * z0) / noise
         return eps if kind == "epsilon" else signal * eps - noise * z0
 
@@ -76,7 +76,7 @@ def test_inversion_may_begin_at_clean_latents():
 
 def test_eta_draws_noise_of_the_right_size():
     """With eta 1, a model that sees no noise leaves sigma of eq. 16 behind at each step."""
-    moves = ddim.sampling_moves(SCHEDULE, 1)
+    moves = ddim.make_ddim_schedule(SCHEDULE, 1)
     shape = (1, 8, 32, 32, 4)
     z = ddim.sample(lambda z, t: jnp.zeros_like(z), jnp.zeros(shape), 1, SCHEDULE, 1.0, jax.random.key(0))
     sigma2 = (1 - moves.alpha_next) / (1 - moves.alpha) * (1 - moves.alpha / moves.alpha_next)
@@ -94,7 +94,7 @@ def test_eta_depends_on_the_key_and_needs_one():
 
 
 def test_steps_one_by_one_are_the_loop():
-    moves, key = ddim.sampling_moves(SCHEDULE, 7), jax.random.key(0)
+    moves, key = ddim.make_ddim_schedule(SCHEDULE, 7), jax.random.key(0)
     z = normal(0)
     for number in range(7):
         z = ddim.step(linear_model, z, number, moves, SCHEDULE, 0.5, key)
@@ -111,13 +111,13 @@ def test_the_loop_is_one_scan():
 
 
 def test_noise_levels():
-    alphas = SCHEDULE.alphas()
-    assert alphas.shape == (1000,)
-    assert alphas[0] == pytest.approx(1 - 0.00085, rel=1e-6)
-    assert (np.diff(alphas) < 0).all()
+    alphas_cumprod = SCHEDULE.alphas_cumprod()
+    assert alphas_cumprod.shape == (1000,)
+    assert alphas_cumprod[0] == pytest.approx(1 - 0.00085, rel=1e-6)
+    assert (np.diff(alphas_cumprod) < 0).all()
     assert SCHEDULE.timesteps(50)[[0, 1, -1]].tolist() == [981, 961, 1]
     noisy = add_noise(jnp.zeros(SHAPE), jnp.ones(SHAPE), jnp.array([999]), SCHEDULE)
-    np.testing.assert_allclose(noisy, np.sqrt(1 - alphas[999]), rtol=1e-5)
+    np.testing.assert_allclose(noisy, np.sqrt(1 - alphas_cumprod[999]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
@@ -141,10 +141,10 @@ def test_target_is_what_leads_back(prediction_type: str):
     schedule = ScheduleConfig(prediction_type=prediction_type)
     z0, noise = (jax.random.normal(jax.random.key(i), (2, 1, 2, 2, 4)) for i in range(2))
     t = jnp.array([20, 700])
-    wanted, noisy = target(z0, noise, t, schedule), add_noise(z0, noise, t, schedule)
+    wanted, noisy = prediction_target(z0, noise, t, schedule), add_noise(z0, noise, t, schedule)
     for i in range(2):
-        alpha = jnp.asarray(schedule.alphas()[int(t[i])])
-        found = to_z0_and_eps(wanted[i : i + 1], noisy[i : i + 1], alpha, prediction_type)
+        alpha = jnp.asarray(schedule.alphas_cumprod()[int(t[i])])
+        found = predict_x0_eps(wanted[i : i + 1], noisy[i : i + 1], alpha, prediction_type)
         np.testing.assert_allclose(found[0], z0[i : i + 1], atol=1e-4)
         np.testing.assert_allclose(found[1], noise[i : i + 1], atol=1e-4)
 
@@ -158,7 +158,7 @@ def test_v_is_diffusers_velocity():
     z0, noise = (np.random.default_rng(i).standard_normal((2, 1, 2, 2, 4), np.float32) for i in range(2))
     t = np.array([20, 700])
     velocity = theirs.get_velocity(torch.from_numpy(z0), torch.from_numpy(noise), torch.from_numpy(t))
-    ours = target(
+    ours = prediction_target(
         jnp.asarray(z0), jnp.asarray(noise), jnp.asarray(t), ScheduleConfig(prediction_type="v_prediction")
     )
     np.testing.assert_allclose(ours, velocity.numpy(), atol=1e-5)

@@ -6,22 +6,22 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_models
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
-import tiny
-from fyp_jax import trees
-from fyp_jax.data.mini_world.clips import HELD_OUT_PAIRS, TRAINED_PAIRS, draw_frames
-from fyp_jax.data.mini_world.motions import HELD_OUT_MOTION
-from fyp_jax.data.mini_world.styles import STYLES
 from fyp_jax.evaluation import exam, report, ways
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
+from fyp_jax.synthetic.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAINED_PAIRS, draw_frames
+from fyp_jax.synthetic.styles import STYLES
 
 
 def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
     for held_out, pairs in ((False, TRAINED_PAIRS), (True, HELD_OUT_PAIRS)):
-        asked = exam.questions(8, 2, held_out)
+        asked = exam.make_eval_cases(8, 2, held_out)
         assert {(q.scene.character, q.scene.background) for q in asked} <= set(pairs)
         assert {q.scene.motion for q in asked} == {HELD_OUT_MOTION}
         assert {q.scene.style for q in asked} == set(STYLES)
@@ -29,7 +29,7 @@ def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
 
 
 def test_the_worlds_own_drawings_pass_and_noise_fails():
-    asked = exam.questions(4, 2, False)
+    asked = exam.make_eval_cases(4, 2, False)
     drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
     noise = [np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(drawn)]
     good, bad = (exam.score(clips, asked, lambda video: video.astype(np.float32)) for clips in (drawn, noise))
@@ -61,12 +61,12 @@ def test_without_cross_frame_attention_frames_read_themselves_alone():
 
 def test_without_temporal_layers_and_cross_frame_attention_frames_meet_in_norms_alone():
     """Two equal frames and no norm that tells them apart: each is what it is on its own."""
-    params = random_params(unet_shapes(tiny.UNET), seed=0)
+    params = random_params(unet_shapes(tiny_models.UNET), seed=0)
     silent = ways.without_temporal_layers(params)
-    assert {path for path, x in trees.flatten(silent).items() if not np.any(x)} >= {
-        path for path in trees.flatten(params) if "conv_temporal/up" in path
+    assert {path for path, x in flatten_dict(silent, sep="/").items() if not np.any(x)} >= {
+        path for path in flatten_dict(params, sep="/") if "conv_temporal/up" in path
     }
-    config = dataclasses.replace(tiny.UNET, cross_frame_attention=False)
+    config = dataclasses.replace(tiny_models.UNET, cross_frame_attention=False)
     frame = jax.random.normal(jax.random.key(2), (1, 1, 8, 8, 4))
     text = jax.random.normal(jax.random.key(3), (1, 5, 8))
 
@@ -81,7 +81,7 @@ def test_without_temporal_layers_and_cross_frame_attention_frames_meet_in_norms_
 
 
 def test_before_the_motion_stage_the_queries_are_the_image_models():
-    params = {"unet": random_params(unet_shapes(tiny.UNET), seed=0)}
+    params = {"unet": random_params(unet_shapes(tiny_models.UNET), seed=0)}
     image = {
         "down_blocks_0": {
             "attentions_0": {"transformer_blocks_0": {"attn1": {"to_q": {"kernel": jnp.ones((16, 16))}}}}
@@ -95,7 +95,7 @@ def test_before_the_motion_stage_the_queries_are_the_image_models():
 
 
 def test_figures_show_every_way(tmp_path: Path):
-    asked = exam.questions(2, 2, False)
+    asked = exam.make_eval_cases(2, 2, False)
     drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
     scores = exam.score(drawn, asked, lambda video: video.astype(np.float32))
     sizes = []

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from diffusers import (
     DDIMScheduler,
     StableDiffusionAdapterPipeline,
@@ -24,36 +25,30 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from conftest import FIXTURES, Oracle, fill_torch, synthesise, tagged
-from fyp_jax import parallel
-from fyp_jax.checkpoint import (
-    CheckpointError,
-    TrainingCheckpoints,
-    inference_shapes,
-    load_inference,
-    open_inference,
-    save_inference,
-)
+from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference, save_inference
+from fyp_jax.checkpoints.manager import CheckpointError
+from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.convert import verify as verifying
-from fyp_jax.convert.forms import FORMS
+from fyp_jax.convert.export_formats import FORMS
+from fyp_jax.convert.lazy import Weights, all_in_memory, read_all
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.stored import Weights, all_in_memory, read_all
-from fyp_jax.convert.t2i_adapter import t2i_contents
+from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_files import find_weights, read_weights
-from fyp_jax.convert.torch_names import POSE_PREFIX, image_part
+from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, image_part
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import MANIFEST, WeightWriter
 from fyp_jax.diffusion import ddim
-from fyp_jax.models.compute import Compute
+from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
-from fyp_jax.parallel import MeshConfig
-from fyp_jax.sampling import guided
-from fyp_jax.trees import flatten, unflatten
-from running import SCRIPTS, Run, assert_mistake, assert_same, run_script
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.parallel.mesh import make_mesh, shard_params
+from fyp_jax.pipeline.pipeline import cfg_denoiser
 
 STEP = 7
 PROMPT = "a robot dances on the moon"
@@ -65,12 +60,12 @@ import_pytorch: Callable[..., Run] = functools.partial(run_script, SCRIPTS / "im
 
 def silenced(unet: dict[str, Any]) -> dict[str, Any]:
     """Without what an image model does not have."""
-    flat = flatten(unet)
-    return unflatten({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()})
+    flat = flatten_dict(unet, sep="/")
+    return unflatten_dict({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()}, sep="/")
 
 
 def spatial(unet: dict[str, Any]) -> dict[str, Any]:
-    return {path: x for path, x in flatten(unet).items() if not TEMPORAL.search(path)}
+    return {path: x for path, x in flatten_dict(unet, sep="/").items() if not TEMPORAL.search(path)}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +76,8 @@ def config(pipeline_folder: Path) -> UNet3DConfig:
 @pytest.fixture(scope="module")
 def params(config: UNet3DConfig) -> dict[str, Any]:
     """Nothing is 0, so every array is felt."""
-    flat = flatten(inference_shapes(config))
-    return unflatten({path: synthesise(path, leaf.shape) for path, leaf in flat.items()})
+    flat = flatten_dict(inference_shapes(config), sep="/")
+    return unflatten_dict({path: synthesise(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +133,9 @@ def test_own_form_and_back(exported: Path, config: UNet3DConfig, params: dict[st
     """Bit for bit, without a pipeline; the checkpoint says again of which stage it is."""
     run = import_pytorch("--checkpoint", exported / "safetensors", "--out", tmp_path / "again")
     assert run.status == 0, run.err
-    found, again, origin = load_inference(tmp_path / "again")
+    found, again, provenance = load_inference(tmp_path / "again")
     assert found == config
-    assert origin["stage"] == "motion"
+    assert provenance["stage"] == "motion"
     assert_same(again, params)
 
 
@@ -192,7 +187,7 @@ def test_table_of_what_was_written(checkpoint: Path, params: dict[str, Any], tmp
     run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", "safetensors")
     rows = [line.split() for line in run.out.splitlines()][1:]
     for model, (name, arrays, parameters, size) in zip(("pose_encoder", "unet"), sorted(rows), strict=True):
-        leaves = flatten(params[model]).values()
+        leaves = flatten_dict(params[model], sep="/").values()
         assert Path(name) == out / f"{model}.safetensors"
         assert (int(arrays), int(parameters)) == (len(leaves), sum(leaf.size for leaf in leaves))
         assert int(size) == Path(name).stat().st_size
@@ -221,7 +216,7 @@ def test_unet_in_pytorch(exported: Path, config: UNet3DConfig, params: dict[str,
     with torch.no_grad():
         image = torch.from_numpy(rearrange(latents, "b 1 h w c -> b c h w").copy())
         theirs = unet(image, 501, torch.from_numpy(text)).sample
-    apply = jax.jit(lambda p, *inputs: UNet3D(config, Compute()).apply({"params": p}, *inputs))
+    apply = jax.jit(lambda p, *inputs: UNet3D(config, ExecutionConfig()).apply({"params": p}, *inputs))
     ours = apply(silenced(params["unet"]), latents, jnp.full(2, 501), text)
     assert_close(rearrange(np.asarray(ours), "b 1 h w c -> b c h w"), theirs, "noise")
 
@@ -244,7 +239,7 @@ def test_adapter_of_published_size(tmp_path: Path):
     config = UNet3DConfig()
     params = random_params({"pose_encoder": pose_encoder_shapes(config)}, seed=0)
     weights = Weights(config, all_in_memory(params), {})
-    (written,) = WeightWriter().write_folder(t2i_contents(weights), tmp_path / "adapter", {})
+    (written,) = WeightWriter().write_folder(t2i_plan(weights), tmp_path / "adapter", {})
     assert round(written.parameters / 1e6, 1) == 77.4
     adapter, info = T2IAdapter.from_pretrained(tmp_path / "adapter", output_loading_info=True)
     assert not any(info.values()), info
@@ -282,15 +277,15 @@ def test_five_steps_in_pytorch(
     }
 
     folder = PipelineFolder(str(pipeline_folder))
-    models = folder.frozen_models()
-    frozen = folder.frozen_params(models)
+    models = folder.latent_encoders()
+    frozen = folder.encoder_params(models)
     text, negative = (
         jax.jit(models.encode_text)(frozen, models.tokenize(prompt)[0]) for prompt in (PROMPT, "")
     )
 
     def run(unet: Any, pose: Any) -> tuple[Any, Any]:
         maps = PoseEncoder(config).apply({"params": pose}, jnp.asarray(skeleton)) if with_adapter else None
-        denoise = guided(UNet3D(config, Compute()), unet, text, negative, maps, GUIDANCE)
+        denoise = cfg_denoiser(UNet3D(config, ExecutionConfig()), unet, text, negative, maps, GUIDANCE)
         latents = ddim.sample(denoise, jnp.asarray(noise), STEPS, folder.schedule())
         return latents, models.decode_latents(frozen, latents, chunk=1)
 
@@ -318,7 +313,7 @@ def test_importing_an_adapter_that_pytorch_wrote(pipeline_folder: Path, config: 
 def training_checkpoint(
     folder: Path, config: UNet3DConfig, inference: dict[str, Any], stage: str, pipeline: Path
 ) -> Path:
-    about = {"unet": config.to_json(), "origin": {"stage": stage, "pretrained": str(pipeline)}}
+    about = {"unet": config.to_json(), "provenance": {"stage": stage, "pretrained": str(pipeline)}}
     with TrainingCheckpoints(folder, keep=1) as checkpoints:
         train = {"step": jnp.zeros((), jnp.int32)}
         checkpoints.save(STEP, train=train, inference=inference, data={}, config=about, loss=1.0)
@@ -330,9 +325,9 @@ def test_written_on_eight_devices_exported_on_one(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, stage: str
 ):
     """Large arrays were divided among eight; a process that has one device puts them together."""
-    mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=8, frame=1))
-    placed = unflatten(parallel.place(flatten(params), mesh))
-    divided = [x for x in flatten(placed).values() if not x.sharding.is_fully_replicated]
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8, frame=1))
+    placed = unflatten_dict(shard_params(flatten_dict(params, sep="/"), mesh), sep="/")
+    divided = [x for x in flatten_dict(placed, sep="/").values() if not x.sharding.is_fully_replicated]
     assert len({shard.device for shard in divided[0].addressable_shards}) == 8
     folder = training_checkpoint(tmp_path / "run", config, placed, stage, pipeline_folder)
     command = [
@@ -358,7 +353,7 @@ def test_written_on_eight_devices_exported_on_one(
 
 
 def all_names(params: dict[str, Any]) -> dict[str, Any]:
-    from fyp_jax.convert.torch_names import to_torch
+    from fyp_jax.convert.torch_key_mapping import to_torch
 
     return to_torch(params)
 
@@ -372,7 +367,7 @@ def test_bfloat16_weights_of_a_checkpoint(
     folder = training_checkpoint(tmp_path / "run", config, mixed, "pose", pipeline_folder)
     run = export_pytorch("--checkpoint", folder, "--out", tmp_path / "out", "--format", "safetensors")
     assert run.status == 0, run.err
-    expected = {path: np.asarray(x, np.float32) for path, x in flatten(unet).items()}
+    expected = {path: np.asarray(x, np.float32) for path, x in flatten_dict(unet, sep="/").items()}
     assert_same(load_file(tmp_path / "out" / "unet.safetensors"), expected)
 
 
@@ -382,7 +377,7 @@ def test_encoders_of_a_run_go_along(
 ):
     """Into pipelines, where PyTorch gives what ours gives, and into our own form and back."""
     folder = PipelineFolder(str(pipeline_folder))
-    theirs = folder.frozen_params(folder.frozen_models())[part]
+    theirs = folder.encoder_params(folder.latent_encoders())[part]
     trained = jax.tree.map(lambda x: 1.1 * x, theirs)
     inference = params | {part: trained}
     run_folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
@@ -398,7 +393,7 @@ def test_encoders_of_a_run_go_along(
     run = export_pytorch(*args, "--verify")
     assert run.status == 0, run
     written = PipelineFolder(str(tmp_path / "out" / "diffusers-unet2d"))
-    assert_same(written.frozen_params(written.frozen_models())[part], trained)
+    assert_same(written.encoder_params(written.latent_encoders())[part], trained)
     again = tmp_path / "again"
     assert import_pytorch("--checkpoint", tmp_path / "out" / "safetensors", "--out", again).status == 0
     assert_same(load_inference(again)[1], inference)
@@ -408,7 +403,7 @@ def test_encoder_of_another_size(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
     folder = PipelineFolder(str(pipeline_folder))
-    text = folder.frozen_params(folder.frozen_models())["text_encoder"]
+    text = folder.encoder_params(folder.latent_encoders())["text_encoder"]
     inference = params | {
         "text_encoder": {"text_model": {"final_layer_norm": text["text_model"]["final_layer_norm"]}}
     }

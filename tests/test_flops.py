@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fyp_jax.flops import count_products, gradient_flops, taps, total_flops
+from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops, valid_taps
 
 X = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
 
@@ -22,8 +22,8 @@ def test_convolution(stride: int):
         dims = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, w, (stride, stride), [(1, 1)] * 2, dimension_numbers=dims)
 
-    taps = {1: 3 * 8 - 2, 2: 3 * 4 - 1}[stride]  # along an axis, without those with the padding
-    assert total_flops(count_products(conv, X, w)) == 2 * 2 * taps**2 * 6 * 4
+    valid_taps = {1: 3 * 8 - 2, 2: 3 * 4 - 1}[stride]  # along an axis, without those with the padding
+    assert total_flops(count_products(conv, X, w)) == 2 * 2 * valid_taps**2 * 6 * 4
     (product,) = count_products(conv, X, w)
     assert product.strides == (stride, stride)
 
@@ -61,7 +61,10 @@ def test_taps_are_those_that_meet_an_input(dilation: int, stride: int, pad: int)
     left, right, out = 7, 4, 5
     inputs = {pad + dilation * i for i in range(left)}
     found = sum(stride * i + tap in inputs for i in range(out) for tap in range(right))
-    assert taps(left, right, out, stride=stride, pad=pad, left_dilation=dilation, right_dilation=1) == found
+    assert (
+        valid_taps(left, right, out, stride=stride, pad=pad, left_dilation=dilation, right_dilation=1)
+        == found
+    )
 
 
 def layers(learned: dict[str, jax.Array], frozen: jax.Array, x: jax.Array) -> jax.Array:

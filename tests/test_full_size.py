@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import synthesise
-from fyp_jax.convert.torch_names import from_torch_2d
+from fyp_jax.convert.torch_key_mapping import from_torch_2d
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
 
 ROOT = Path(__file__).parent.parent

@@ -15,19 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
 import sample
 from conftest import Oracle, fill_torch, synthesise
-from fyp_jax.checkpoint import CheckpointError, inference_shapes, load_inference, save_inference
-from fyp_jax.convert.published import read_published
+from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
+from fyp_jax.checkpoints.manager import CheckpointError
+from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
 from fyp_jax.convert.torch_files import WeightsError
-from fyp_jax.convert.torch_names import POSE_PREFIX, to_torch
-from fyp_jax.errors import UserError, exit_status
+from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, to_torch
+from fyp_jax.errors import UserError, run_cli
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3DConfig
-from fyp_jax.trees import TreeMismatch, flatten, unflatten
-from running import SCRIPTS, Run, assert_mistake, assert_same, run_script
+from fyp_jax.trees import TreeMismatch
 
 SCRIPT = SCRIPTS / "import_pytorch.py"
 ORIGIN = {"made_by": "a test"}
@@ -69,8 +71,8 @@ def write_sizes(folder: Path, config: UNet3DConfig) -> Path:
 @pytest.fixture(scope="module")
 def tiny() -> dict[str, Any]:
     """{"unet": ..., "pose_encoder": ...} of TINY."""
-    shapes = flatten(inference_shapes(TINY))
-    return unflatten({path: synthesise(path, leaf.shape) for path, leaf in shapes.items()})
+    shapes = flatten_dict(inference_shapes(TINY), sep="/")
+    return unflatten_dict({path: synthesise(path, leaf.shape) for path, leaf in shapes.items()}, sep="/")
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +101,11 @@ def test_published_checkpoint(oracle: Oracle, tmp_path: Path):
     )
     assert run.status == 0, run.err
     assert "step 7" in run.out
-    config, params, origin = load_inference(out)
+    config, params, provenance = load_inference(out)
     assert config == oracle.config
     assert_same(params, oracle.params)
-    assert origin["step"] == 7
-    assert origin["checkpoint"] == str(tmp_path / "checkpoint-7")
+    assert provenance["step"] == 7
+    assert provenance["checkpoint"] == str(tmp_path / "checkpoint-7")
 
 
 def test_sampling_from_what_was_imported(
@@ -116,10 +118,10 @@ def test_sampling_from_what_was_imported(
     command = ["sample.py", "--config", str(tmp_path / "sample.yaml"), "--prompt", "a robot"]
     command += [f"checkpoint={out}", f"out={tmp_path / 'runs'}"]
     monkeypatch.setattr(sys, "argv", [*command, f"pretrained={pipeline_folder}"])
-    assert exit_status(sample.main) == 0
+    assert run_cli(sample.main) == 0
     record = json.loads((tmp_path / "runs" / "0000" / "00-a-robot.json").read_text())
     assert record["weights"]["checkpoint"] == str(out)
-    assert record["weights"]["origin"]["pipeline"] == str(pipeline_folder)
+    assert record["weights"]["provenance"]["pipeline"] == str(pipeline_folder)
     assert (tmp_path / "runs" / "0000" / "config.yaml").is_file()
     assert "random" not in capsys.readouterr().out
 
@@ -127,7 +129,7 @@ def test_sampling_from_what_was_imported(
     config = json.loads((other / "text_encoder" / "config.json").read_text()) | {"hidden_size": 48}
     (other / "text_encoder" / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(sys, "argv", [*command, f"pretrained={other}"])
-    assert exit_status(sample.main) == 2
+    assert run_cli(sample.main) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "does not fit" in line
     assert "text width 32 against 48" in line
@@ -195,10 +197,10 @@ def test_a_step_that_is_there_already(
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert_mistake(import_pytorch(*tiny_args, "--out", out), "has a step 5 already")
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
-    other = unflatten({path: leaf + 1 for path, leaf in flatten(tiny).items()})
+    other = unflatten_dict({path: leaf + 1 for path, leaf in flatten_dict(tiny, sep="/").items()}, sep="/")
     save_inference(out, 40, TINY, other, ORIGIN)
-    _, params, origin = load_inference(out)
-    assert origin == {**ORIGIN, "step": 40}
+    _, params, provenance = load_inference(out)
+    assert provenance == {**ORIGIN, "step": 40}
     assert_same(params, other)
 
 
@@ -227,7 +229,7 @@ def test_pose_encoder_inside_or_beside(
 ):
     pose = {prefix + name: array for name, array in split_pose(tiny_torch)[1].items()}
     save_torch(pose, checkpoint_7 / place)
-    assert_same(read_published(checkpoint_7, None, TINY), tiny)
+    assert_same(read_followyourpose(checkpoint_7, None, TINY), tiny)
 
 
 def test_pose_encoder_inside_comes_before_the_one_beside(
@@ -236,7 +238,7 @@ def test_pose_encoder_inside_comes_before_the_one_beside(
     pose = split_pose(tiny_torch)[1]
     save_torch(pose, checkpoint_7 / "pose_encoder.pth")
     save_torch({name: array + 1 for name, array in pose.items()}, checkpoint_7.parent / "pose_encoder.pth")
-    assert_same(read_published(checkpoint_7, None, TINY), tiny)
+    assert_same(read_followyourpose(checkpoint_7, None, TINY), tiny)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
@@ -257,7 +259,7 @@ def test_pose_encoder_twice(
         pose["conv_in.bias"] = pose["conv_in.bias"] + 1
     save_torch(pose, file)
     with caplog.at_level(logging.WARNING):
-        params = read_published(checkpoint_7, file if named else None, TINY)
+        params = read_followyourpose(checkpoint_7, file if named else None, TINY)
     wanted = tiny["pose_encoder"]["conv_in"]["bias"] + np.float32(different)
     np.testing.assert_array_equal(params["pose_encoder"]["conv_in"]["bias"], wanted)
     assert_same({"unet": params["unet"]}, {"unet": tiny["unet"]})
@@ -267,7 +269,7 @@ def test_pose_encoder_twice(
 
 def test_pose_encoder_that_is_not_there(checkpoint_7: Path):
     with pytest.raises(WeightsError, match=r"mine\.pth: no such file"):
-        read_published(checkpoint_7, Path("mine.pth"), TINY)
+        read_followyourpose(checkpoint_7, Path("mine.pth"), TINY)
 
 
 def test_pose_encoder_of_another_model(checkpoint_7: Path, tiny_torch: dict[str, np.ndarray]):
@@ -279,7 +281,7 @@ def test_pose_encoder_of_another_model(checkpoint_7: Path, tiny_torch: dict[str,
     with pytest.raises(
         TreeMismatch, match=r"pose encoder: 1 missing \(skeleton_adapter\.body\.3\.block2\.bias"
     ):
-        read_published(checkpoint_7, None, TINY)
+        read_followyourpose(checkpoint_7, None, TINY)
 
 
 # ---- from a pipeline alone
@@ -301,9 +303,9 @@ def test_pipeline_with_a_fresh_pose_encoder(image_unet: Path, tmp_path: Path):
     run = import_pytorch("--pipeline", image_unet, "--out", tmp_path / "out", "--seed", 3)
     assert run.status == 0, run.err
     assert "starts fresh" in run.out
-    config, params, origin = load_inference(tmp_path / "out")
+    config, params, provenance = load_inference(tmp_path / "out")
     assert config.block_out_channels == TINY.block_out_channels
-    assert origin["step"] == 0
+    assert provenance["step"] == 0
     state_dict = to_torch(params)
     for name, array in load_file(image_unet / "unet" / "diffusion_pytorch_model.safetensors").items():
         np.testing.assert_array_equal(state_dict[name], array, err_msg=name)
@@ -317,7 +319,7 @@ def test_pipeline_with_a_fresh_pose_encoder(image_unet: Path, tmp_path: Path):
 def test_pose_encoder_alone(tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray], tmp_path: Path):
     """As the script reads it for a pipeline, whose UNet is inflated."""
     save_torch(split_pose(tiny_torch)[1], tmp_path / "mine.pth")
-    params = read_published(None, tmp_path / "mine.pth", TINY)
+    params = read_followyourpose(None, tmp_path / "mine.pth", TINY)
     assert_same(params, {"pose_encoder": tiny["pose_encoder"]})
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
+from flax.traverse_util import flatten_dict
 from test_loop import a_config, losses
 
-import tiny
-from fyp_jax import trees
-from fyp_jax.checkpoint import load_inference
+from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.config import save_config
 
 ROOT = Path(__file__).parent.parent
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    tiny.write_pipeline(folder / "pipeline")
-    tiny.write_videos(folder, 5)
+    tiny_models.write_pipeline(folder / "pipeline")
+    tiny_models.write_videos(folder, 5)
     config = a_config(folder, Path("set below"), steps=STEPS)
     config.data.batch_size, config.checkpoint.every = 8, 6
     save_config(config, folder / "config.yaml")
@@ -96,7 +96,7 @@ def assert_same_run(out: Path, undisturbed: Path) -> None:
     columns = slice(0, 9)  # step, losses, norms, learning rate
     ours, theirs = ((x / "metrics.csv").read_text().splitlines() for x in (out, undisturbed))
     assert [row.split(",")[columns] for row in ours] == [row.split(",")[columns] for row in theirs]
-    ours, theirs = (trees.flatten(load_inference(x / "checkpoints")[1]) for x in (out, undisturbed))
+    ours, theirs = (flatten_dict(load_inference(x / "checkpoints")[1], sep="/") for x in (out, undisturbed))
     for path, x in theirs.items():
         np.testing.assert_array_equal(ours[path], x, err_msg=path)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fyp_jax.data.loader import DataConfig, Elements, Loader, TooManyBadFiles
+from fyp_jax.data.loader import DataConfig, ExampleSource, Loader, TooManyBadFiles
 from fyp_jax.errors import UserError
 from fyp_jax.types import Batch
 
@@ -130,7 +130,7 @@ def rows_of(batch: Batch, rows: range) -> Batch:
     return Batch(*(None if part is None else np.asarray(part)[rows] for part in batch))
 
 
-DIVERSE = {"drop_text": 0.3, "max_bad_fraction": 0.3}
+DIVERSE = {"caption_dropout": 0.3, "max_corrupt_fraction": 0.3}
 
 
 @cache
@@ -154,7 +154,7 @@ def test_batches_are_the_same_on_any_number_of_workers(workers):
     with Loader(videos(broken=(2,)), config(workers=workers, **DIVERSE), tokenize, 3, range(5)) as loader:
         for batch in reference():
             assert_same(next(loader), batch)
-        assert list(loader.refused) == ["clip2.mp4"]
+        assert list(loader.rejected) == ["clip2.mp4"]
 
 
 @pytest.mark.parametrize("rows", [range(2), range(2, 5), range(4, 5), range(1, 5, 2)])
@@ -230,7 +230,7 @@ def test_units():
 
 def test_text_is_dropped_as_often_as_asked_and_nothing_else_changes():
     loaders = [
-        Loader(images(50), image_config(batch_size=400, drop_text=share), tokenize, 0, range(400))
+        Loader(images(50), image_config(batch_size=400, caption_dropout=share), tokenize, 0, range(400))
         for share in (0.0, 0.25, 1.0)
     ]
     batches = [next(loader) for loader in loaders]
@@ -247,7 +247,7 @@ def test_text_is_dropped_as_often_as_asked_and_nothing_else_changes():
 def test_a_broken_record_is_replaced_and_named_once(caplog):
     whole = Loader(images(20), image_config(batch_size=10), tokenize, 0, range(10))
     loader = Loader(
-        images(20, (3, 8)), image_config(batch_size=10, max_bad_fraction=0.1), tokenize, 0, range(10)
+        images(20, (3, 8)), image_config(batch_size=10, max_corrupt_fraction=0.1), tokenize, 0, range(10)
     )
     with caplog.at_level(logging.WARNING):
         pairs = [
@@ -258,8 +258,8 @@ def test_a_broken_record_is_replaced_and_named_once(caplog):
     assert not {"3", "8"} & set(replaced)
     assert len(set(replaced)) > 3  # chosen by chance
     assert all(old == new for old, new in pairs if old not in ("3", "8"))
-    assert sorted(loader.refused) == ["3.png", "8.png"]
-    assert all(why.startswith("its image does not open") for why in loader.refused.values())
+    assert sorted(loader.rejected) == ["3.png", "8.png"]
+    assert all(why.startswith("its image does not open") for why in loader.rejected.values())
     lines = sorted(record.getMessage() for record in caplog.records)
     assert [line.split(" (")[0] for line in lines] == [
         f"{number}.png: skipped, its image does not open" for number in (3, 8)
@@ -268,13 +268,13 @@ def test_a_broken_record_is_replaced_and_named_once(caplog):
 
 @pytest.mark.parametrize(("broken", "fraction"), [((4, 9, 11), 0.1), ((7,), 0.0), ((7,), 0.04)])
 def test_more_broken_records_than_allowed_stop_the_run(broken, fraction):
-    loader = Loader(images(20, broken), image_config(max_bad_fraction=fraction), tokenize, 0, range(5))
+    loader = Loader(images(20, broken), image_config(max_corrupt_fraction=fraction), tokenize, 0, range(5))
     with pytest.raises(TooManyBadFiles) as caught:
         list(loader)
-    assert len(loader.refused) == len(broken)
+    assert len(loader.rejected) == len(broken)
     message = str(caught.value)
     assert message.startswith(f"here: {len(broken)} of 20 records are broken")
-    assert f"max_bad_fraction={fraction} allows {len(broken) - 1}: " in message
+    assert f"max_corrupt_fraction={fraction} allows {len(broken) - 1}: " in message
     for number in broken:
         assert f"{number}.png: its image does not open" in message
 
@@ -282,14 +282,16 @@ def test_more_broken_records_than_allowed_stop_the_run(broken, fraction):
 @pytest.mark.parametrize(("count", "fraction"), [(3, 1.0), (1, 0.0), (50, 0.5), (1, 1.0)])
 def test_records_of_which_none_can_be_read_stop_the_run(count, fraction):
     loader = Loader(
-        images(count, tuple(range(count))), image_config(max_bad_fraction=fraction), tokenize, 0, range(5)
+        images(count, tuple(range(count))), image_config(max_corrupt_fraction=fraction), tokenize, 0, range(5)
     )
     with pytest.raises(TooManyBadFiles, match="drawn in a row"):
         next(loader)
 
 
 def test_all_but_one_record_may_be_broken():
-    loader = Loader(images(40, tuple(range(39))), image_config(max_bad_fraction=1.0), tokenize, 0, range(5))
+    loader = Loader(
+        images(40, tuple(range(39))), image_config(max_corrupt_fraction=1.0), tokenize, 0, range(5)
+    )
     assert captions(next(loader)) == ["39"] * 5
 
 
@@ -353,7 +355,7 @@ def test_the_state_of_other_data_is_refused():
     "changes",
     [
         {"frames": 0}, {"stride": 0}, {"height": 0}, {"width": -8}, {"batch_size": 0}, {"workers": -1},
-        {"max_bad_fraction": -0.1}, {"max_bad_fraction": float("nan")}, {"drop_text": 1.1},
+        {"max_corrupt_fraction": -0.1}, {"max_corrupt_fraction": float("nan")}, {"caption_dropout": 1.1},
     ],
 )  # fmt: skip
 def test_values_that_make_no_batch_are_refused(changes):
@@ -361,7 +363,7 @@ def test_values_that_make_no_batch_are_refused(changes):
     with pytest.raises(UserError, match=f"data.{next(iter(changes))}="):
         config(**changes).check()
     with pytest.raises(UserError, match=f"data.{next(iter(changes))}="):
-        Elements(videos(), config(**changes), 0)
+        ExampleSource(videos(), config(**changes), 0)
 
 
 def test_records_that_do_not_fit_are_refused():
@@ -378,7 +380,7 @@ SCRIPT = """
 import io, os, sys, time
 import numpy as np
 from fyp_jax.data.loader import DataConfig, Loader
-from fyp_jax.errors import exit_status
+from fyp_jax.errors import run_cli
 from PIL import Image
 
 class Told:
@@ -407,7 +409,7 @@ def main():
         time.sleep(0.05)
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))
 """
 
 

@@ -12,22 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_models
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 
-import tiny
-from fyp_jax import parallel, trees
-from fyp_jax.checkpoint import TrainingCheckpoints, load_inference
+from fyp_jax import trees
+from fyp_jax.checkpoints.inference import load_inference
+from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
 from fyp_jax.data.loader import DataConfig
 from fyp_jax.errors import UserError
-from fyp_jax.models.compute import Compute
-from fyp_jax.parallel import MeshConfig, make_mesh
+from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.training import loop
 from fyp_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from fyp_jax.training.init import start
 from fyp_jax.training.logs import LogConfig
-from fyp_jax.training.objectives import denoise
+from fyp_jax.training.losses import denoise
 from fyp_jax.training.stages import STAGES
-from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState
 from fyp_jax.training.step import make_step
 
@@ -40,8 +43,8 @@ SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline without weights, and records of videos."""
     folder = tmp_path_factory.mktemp("world")
-    tiny.write_pipeline(folder / "pipeline")
-    tiny.write_videos(folder, 5)
+    tiny_models.write_pipeline(folder / "pipeline")
+    tiny_models.write_videos(folder, 5)
     return folder
 
 
@@ -71,7 +74,7 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     )
     values = {
         "pretrained": str(world / "pipeline"),
-        "random_weights": True,
+        "random_init": True,
         "out": str(out),
         "steps": 4,
         "data": data,
@@ -85,7 +88,7 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
 
 def train_on(devices: int, config: TrainConfig, patch: pytest.MonkeyPatch) -> list[str]:
     """Run it, and read the column of losses as it was written."""
-    make = functools.partial(parallel.make_mesh, devices=jax.devices()[:devices])
+    make = functools.partial(make_mesh, devices=jax.devices()[:devices])
     patch.setattr(loop.parallel, "make_mesh", make)
     loop.train(config)
     return losses(Path(config.out))
@@ -107,7 +110,7 @@ def whole_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def arrays(out: Path) -> dict[str, np.ndarray]:
     _, params, _ = load_inference(out / "checkpoints")
-    return trees.flatten(params)
+    return flatten_dict(params, sep="/")
 
 
 def test_two_steps_and_two_more_are_four_bit_for_bit(
@@ -125,7 +128,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(
 def test_a_run_goes_on_on_another_mesh(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(parallel, "SHARDED_SIZE", 64)
+    monkeypatch.setattr(parallel, "MIN_SHARD_SIZE", 64)
     mixed = a_config(world, tmp_path, steps=2, mesh=MeshConfig(data=2, fsdp=2, frame=2))
     train_on(8, mixed, monkeypatch)
     found = train_on(1, a_config(world, tmp_path), monkeypatch)
@@ -173,8 +176,8 @@ def one_device() -> jax.sharding.Mesh:
 @pytest.fixture(scope="module")
 def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
     """A fresh state, its step with AdamW, and how to make the state again (a step consumes it)."""
-    models, optimizer = tiny.networks("motion", Compute()), optax.adamw(1e-3)
-    make = functools.partial(tiny.state, models, "motion", optimizer, one_device)
+    models, optimizer = tiny_models.networks("motion", ExecutionConfig()), optax.adamw(1e-3)
+    make = functools.partial(tiny_models.state, models, "motion", optimizer, one_device)
     state = make()
     rate = optax.constant_schedule(1e-3)
     step = make_step(models, denoise, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
@@ -196,30 +199,30 @@ def test_optimizer_holds_two_moments_of_what_trains(stepped: tuple):
 def test_a_state_is_updated_in_place(stepped: tuple, one_device: jax.sharding.Mesh):
     """Donated: all that the step gives back stands where the old state stood, but for the metrics."""
     state, step, _ = stepped
-    batch = tiny.batch("motion", CLIPS, FRAMES)
-    memory = step.lower(state, batch, tiny.votes(one_device)).compile().memory_analysis()
+    batch = tiny_models.batch("motion", CLIPS, FRAMES)
+    memory = step.lower(state, batch, tiny_models.votes(one_device)).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size(state.trainable) + size(state.opt_state) + size(state.frozen)
 
 
 def test_captions_of_every_clip_count(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
-    batch = tiny.batch("motion", CLIPS, FRAMES)
+    batch = tiny_models.batch("motion", CLIPS, FRAMES)
     found = set()
     for clip in (None, 0, CLIPS - 1):
         ids = np.array(batch.ids)
         if clip is not None:
             ids[clip] = (ids[clip] + 1) % 512
-        found.add(float(step(make(), batch._replace(ids=ids), tiny.votes(one_device))[1]["loss"]))
+        found.add(float(step(make(), batch._replace(ids=ids), tiny_models.votes(one_device))[1]["loss"]))
     assert len(found) == 3
 
 
 def test_a_gradient_that_is_not_finite_is_no_update(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
     before, state = make(), make()
-    broken = tiny.batch("motion", CLIPS, FRAMES)
+    broken = tiny_models.batch("motion", CLIPS, FRAMES)
     broken.video[1, 0, 0, 0, 0] = np.nan
     for _ in range(2):
-        state, metrics = step(state, broken, tiny.votes(one_device))
+        state, metrics = step(state, broken, tiny_models.votes(one_device))
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"])) == (2, 2)
     for ours, theirs in zip(
         jax.tree.leaves((state.trainable, state.opt_state)),
@@ -227,7 +230,7 @@ def test_a_gradient_that_is_not_finite_is_no_update(stepped: tuple, one_device: 
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
-    state, metrics = step(state, tiny.batch("motion", CLIPS, FRAMES), tiny.votes(one_device))
+    state, metrics = step(state, tiny_models.batch("motion", CLIPS, FRAMES), tiny_models.votes(one_device))
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(state.step)) == (2, 0, 3)
     assert np.isfinite(metrics["loss"])
 
@@ -261,7 +264,7 @@ def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pyte
     assert {x.dtype for x in begin.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
     with TrainingCheckpoints(f"{tmp_path}/checkpoints", 1) as checkpoints:
         _, state, _, _ = loop._begin(config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1]))
-        saved = checkpoints.restore(loop._changing(state))
+        saved = checkpoints.restore(loop.mutable_state(state))
     assert saved is not None
     for path, x in begin.trainable.items():
         trained = np.asarray(saved.train["trainable"][path])
@@ -271,11 +274,11 @@ def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path):
-    config = tiny.UNET
-    params = trees.unflatten({path: jnp.zeros(1) for path in ("unet/x", "pose_encoder/x")})
+    config = tiny_models.UNET
+    params = unflatten_dict({path: jnp.zeros(1) for path in ("unet/x", "pose_encoder/x")}, sep="/")
     with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.3), (4, np.inf), (5, 0.4)):
-            about = {"unet": config.to_json(), "origin": {}}
+            about = {"unet": config.to_json(), "provenance": {}}
             train = {"w": jnp.full(3, step)}
             checkpoints.save(step, train=train, inference=params, data={}, config=about, loss=loss)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5]
@@ -303,15 +306,15 @@ def test_temporal_layers_begin_as_the_stage_wants(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Fresh ones are silent for images; the reference's draw them; trained ones stay."""
-    from fyp_jax.checkpoint import inference_shapes, save_inference
+    from fyp_jax.checkpoints.inference import inference_shapes, save_inference
 
     def silent(params: dict[str, Any]) -> bool:
         return not any(np.any(x) for path, x in params.items() if "attn_temp/to_out_0" in path)
 
-    fresh = tiny.untrained(inference_shapes(tiny.UNET))
-    save_inference(tmp_path / "fresh", 0, tiny.UNET, fresh, {})
-    tiny.write_weights(world / "pipeline", tmp_path / "pipeline")
-    config = a_config(world, tmp_path, random_weights=False, pretrained=str(tmp_path / "pipeline"))
+    fresh = tiny_models.untrained(inference_shapes(tiny_models.UNET))
+    save_inference(tmp_path / "fresh", 0, tiny_models.UNET, fresh, {})
+    tiny_models.write_weights(world / "pipeline", tmp_path / "pipeline")
+    config = a_config(world, tmp_path, random_init=False, pretrained=str(tmp_path / "pipeline"))
     for init, zero_init, expected in (("fresh", True, True), ("fresh", False, False)):
         begun = start(
             dataclasses.replace(config, init=str(tmp_path / init), zero_init_temporal=zero_init),

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from fyp_jax import metrics
-from fyp_jax.data.mini_world.clips import PAIRS, Scene, draw_clip
-from fyp_jax.data.mini_world.styles import STYLES
+from fyp_jax.evaluation.keypoint_metrics import oks, pck
+from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine
+from fyp_jax.evaluation.synthetic_metrics import pose_scores, temporal_consistency, text_scores
+from fyp_jax.synthetic.scenes import PAIRS, Scene, render_clip
+from fyp_jax.synthetic.styles import STYLES
 
 SCENES = [Scene(*PAIRS[(7 * i) % len(PAIRS)], list(STYLES)[i % 4], "dance", 900 + i) for i in range(8)]
 
 
 def drawn(scene: Scene, frames: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    clip = draw_clip(scene, frames)
+    clip = render_clip(scene, frames)
     noise = np.random.default_rng(0).normal(0, 6, clip.video.shape)
     return np.clip(clip.video + noise, 0, 255).astype(np.uint8), clip.keypoints
 
@@ -20,9 +22,9 @@ def test_a_drawn_clip_follows_its_own_pose_and_not_another():
     right, wrong = [], []
     for scene in SCENES:
         video, points = drawn(scene)
-        right.append(metrics.pose_scores(video, points, scene))
-        other = draw_clip(scene._replace(seed=scene.seed + 50), 2).keypoints
-        wrong.append(metrics.pose_scores(video, other, scene))
+        right.append(pose_scores(video, points, scene))
+        other = render_clip(scene._replace(seed=scene.seed + 50), 2).keypoints
+        wrong.append(pose_scores(video, other, scene))
     accuracy, iou = np.mean(right, axis=0)
     chance, chance_iou = np.mean(wrong, axis=0)
     assert accuracy > 0.97
@@ -33,15 +35,15 @@ def test_a_drawn_clip_follows_its_own_pose_and_not_another():
 
 def test_an_empty_place_follows_no_pose():
     scene = SCENES[0]
-    points = draw_clip(scene, 1).keypoints
-    empty = metrics.draw_place(scene.background, scene.style, scene.seed)[None]
-    assert metrics.pose_scores(empty, points, scene).accuracy < 0.05
+    points = render_clip(scene, 1).keypoints
+    empty = metrics.render_background(scene.background, scene.style, scene.seed)[None]
+    assert pose_scores(empty, points, scene).accuracy < 0.05
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_a_drawn_clip_is_what_its_prompt_says(scene: Scene):
     video, points = drawn(scene)
-    assert metrics.text_scores(video, points, scene) == (True, True, True)
+    assert text_scores(video, points, scene) == (True, True, True)
 
 
 @pytest.mark.parametrize(
@@ -50,46 +52,46 @@ def test_a_drawn_clip_is_what_its_prompt_says(scene: Scene):
 def test_a_clip_of_something_else_is_told(field: str, value: str):
     scene = Scene("robot", "beach", "none", "dance", 5)
     video, points = drawn(scene)
-    scores = metrics.text_scores(video, points, scene._replace(**{field: value}))
+    scores = text_scores(video, points, scene._replace(**{field: value}))
     assert not getattr(scores, field)
 
 
 def test_a_still_background_does_not_flicker():
     scene = SCENES[0]
-    clip = draw_clip(scene, 4)
-    assert metrics.steadiness(clip.video, clip.keypoints, scene).flicker == 0
+    clip = render_clip(scene, 4)
+    assert temporal_consistency(clip.video, clip.keypoints, scene).flicker == 0
     brighter = np.clip(clip.video + np.array([0, 10, 0, 10])[:, None, None, None], 0, 255).astype(np.uint8)
-    told = metrics.steadiness(brighter, clip.keypoints, scene)
+    told = temporal_consistency(brighter, clip.keypoints, scene)
     assert 8 < told.flicker <= 10
-    assert told.drift > metrics.steadiness(clip.video, clip.keypoints, scene).drift
+    assert told.drift > temporal_consistency(clip.video, clip.keypoints, scene).drift
 
 
 def test_cosine_of_consecutive_frames():
-    assert metrics.consecutive_cosine(np.ones((3, 2, 4))) == pytest.approx(1)
-    assert metrics.consecutive_cosine(np.array([[1.0, 0], [0, 1], [0, -1]])) == pytest.approx(-0.5)
+    assert consecutive_cosine(np.ones((3, 2, 4))) == pytest.approx(1)
+    assert consecutive_cosine(np.array([[1.0, 0], [0, 1], [0, -1]])) == pytest.approx(-0.5)
 
 
 def test_pck_and_oks_of_equal_and_of_moved_keypoints():
-    given = draw_clip(SCENES[0], 3).keypoints
-    assert metrics.pck(given, given) == metrics.oks(given, given) == 1
+    given = render_clip(SCENES[0], 3).keypoints
+    assert pck(given, given) == oks(given, given) == 1
     size = np.ptp(given[..., 1], axis=1).max()
     near, far = given.copy(), given.copy()
     near[..., 0] += 0.05 * size
     far[..., 0] += 0.5 * size
-    assert metrics.pck(near, given) == 1
-    assert metrics.pck(far, given) == 0
-    assert 0.2 < metrics.oks(near, given) < 1
-    assert metrics.oks(far, given) < 0.2
+    assert pck(near, given) == 1
+    assert pck(far, given) == 0
+    assert 0.2 < oks(near, given) < 1
+    assert oks(far, given) < 0.2
     half = far.copy()
     half[:, ::2] = given[:, ::2]
     unsure = given.copy()
     unsure[:, 1::2, 2] = 0
-    assert metrics.pck(half, unsure) == 1, "joints that are not there count"
+    assert pck(half, unsure) == 1, "joints that are not there count"
 
 
 def test_the_bootstrap_is_the_same_each_time_and_narrows_with_more_clips():
     values = np.random.default_rng(1).random(40).tolist()
-    few, many = metrics.estimate(values[:10]), metrics.estimate(values * 10)
-    assert metrics.estimate(values) == metrics.estimate(values)
+    few, many = bootstrap_ci(values[:10]), bootstrap_ci(values * 10)
+    assert bootstrap_ci(values) == bootstrap_ci(values)
     assert few.low < few.mean < few.high
     assert many.high - many.low < (few.high - few.low) / 3

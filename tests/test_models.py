@@ -13,11 +13,11 @@ from einops import rearrange
 
 from conftest import Oracle
 from fyp_jax.models import attention
-from fyp_jax.models.attention import HEAD_BY_HEAD, CrossFrameAttention, attend
-from fyp_jax.models.compute import REMAT, Compute
+from fyp_jax.models.attention import MIN_BLOCKWISE_SCORES, CrossFrameAttention, blockwise_attention
+from fyp_jax.models.execution import REMAT, ExecutionConfig
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
 from fyp_jax.models.random_params import random_params
-from fyp_jax.models.resnet import clip_group_norm
+from fyp_jax.models.resnet import video_group_norm
 from fyp_jax.models.transformer import TemporalConv, TransformerBlock
 from fyp_jax.models.unet import UNet3D, UNet3DConfig, unet_shapes
 
@@ -113,7 +113,7 @@ def test_text_timestep_and_pose_count():
 
 
 def test_bfloat16_is_near_float32(oracle: Oracle):
-    unet = UNet3D(oracle.config, Compute(jnp.bfloat16))
+    unet = UNet3D(oracle.config, ExecutionConfig(jnp.bfloat16))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), oracle.params["unet"])
     eps = jax.jit(unet.apply)({"params": params}, oracle.latents, jnp.array([501]), oracle.text)
     assert eps.dtype == jnp.bfloat16
@@ -163,10 +163,10 @@ def test_attention_in_blocks_is_attention(
         normal(1 + i, clips, f, m, heads, width) for i, (f, m) in enumerate(((1, 130), (frames, 70)))
     )
     keys = [shared.astype(dtype), own.astype(dtype)]
-    assert queries * 200 >= HEAD_BY_HEAD
+    assert queries * 200 >= MIN_BLOCKWISE_SCORES
 
     def in_blocks(q: jax.Array, keys: list) -> jax.Array:
-        return attend(q, keys, [-k for k in keys])
+        return blockwise_attention(q, keys, [-k for k in keys])
 
     def plain(q: jax.Array, keys: list) -> jax.Array:
         q, *keys = (t.astype(jnp.float32) for t in (q, *keys))
@@ -194,7 +194,7 @@ def test_attention_in_blocks_is_attention(
 def test_attention_holds_the_scores_of_one_head():
     """A clip of 32 frames at 512x512 must not hold its 8.6 G scores (x 4 bytes) at once."""
     shape = jax.ShapeDtypeStruct((1, 8, 1024, 8, 40), jnp.float32)
-    temporaries = attention_bytes(lambda q, k: attend(q, [k], [k]), shape, shape)
+    temporaries = attention_bytes(lambda q, k: blockwise_attention(q, [k], [k]), shape, shape)
     all_scores = 8 * 8 * 1024 * 1024 * 4
     assert temporaries < all_scores / 4, f"{temporaries} bytes"
 
@@ -204,9 +204,9 @@ def test_attention_does_not_copy_what_frames_share():
     q, k = (jax.ShapeDtypeStruct((1, 32, size, 1, 64), jnp.float32) for size in (128, 4096))
     shared = jax.ShapeDtypeStruct((1, 1, 4096, 1, 64), jnp.float32)
     copied = attention_bytes(
-        lambda q, k: attend(q, [jnp.broadcast_to(k, (1, 32, *k.shape[2:]))], [k]), q, shared
+        lambda q, k: blockwise_attention(q, [jnp.broadcast_to(k, (1, 32, *k.shape[2:]))], [k]), q, shared
     )
-    ours = attention_bytes(lambda q, k: attend(q, [k], [k]), q, shared)
+    ours = attention_bytes(lambda q, k: blockwise_attention(q, [k], [k]), q, shared)
     one_copy = k.size * 4
     assert copied > one_copy
     assert ours < one_copy / 2, f"{ours} bytes"
@@ -219,12 +219,12 @@ def attention_bytes(function: Any, *shapes: jax.ShapeDtypeStruct) -> int:
 
 def test_large_scores_do_not_overflow():
     q = jnp.full((1, 1, 128, 1, 4), 100.0)
-    assert jnp.isfinite(attend(q, [q], [q])).all()
+    assert jnp.isfinite(blockwise_attention(q, [q], [q])).all()
 
 
 def test_clip_group_norm_sees_all_frames():
     x = normal(0, 1, 3, 4, 4, 8) * jnp.arange(1.0, 4)[None, :, None, None, None]
-    y = clip_group_norm(TINY).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)
+    y = video_group_norm(TINY).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)
     groups = rearrange(y, "b f h w (g c) -> g (b f h w c)", g=4)
     np.testing.assert_allclose(groups.mean(axis=1), 0, atol=1e-5)
     np.testing.assert_allclose(groups.std(axis=1), 1, atol=1e-3)
@@ -266,7 +266,7 @@ def test_frames_apart_are_the_whole_clip(shares: int):
     latents, text = normal(0, 2, 8, 6, 4, 4), normal(1, 2, 5, 6)
     features = [normal(2, 2, 8, 6, 4, 8), normal(3, 2, 8, 3, 2, 16)]
     params = random_params(unet_shapes(TINY), seed=0)
-    unet = UNet3D(TINY, Compute(frame_axis="frame"))
+    unet = UNet3D(TINY, ExecutionConfig(frame_axis="frame"))
 
     def one_share(latents: jax.Array, features: list[jax.Array]) -> jax.Array:
         return unet.apply({"params": params}, latents, jnp.full(2, 500), text, features)  # pyright: ignore
@@ -286,7 +286,7 @@ def test_rematerialisation_changes_memory_and_no_number():
     params = random_params(unet_shapes(TINY), seed=0)
     kept, gradients = {}, {}
     for remat in REMAT:
-        unet = UNet3D(TINY, Compute(remat=remat))
+        unet = UNet3D(TINY, ExecutionConfig(remat=remat))
 
         def loss(params: dict, unet: UNet3D = unet) -> jax.Array:
             eps = unet.apply({"params": params}, latents, jnp.full(1, 500), text)
@@ -305,8 +305,8 @@ def test_rematerialisation_changes_memory_and_no_number():
 
 
 def test_gradient_holds_the_scores_of_one_head():
-    groups, heads, n, m = 8, 8, HEAD_BY_HEAD // 64, 512
+    groups, heads, n, m = 8, 8, MIN_BLOCKWISE_SCORES // 64, 512
     q, k = (jax.ShapeDtypeStruct((groups, 1, size, heads, 8), jnp.float32) for size in (n, m))
-    gradient = jax.grad(lambda q, k, v: attend(q, [k], [v]).sum(), argnums=(0, 1, 2))
+    gradient = jax.grad(lambda q, k, v: blockwise_attention(q, [k], [v]).sum(), argnums=(0, 1, 2))
     temporaries = attention_bytes(gradient, q, k, k)
     assert temporaries < groups * heads * n * m * 4 / 2, f"{temporaries / 2**20:.1f} MiB"

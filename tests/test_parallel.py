@@ -12,14 +12,15 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tiny_models
 
-import tiny
-from fyp_jax import parallel
 from fyp_jax.collectives import collectives
 from fyp_jax.errors import UserError
-from fyp_jax.models.compute import Compute
-from fyp_jax.parallel import MeshConfig, make_mesh
-from fyp_jax.training.objectives import OBJECTIVES
+from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.parallel.cluster import initialize
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_batch
+from fyp_jax.training.losses import OBJECTIVES
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import state_specs
 from fyp_jax.training.step import sharded_gradient
@@ -36,20 +37,26 @@ VOTE = 2
 
 @pytest.fixture(autouse=True)
 def small_parameters_are_divided(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel, "SHARDED_SIZE", 64)
+    monkeypatch.setattr(parallel, "MIN_SHARD_SIZE", 64)
 
 
 def gradient(mesh: jax.sharding.Mesh, stage: str, accumulate: int = 1) -> tuple[Any, Any, Any]:
     """The compiled program, gradients and metrics."""
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    models = tiny.networks(stage, Compute(frame_axis=frame_axis))
-    state = tiny.state(models, stage, optax.sgd(1.0), mesh)
+    models = tiny_models.models(stage, ExecutionConfig(frame_axis=frame_axis))
+    state = tiny_models.state(models, stage, optax.sgd(1.0), mesh)
     frames = FRAMES if stage == "motion" else 1
-    batch = parallel.place_batch(tiny.batch(stage, CLIPS, frames, SIDE), range(CLIPS), CLIPS, mesh)
+    batch = shard_batch(tiny_models.batch(stage, CLIPS, frames, SIDE), range(CLIPS), CLIPS, mesh)
     function = sharded_gradient(
         models, OBJECTIVES[STAGES[stage].objective], mesh, state_specs(state, mesh), CLIPS, accumulate
     )
-    arguments = (state.trainable, state.frozen, batch, jax.random.key(3), tiny.votes(mesh).at[-1].set(VOTE))
+    arguments = (
+        state.trainable,
+        state.frozen,
+        batch,
+        jax.random.key(3),
+        tiny_models.votes(mesh).at[-1].set(VOTE),
+    )
     program = jax.jit(function).lower(*arguments).compile()
     return program, *program(*arguments)
 
@@ -99,15 +106,15 @@ def test_stages_from_nothing_give_what_one_device_gives(stage: str):
 def test_a_batch_in_one_part_runs_no_loop():
     """On a CPU, XLA runs a convolution in a loop twenty times as slowly, even where it unrolls the loop."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    models = tiny.networks("image", Compute())
-    state = tiny.state(models, "image", optax.sgd(1.0), mesh)
-    batch = tiny.batch("image", CLIPS, 1, SIDE)
+    models = tiny_models.models("image", ExecutionConfig())
+    state = tiny_models.state(models, "image", optax.sgd(1.0), mesh)
+    batch = tiny_models.batch("image", CLIPS, 1, SIDE)
 
     def loops(accumulate: int) -> int:
         gradient = sharded_gradient(
             models, OBJECTIVES["denoise"], mesh, state_specs(state, mesh), CLIPS, accumulate
         )
-        arguments = (state.trainable, state.frozen, batch, jax.random.key(0), tiny.votes(mesh))
+        arguments = (state.trainable, state.frozen, batch, jax.random.key(0), tiny_models.votes(mesh))
         return str(jax.make_jaxpr(gradient)(*arguments)).count("scan[")
 
     assert loops(accumulate=1) == loops(accumulate=2) - 1
@@ -128,7 +135,7 @@ def test_frames_apart_are_never_in_one_place():
     kinds = {item.kind for item in moved}
     assert kinds == {"all-reduce", "all-to-all", "collective-permute"}, "no all-gather, and each way is used"
     pixels = (SIDE // 8) ** 2
-    share = CLIPS * FRAMES // 8 * pixels * max(tiny.UNET.block_out_channels)
+    share = CLIPS * FRAMES // 8 * pixels * max(tiny_models.UNET.block_out_channels)
     largest = max(math.prod(shape) for item in moved for shape in item.arrays)
     parameters = max(math.prod(x.shape) for x in on_one_device("motion")[0].values())
     assert largest <= max(share, parameters)
@@ -173,16 +180,16 @@ def test_meshes_that_do_not_fit(config: MeshConfig, message: str):
 
 def test_batches_that_do_not_fit():
     mesh = make_mesh(MESHES["all"])
-    assert parallel.local_rows(8, mesh) == range(8)
+    assert process_batch_range(8, mesh) == range(8)
     with pytest.raises(UserError, match="data.batch_size=6 is not a multiple of 4"):
-        parallel.require_shares(6, 8, mesh)
+        check_divisible(6, 8, mesh)
     with pytest.raises(UserError, match="data.frames=5 is not a multiple of mesh.frame=2"):
-        parallel.require_shares(8, 5, mesh)
+        check_divisible(8, 5, mesh)
 
 
 def test_several_hosts_need_all_three_flags():
     with pytest.raises(UserError, match="mesh.coordinator is given, but not mesh.processes and mesh.process"):
-        parallel.initialize(MeshConfig(coordinator="127.0.0.1:1"))
+        initialize(MeshConfig(coordinator="127.0.0.1:1"))
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -206,24 +213,24 @@ def test_a_pod_finds_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
-        parallel.initialize(MeshConfig())  # no chip, so nobody is asked
+        initialize(MeshConfig())  # no chip, so nobody is asked
         assert joined == []
         (tmp_path / "vfio").mkdir()
         (tmp_path / "vfio" / "vfio").touch()  # there is one on machines without a TPU too
-        parallel.initialize(MeshConfig())
+        initialize(MeshConfig())
         assert joined == []
         (tmp_path / "vfio" / "0").touch()
-        parallel.initialize(MeshConfig())
+        initialize(MeshConfig())
         assert joined == [()]
         monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")  # GKE, one host
-        parallel.initialize(MeshConfig())
+        initialize(MeshConfig())
         assert joined == [()]
         monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
-        parallel.initialize(MeshConfig())
+        initialize(MeshConfig())
         assert joined == [(), ()]
         server.shutdown()
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
-    parallel.initialize(MeshConfig())  # chips, and nobody who answers
+    initialize(MeshConfig())  # chips, and nobody who answers
     assert joined == [(), ()]
 
 

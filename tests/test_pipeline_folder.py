@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from flax.traverse_util import flatten_dict
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPTokenizerFast
 
 from conftest import fill_torch, tagged
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
-from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
-from fyp_jax.trees import TreeMismatch, flatten
+from fyp_jax.trees import TreeMismatch
 
 PROMPTS = [
     "",
@@ -32,15 +33,15 @@ PROMPTS = [
 
 
 class Frozen(NamedTuple):
-    models: FrozenModels
+    models: LatentEncoders
     params: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def frozen(pipeline_folder: Path) -> Frozen:
     folder = PipelineFolder(str(pipeline_folder))
-    models = folder.frozen_models()
-    return Frozen(models, folder.frozen_params(models))
+    models = folder.latent_encoders()
+    return Frozen(models, folder.encoder_params(models))
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +101,13 @@ def test_scaling_factor_of_old_configs(pipeline_folder: Path, tmp_path: Path):
     config = json.loads((folder / "vae" / "config.json").read_text())
     del config["scaling_factor"]
     (folder / "vae" / "config.json").write_text(json.dumps(config))
-    assert PipelineFolder(str(folder)).frozen_models().facts.scaling_factor == 0.18215
-    assert PipelineFolder(str(pipeline_folder)).frozen_models().facts.scaling_factor == 0.13
+    assert PipelineFolder(str(folder)).latent_encoders().spec.scaling_factor == 0.18215
+    assert PipelineFolder(str(pipeline_folder)).latent_encoders().spec.scaling_factor == 0.13
 
 
 def test_sizes_of_frozen_models(frozen: Frozen):
-    assert frozen.models.facts.downscale == 8
-    assert frozen.models.facts.text_width == 32
+    assert frozen.models.spec.downscale == 8
+    assert frozen.models.spec.text_width == 32
 
 
 # ---- text
@@ -120,7 +121,7 @@ def test_encode_text(frozen: Frozen, pipeline_folder: Path, tmp_path: Path, gelu
     model = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
     with torch.no_grad():
         theirs = model(torch.from_numpy(ids).long()).last_hidden_state
-    models = PipelineFolder(str(tmp_path)).frozen_models()
+    models = PipelineFolder(str(tmp_path)).latent_encoders()
     assert_close(jax.jit(models.encode_text)(frozen.params, ids), theirs, "text embedding")
 
 
@@ -140,10 +141,10 @@ def test_tokens_of_any_text():
     """Ideographs, pictures, marks without width, upper case and spaces of all kinds."""
     folder, draw = PipelineFolder("mini", parts=()), random.Random(0)
     theirs = CLIPTokenizer.from_pretrained(folder.path / "tokenizer")
-    models = folder.frozen_models()
+    models = folder.latent_encoders()
     for _ in range(200):
         text = "".join(draw.choice("abc XYZ.,!'\"é0😀漢ﬁ\u200b\u00a0-\n") for _ in range(draw.randint(0, 60)))
-        wanted = theirs(text, padding="max_length", max_length=models.facts.tokens, truncation=True)
+        wanted = theirs(text, padding="max_length", max_length=models.spec.tokens, truncation=True)
         assert models.tokenize(text)[0].tolist() == [wanted.input_ids], repr(text)
 
 
@@ -160,7 +161,7 @@ def test_what_is_cut_from_a_prompt(frozen: Frozen, length: int, cut: str):
 def test_no_tokenizer(pipeline_folder: Path, tmp_path: Path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "copy", ignore=shutil.ignore_patterns("vocab.json"))
     with pytest.raises(UserError, match="tokenizer"):
-        PipelineFolder(str(folder)).frozen_models()
+        PipelineFolder(str(folder)).latent_encoders()
 
 
 # ---- image UNet
@@ -176,7 +177,7 @@ class ImageUNet(NamedTuple):
 def like_sd1(pipeline_folder: Path) -> ImageUNet:
     pipeline = PipelineFolder(str(pipeline_folder))
     return ImageUNet(
-        pipeline_folder, pipeline.unet_config(), pipeline.unet_2d(pipeline.unet_config(), seed=0)
+        pipeline_folder, pipeline.unet_config(), pipeline.inflate_unet(pipeline.unet_config(), seed=0)
     )
 
 
@@ -198,7 +199,7 @@ def like_sd2(tmp_path_factory: pytest.TempPathFactory) -> ImageUNet:
     folder = tmp_path_factory.mktemp("like_sd2")
     unet.save_pretrained(folder / "unet")
     pipeline = PipelineFolder(str(folder))
-    return ImageUNet(folder, pipeline.unet_config(), pipeline.unet_2d(pipeline.unet_config(), seed=0))
+    return ImageUNet(folder, pipeline.unet_config(), pipeline.inflate_unet(pipeline.unet_config(), seed=0))
 
 
 def assert_unet_agrees(unet: ImageUNet, latents: np.ndarray) -> None:
@@ -227,8 +228,8 @@ def test_image_unet_on_a_still_clip(like_sd2: ImageUNet):
 
 
 def test_inflation_draws_temporal_parameters_from_the_seed(like_sd2: ImageUNet):
-    first = flatten(like_sd2.params)
-    other = flatten(PipelineFolder(str(like_sd2.folder)).unet_2d(like_sd2.config, seed=1))
+    first = flatten_dict(like_sd2.params, sep="/")
+    other = flatten_dict(PipelineFolder(str(like_sd2.folder)).inflate_unet(like_sd2.config, seed=1), sep="/")
     drawn = {path for path in first if not np.array_equal(first[path], other[path])}
     down, up = "conv_temporal/down/kernel", "conv_temporal/up/kernel"
     random = ("attn_temp/to_q/kernel", "attn_temp/to_k/kernel", "attn_temp/to_v/kernel", down)
@@ -260,7 +261,7 @@ def test_unet_weights_of_another_config(pipeline_folder: Path, tmp_path: Path):
     edit_json(tmp_path / "unet" / "config.json", cross_attention_dim=48)
     pipeline = PipelineFolder(str(tmp_path))
     with pytest.raises(TreeMismatch, match=r"image UNet: .* wrong shape .*attn2.to_k.weight is \(32, 32\)"):
-        pipeline.unet_2d(pipeline.unet_config(), seed=0)
+        pipeline.inflate_unet(pipeline.unet_config(), seed=0)
 
 
 # ---- scheduler
@@ -271,7 +272,7 @@ def test_schedule(pipeline_folder: Path):
     assert schedule == ScheduleConfig()
     theirs = diffusers.DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
     theirs.set_timesteps(50)
-    np.testing.assert_allclose(schedule.alphas(), theirs.alphas_cumprod.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(schedule.alphas_cumprod(), theirs.alphas_cumprod.numpy(), rtol=1e-4)
     assert schedule.timesteps(50).tolist() == theirs.timesteps.tolist()
 
 
@@ -308,7 +309,7 @@ def test_damaged_config(tmp_path: Path, content: str):
 def test_empty_folder(tmp_path: Path):
     folder = PipelineFolder(str(tmp_path))
     with pytest.raises(UserError, match="not a diffusers pipeline folder"):
-        folder.frozen_models()
+        folder.latent_encoders()
 
 
 @pytest.mark.parametrize("name", ["no-such-size", "./none", "/none/at/all", "~/none", "a/b/c"])
@@ -321,7 +322,7 @@ def test_nonexistent_folder(name: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("name", "predicts"), [("mini", "v_prediction"), ("sd14", "epsilon")])
 def test_sizes_of_our_own(name: str, predicts: str):
     folder = PipelineFolder(name)
-    assert folder.frozen_models().facts.text_width == folder.unet_config().cross_attention_dim
+    assert folder.latent_encoders().spec.text_width == folder.unet_config().cross_attention_dim
     assert folder.schedule() == ScheduleConfig(prediction_type=predicts)
 
 
@@ -372,7 +373,7 @@ def test_download_without_the_unet(hub: Hub, frozen: Frozen):
     assert hub.weights() == {
         "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
     }, "not what the VAE and the text encoder need"  # fmt: skip
-    params = folder.frozen_params(folder.frozen_models())
+    params = folder.encoder_params(folder.latent_encoders())
     jax.tree.map(np.testing.assert_array_equal, params, frozen.params)
     assert folder.unet_config().block_out_channels == (32, 64, 64, 64)
     assert folder.schedule() == ScheduleConfig()
@@ -419,13 +420,15 @@ def test_download_of_a_repository_without_weights(hub: Hub):
 def test_a_pipeline_that_we_write_is_one_for_pytorch(pipeline_folder: Path, tmp_path: Path):
     """Every weight comes back bit for bit, and PyTorch's classes open the folder without a complaint."""
     theirs = PipelineFolder(str(pipeline_folder))
-    config, models = theirs.unet_config(), theirs.frozen_models()
-    params = {"unet": theirs.unet_2d(config, seed=0), **theirs.frozen_params(models)}
+    config, models = theirs.unet_config(), theirs.latent_encoders()
+    params = {"unet": theirs.inflate_unet(config, seed=0), **theirs.encoder_params(models)}
     theirs.write_with(params, tmp_path / "ours", {"vae": {"scaling_factor": 0.5}})
     ours = PipelineFolder(str(tmp_path / "ours"))
-    again = {"unet": ours.unet_2d(config, seed=0), **ours.frozen_params(models)}
-    for path, x in flatten(params).items():
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(flatten(again)[path]), err_msg=path)
+    again = {"unet": ours.inflate_unet(config, seed=0), **ours.encoder_params(models)}
+    for path, x in flatten_dict(params, sep="/").items():
+        np.testing.assert_array_equal(
+            np.asarray(x), np.asarray(flatten_dict(again, sep="/")[path]), err_msg=path
+        )
     assert ours.json("vae")["scaling_factor"] == 0.5
     for part, kind in (("vae", diffusers.AutoencoderKL), ("unet", diffusers.UNet2DConditionModel)):
         _, info = kind.from_pretrained(tmp_path / "ours" / part, output_loading_info=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fyp_jax.errors import exit_status
+from fyp_jax.errors import run_cli
 from fyp_jax.training.logs import COLUMNS, LogConfig, TrainingLog, read_metrics
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "plot.py"
@@ -20,7 +20,7 @@ BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # of the first and the second run
 def run(*args: object) -> int:
     """Run the script as a user does, but in this process."""
     with mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, args)]):
-        return exit_status(runpy.run_path(str(SCRIPT))["main"])
+        return run_cli(runpy.run_path(str(SCRIPT))["main"])
 
 
 def panels(runs: dict[str, Any], rows: int) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from fyp_jax.data import prepare as preparing
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.prepare import Report
 from fyp_jax.errors import UserError
-from fyp_jax.media.video import read_frames, write_mp4
+from fyp_jax.media.reading import read_frames
+from fyp_jax.media.writing import write_mp4
 
 ROOT = Path(__file__).parent.parent
 STANDING = [[16 + i % 3, 4 + 2 * i, 1.0] for i in range(17)]  # a person in an image of 48x32
@@ -87,7 +88,7 @@ def refusals(report: Report) -> dict[str, str]:
     """As the list beside the records has them."""
     with open(report.folder / "refused.csv", newline="") as text:
         rows = list(csv.DictReader(text))
-    assert rows == [refused._asdict() for refused in report.refused]
+    assert rows == [rejected._asdict() for rejected in report.rejected]
     assert len(rows) == len({row["name"] for row in rows}), "a name is listed twice"
     return {row["name"]: row["reason"] for row in rows}
 
@@ -122,7 +123,7 @@ def test_videos_are_kept_bit_by_bit_and_counted(tmp_path):
     rows = [("file_name", "text"), *((f"sub/{i}.mp4", f"  clip {i}, “ü”\n") for i in (2, 0, 1))]
     write_csv(tmp_path / "in" / "metadata.csv", *rows)
     report = prepare("videos", tmp_path / "in", tmp_path / "out")
-    assert (report.records, report.shards, report.refused) == (3, 1, [])
+    assert (report.records, report.shards, report.rejected) == (3, 1, [])
     records = open_records(tmp_path / "out")
     assert [record["name"] for record in records] == [row[0] for row in rows[1:]]
     for record in records:
@@ -242,7 +243,7 @@ def test_images_come_with_skeletons_or_keypoints(tmp_path):
         ("phone.jpg", "four", "s.png", ""),
     )
     report = prepare("images", source, tmp_path / "out")
-    assert report.refused == []
+    assert report.rejected == []
     records = open_records(tmp_path / "out")
     assert [record["caption"] for record in records] == ["one", "two", "three", "four"]
     for record in records:
@@ -661,12 +662,12 @@ def test_nothing_to_take_is_one_line(tmp_path):
 
 
 def test_reasons_that_differ_by_numbers_are_one(tmp_path):
-    refused = [
-        preparing.Refused("a", "decoding fails after 3 frames"),
-        preparing.Refused("b", "is empty"),
-        preparing.Refused("c", "decoding fails after 41 frames"),
+    rejected = [
+        preparing.Rejected("a", "decoding fails after 3 frames"),
+        preparing.Rejected("b", "is empty"),
+        preparing.Rejected("c", "decoding fails after 41 frames"),
     ]
-    report = Report(tmp_path, 1, 1, 1, refused, True)
+    report = Report(tmp_path, 1, 1, 1, rejected, True)
     assert report.by_reason() == [("decoding fails after 3 frames", ["a", "c"]), ("is empty", ["b"])]
 
 

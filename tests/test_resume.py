@@ -8,7 +8,7 @@ import pytest
 from test_kill import PATIENCE, finish, rows, start, start_pair, wait_for, world
 from test_loop import losses
 
-from fyp_jax.checkpoint import load_inference
+from fyp_jax.checkpoints.inference import load_inference
 
 __all__ = ["world"]  # a fixture
 FEW = 4

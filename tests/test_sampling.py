@@ -15,17 +15,26 @@ import pytest
 from fyp_jax import sampling
 from fyp_jax.config import SampleConfig, load_config
 from fyp_jax.errors import UserError
-from fyp_jax.flops import count_products, total_flops
-from fyp_jax.media.pose import PoseConfig, load_pose, pose_path
 from fyp_jax.models.unet import UNet3D
-from fyp_jax.parallel import MeshConfig, make_mesh
-from fyp_jax.sampling import Sampler, checksum, guided, load_sampler, sample_to_files, starting_noise
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.parallel.mesh import make_mesh
+from fyp_jax.pipeline.pipeline import (
+    FollowYourPosePipeline,
+    cfg_denoiser,
+    checksum,
+    load_sampler,
+    prepare_latents,
+    sample_to_files,
+)
+from fyp_jax.pose.config import PoseConfig
+from fyp_jax.pose.loading import load_pose, pose_path
+from fyp_jax.tpu.flops import count_products, total_flops
 
-MINI = SampleConfig(random_weights=True, prompt=["a robot"])
+MINI = SampleConfig(random_init=True, prompt=["a robot"])
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
+def loaded() -> tuple[FollowYourPosePipeline, dict[str, Any], dict[str, Any]]:
     return load_sampler(MINI)
 
 
@@ -108,7 +117,7 @@ def test_a_skeleton_or_a_size(loaded: tuple, poses: np.ndarray):
 def test_files_of_the_text_alone(loaded: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The loop is left out: what its clips are is tested above, here is what a run writes down."""
     monkeypatch.setattr(sampling, "load_sampler", lambda config, keep: loaded)
-    monkeypatch.setattr(Sampler, "denoise", lambda self, params, noise, *_, **options: noise)
+    monkeypatch.setattr(FollowYourPosePipeline, "denoise", lambda self, params, noise, *_, **options: noise)
     pose = PoseConfig(path=None, frames=3)
     config = dataclasses.replace(MINI, pose=pose, height=64, width=64, out=str(tmp_path))
     (first,) = sample_to_files(config)
@@ -124,7 +133,7 @@ def test_files_of_the_text_alone(loaded: tuple, tmp_path: Path, monkeypatch: pyt
 
 def test_chunks_of_the_decoder_do_not_show(loaded: tuple, clip: np.ndarray, poses: np.ndarray):
     for chunk in (1, 2):
-        difference = np.abs(make(loaded, poses, decode_frames=chunk).astype(int) - clip)
+        difference = np.abs(make(loaded, poses, decode_chunk_size=chunk).astype(int) - clip)
         assert difference.max() <= 1  # rounding
 
 
@@ -177,13 +186,13 @@ def test_pose_encoder_runs_once_and_text_twice(
 ):
     calls = {"encode_pose": 0, "encode_text": 0}
     for name in calls:
-        original = getattr(Sampler, name)
+        original = getattr(FollowYourPosePipeline, name)
 
         def counted(*args: Any, name: str = name, original: Any = original) -> Any:
             calls[name] += 1
             return original(*args)
 
-        monkeypatch.setattr(Sampler, name, counted)
+        monkeypatch.setattr(FollowYourPosePipeline, name, counted)
     make(loaded, poses)
     assert calls == {"encode_pose": 1, "encode_text": 2}
 
@@ -204,7 +213,7 @@ def test_guidance_is_linear_and_one_batch(loaded: tuple):
 
     @jax.jit
     def predict(guidance: jax.Array) -> jax.Array:
-        return guided(unet, params["unet"], text, negative, None, guidance)(z, jnp.int32(500))
+        return cfg_denoiser(unet, params["unet"], text, negative, None, guidance)(z, jnp.int32(500))
 
     only_negative, only_text, double = (predict(jnp.float32(g)) for g in (0, 1, 2))
     assert batches == [2]
@@ -221,9 +230,9 @@ def test_guidance_on_the_pose_leaves_it_out_of_the_negative_half(loaded: tuple):
     skeleton = jax.random.uniform(key, (1, 2, 64, 64, 3))
     features = sampler.encode_pose(params, skeleton)
 
-    @functools.partial(jax.jit, static_argnames="guide_pose")
-    def predict(guide_pose: bool) -> jax.Array:
-        call = guided(sampler.unet, params["unet"], text, negative, features, 3.0, guide_pose)
+    @functools.partial(jax.jit, static_argnames="pose_guidance")
+    def predict(pose_guidance: bool) -> jax.Array:
+        call = cfg_denoiser(sampler.unet, params["unet"], text, negative, features, 3.0, pose_guidance)
         return call(z, jnp.int32(500))
 
     @jax.jit
@@ -239,12 +248,14 @@ def test_guidance_on_the_pose_leaves_it_out_of_the_negative_half(loaded: tuple):
 
 def test_devices_that_share_a_clip_make_the_same_one(tmp_path: Path):
     """Each half of guidance, and each two frames, on a device of their own; parameters in shares."""
-    config = dataclasses.replace(MINI, pose=PoseConfig(frames=4), guide_pose=True)
+    config = dataclasses.replace(MINI, pose=PoseConfig(frames=4), pose_guidance=True)
     poses = np.asarray(jax.random.uniform(jax.random.key(0), (4, 64, 64, 3)))
     videos, held = [], []
     for mesh in (MeshConfig(data=1), MeshConfig(data=2, frame=2)):
         sampler, params, record = load_sampler(dataclasses.replace(config, mesh=mesh))
-        videos.append(sampler(params, "A robot", poses, steps=2, guidance=3.0, guide_pose=True).astype(int))
+        videos.append(
+            sampler(params, "A robot", poses, steps=2, guidance=3.0, pose_guidance=True).astype(int)
+        )
         shards = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params)]
         held.append((sum(shards), record["crc32"]))
     assert np.abs(videos[0] - videos[1]).max() <= 1  # rounding
@@ -263,7 +274,7 @@ def test_frames_that_do_not_meet_are_shared_over_all_devices(loaded: tuple, fram
         seen.append(clip.shape[1])
         return clip * params["factor"]
 
-    shared = dataclasses.replace(sampler, mesh=mesh)._by_frames(double, frames)
+    shared = dataclasses.replace(sampler, mesh=mesh)._shard_over_frames(double, frames)
     clip = jnp.arange(float(frames)).reshape(1, frames)
     np.testing.assert_array_equal(shared({"factor": jnp.full((), 2.0)}, clip), 2 * clip)
     assert seen == [on_a_device]
@@ -284,7 +295,7 @@ def test_devices_that_cannot_share_a_clip(mesh: MeshConfig, said: str):
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
 def test_frames_share_as_much_of_the_noise_as_they_are_told_to(shared: float):
     """All frames remain standard normal; the correlation of two is the share."""
-    z = np.asarray(starting_noise(jax.random.key(0), (1, 3, 64, 64, 4), shared))[0]
+    z = np.asarray(prepare_latents(jax.random.key(0), (1, 3, 64, 64, 4), shared))[0]
     together = np.cov(z.reshape(3, -1))
     np.testing.assert_allclose(together, shared + (1 - shared) * np.eye(3), atol=0.04)
 
@@ -320,9 +331,9 @@ def test_checksum_sees_a_single_bit(loaded: tuple):
 
 def test_without_weights():
     with pytest.raises(UserError, match="no trained weights.*import_pytorch"):
-        load_sampler(dataclasses.replace(MINI, random_weights=False, pretrained="sd14"))
+        load_sampler(dataclasses.replace(MINI, random_init=False, pretrained="sd14"))
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        load_sampler(dataclasses.replace(MINI, random_weights=False, checkpoint="nowhere"))
+        load_sampler(dataclasses.replace(MINI, random_init=False, checkpoint="nowhere"))
 
 
 def test_models_that_do_not_fit(loaded: tuple, tmp_path: Path):

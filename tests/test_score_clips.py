@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
+from cli_utils import SCRIPTS, assert_mistake, run_script
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
-import tiny
-from fyp_jax import metrics
 from fyp_jax.convert.clip_folder import load_clip
 from fyp_jax.errors import UserError
-from fyp_jax.media.video import write_mp4
-from running import SCRIPTS, assert_mistake, run_script
+from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck
+from fyp_jax.media.writing import write_mp4
 
 SCRIPT = SCRIPTS / "score_clips.py"
 SIDE = 32
@@ -37,7 +37,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("clip")
     transformers.CLIPModel(config).eval().save_pretrained(folder)
-    CLIPTokenizer.from_pretrained(str(tiny.TOKENIZER)).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(str(tiny_models.TOKENIZER)).save_pretrained(folder)
     CLIPImageProcessor(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
     ).save_pretrained(folder)
@@ -61,7 +61,7 @@ def test_a_long_prompt_is_cut_and_a_wrong_folder_is_told(clip_folder: Path, tmp_
     clip, params = load_clip(str(clip_folder))
     text, _ = clip.embed(params, "a robot dances " * 60, VIDEO[:1])
     assert np.linalg.norm(text) == pytest.approx(1, abs=1e-5)
-    (tmp_path / "config.json").write_text(json.dumps(tiny.TEXT_ENCODER))
+    (tmp_path / "config.json").write_text(json.dumps(tiny_models.TEXT_ENCODER))
     with pytest.raises(UserError, match="not that of CLIP"):
         load_clip(str(tmp_path))
 
@@ -98,10 +98,10 @@ def write_keypoints(file: Path, frames: list[list[np.ndarray]], side: int = 64) 
 
 def test_each_given_person_is_compared_with_whom_it_is_most_like():
     left, right = person(), person(300)
-    ours, theirs = metrics.matched([np.stack([right, left]), np.zeros((0, 17, 3))], [left[None], right[None]])
+    ours, theirs = match_people([np.stack([right, left]), np.zeros((0, 17, 3))], [left[None], right[None]])
     assert (ours[0] == left).all()
-    assert metrics.pck(ours, theirs) == 0.5
-    assert metrics.oks(ours, theirs) == pytest.approx(0.5)
+    assert pck(ours, theirs) == 0.5
+    assert oks(ours, theirs) == pytest.approx(0.5)
 
 
 def test_the_command_compares_two_keypoint_files(tmp_path: Path):

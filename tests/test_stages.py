@@ -7,22 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from fyp_jax import trees
-from fyp_jax.checkpoint import inference_shapes
+from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.errors import UserError
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.training.config import OptimizerConfig
 from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
 from fyp_jax.training.stages import STAGES, stage
-from fyp_jax.training.step import draw
+from fyp_jax.training.step import sample_noise
 
 ENCODERS = ["vae/encoder/conv_in/kernel", "text_encoder/text_model/final_layer_norm/bias"]
 
 
 @pytest.fixture(scope="module")
 def sd14() -> dict[str, jax.ShapeDtypeStruct]:
-    return trees.flatten(inference_shapes(UNet3DConfig()))
+    return flatten_dict(inference_shapes(UNet3DConfig()), sep="/")
 
 
 @pytest.mark.parametrize(("name", "arrays", "millions"), [("pose", 38, 77.4), ("motion", 144, 86.3)])
@@ -34,7 +35,7 @@ def test_each_stage_trains_what_the_paper_trains(sd14: dict, name: str, arrays: 
 
 def test_linear_projections_and_other_heads_have_rules_too():
     config = UNet3DConfig(use_linear_projection=True, attention_head_dim=(5, 10, 20, 20))
-    paths = trees.flatten(inference_shapes(config))
+    paths = flatten_dict(inference_shapes(config), sep="/")
     for each in STAGES.values():
         each.trains([*paths, *ENCODERS])
 
@@ -112,8 +113,8 @@ def test_values_out_of_range(name: str):
 def test_draws_belong_to_places(shared: float):
     """A share of the clips and frames draws what the whole batch draws there, and no two places the same."""
     key, latent = jax.random.key(0), (2, 3, 4)
-    whole = draw(key, jnp.arange(6), jnp.arange(8), latent, 1000, shared)
-    share = draw(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000, shared)
+    whole = sample_noise(key, jnp.arange(6), jnp.arange(8), latent, 1000, shared)
+    share = sample_noise(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000, shared)
     np.testing.assert_array_equal(share.t, whole.t[2:4])
     np.testing.assert_array_equal(share.noise, whole.noise[2:4, 4:])
     np.testing.assert_array_equal(share.posterior, whole.posterior[2:4, 4:])
@@ -122,7 +123,7 @@ def test_draws_belong_to_places(shared: float):
 
 
 def test_frames_share_as_much_of_the_noise_as_they_are_told_to():
-    noise = draw(jax.random.key(0), jnp.arange(3), jnp.arange(2), (64, 64, 4), 1000, 0.5).noise
+    noise = sample_noise(jax.random.key(0), jnp.arange(3), jnp.arange(2), (64, 64, 4), 1000, 0.5).noise
     both = np.moveaxis(np.asarray(noise), 0, 1).reshape(2, -1)
     np.testing.assert_allclose(np.cov(both), [[1, 0.5], [0.5, 1]], atol=0.04)
     of_clips = np.asarray(noise).reshape(3, -1)
@@ -130,10 +131,10 @@ def test_frames_share_as_much_of_the_noise_as_they_are_told_to():
 
 
 def test_draws_are_normal_and_uniform():
-    draws = draw(jax.random.key(1), jnp.arange(2000), jnp.arange(2), (2, 2, 2), 1000)
-    for numbers in (draws.noise, draws.posterior):
+    noise_sample = sample_noise(jax.random.key(1), jnp.arange(2000), jnp.arange(2), (2, 2, 2), 1000)
+    for numbers in (noise_sample.noise, noise_sample.posterior):
         assert abs(float(numbers.mean())) < 0.02
         assert abs(float(numbers.std()) - 1) < 0.02
-    assert 0 <= int(draws.t.min()) < 10
-    assert 990 <= int(draws.t.max()) < 1000
-    assert abs(float(draws.t.mean()) - 499.5) < 20
+    assert 0 <= int(noise_sample.t.min()) < 10
+    assert 990 <= int(noise_sample.t.max()) < 1000
+    assert abs(float(noise_sample.t.mean()) - 499.5) < 20

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from transformers import CLIPTextModel
 
 from fyp_jax.convert.pipeline_folder import VAE_ATTENTION, PipelineFolder
 from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
-from fyp_jax.trees import TreeMismatch, flatten
+from fyp_jax.trees import TreeMismatch
 
 Arrays = dict[str, np.ndarray]
 
@@ -100,20 +101,22 @@ def test_old_names_of_vae_attention(pipeline_folder: Path, vae: Arrays, tmp_path
         "group_norm", "query", "key", "value", "proj_attn"
     }  # fmt: skip
     save_file(old, folder / "vae" / "diffusion_pytorch_model.safetensors")
-    found, expected = (frozen_params(place) for place in (folder, pipeline_folder))
-    assert_same(flatten(found), flatten(expected))
+    found, expected = (encoder_params(place) for place in (folder, pipeline_folder))
+    assert_same(flatten_dict(found, sep="/"), flatten_dict(expected, sep="/"))
 
 
 def test_position_ids_of_old_text_encoders(pipeline_folder: Path, tmp_path: Path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "old")
     file = folder / "text_encoder" / "model.safetensors"
     save_file(load_file(file) | {"text_model.embeddings.position_ids": np.arange(77)[None]}, file)
-    assert_same(flatten(frozen_params(folder)), flatten(frozen_params(pipeline_folder)))
+    assert_same(
+        flatten_dict(encoder_params(folder), sep="/"), flatten_dict(encoder_params(pipeline_folder), sep="/")
+    )
 
 
-def frozen_params(folder: Path) -> dict[str, Any]:
+def encoder_params(folder: Path) -> dict[str, Any]:
     pipeline = PipelineFolder(str(folder))
-    return pipeline.frozen_params(pipeline.frozen_models())
+    return pipeline.encoder_params(pipeline.latent_encoders())
 
 
 # ---- files that are refused
@@ -244,7 +247,7 @@ def test_state_dict_that_does_not_fit(
     }[change]
     save_file(changed, folder / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(TreeMismatch, match=f"{folder}, vae: {said}$"):
-        frozen_params(folder)
+        encoder_params(folder)
 
 
 def test_names_of_one_model_on_another(pipeline_folder: Path, tmp_path: Path):
@@ -252,6 +255,6 @@ def test_names_of_one_model_on_another(pipeline_folder: Path, tmp_path: Path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "other")
     shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "vae")
     with pytest.raises(TreeMismatch) as caught:
-        frozen_params(folder)
+        encoder_params(folder)
     assert " more); " in str(caught.value)
     assert len(str(caught.value)) < 2000

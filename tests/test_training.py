@@ -13,20 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
+from flax.traverse_util import flatten_dict, unflatten_dict
 from test_loop import a_config, arrays, equal_programs_are_compiled_once, train_on, world
 
-import tiny
 import train
 from fyp_jax import trees
-from fyp_jax.checkpoint import TrainingCheckpoints, load_inference
+from fyp_jax.checkpoints.inference import load_inference
+from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import save_config
 from fyp_jax.data.datasets import Records, open_records
 from fyp_jax.data.loader import TooManyBadFiles
-from fyp_jax.errors import UserError, exit_status
+from fyp_jax.errors import UserError, run_cli
 from fyp_jax.training import loop
 from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.init import Start, start
 from fyp_jax.training.stages import STAGES
-from fyp_jax.training.start import Start, start
 
 __all__ = ["equal_programs_are_compiled_once", "world"]  # fixtures
 
@@ -79,15 +81,15 @@ class Ending(TrainingCheckpoints):
 
 
 def pose_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
-    config = a_config(world, out, stage="pose", random_weights=False, pretrained=str(world / "weights"))
+    config = a_config(world, out, stage="pose", random_init=False, pretrained=str(world / "weights"))
     data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), frames=1)
     return dataclasses.replace(config, data=data, **changes)
 
 
 @pytest.fixture(scope="module")
 def pose_world(world: Path) -> Path:
-    tiny.write_images(world, 5)
-    tiny.write_weights(world / "pipeline", world / "weights")
+    tiny_models.write_images(world, 5)
+    tiny_models.write_weights(world / "pipeline", world / "weights")
     return world
 
 
@@ -121,8 +123,8 @@ def test_the_pose_stage_trains_the_pose_encoder_from_silence(pose_run: tuple[Pat
     encoder = begin.networks.pose_encoder
     assert encoder is not None
     params = {path.removeprefix("pose_encoder/"): x for path, x in begin.trainable.items()}
-    skeleton = tiny.batch("pose", 1, 1).skeleton
-    maps = encoder.apply({"params": trees.unflatten(params)}, jnp.asarray(skeleton))
+    skeleton = tiny_models.batch("pose", 1, 1).skeleton
+    maps = encoder.apply({"params": unflatten_dict(params, sep="/")}, jnp.asarray(skeleton))
     assert not any(np.any(x) for x in jax.tree.leaves(maps)), "the untouched image model begins"
     after = arrays(out)
     changed = {
@@ -144,7 +146,7 @@ def test_a_clip_of_one_frame_is_predicted_as_the_pose_stage_does(
         flat = begin.trainable | begin.frozen
         unet = {path.removeprefix("unet/"): x for path, x in flat.items() if path.startswith("unet/")}
         apply = jax.jit(begin.networks.unet.apply)
-        return np.asarray(apply({"params": trees.unflatten(unet)}, *inputs))
+        return np.asarray(apply({"params": unflatten_dict(unet, sep="/")}, *inputs))
 
     def motion(zero_init: bool) -> Start:
         config = pose_config(
@@ -166,8 +168,8 @@ def test_the_motion_stage_follows_the_pose_stage(
     caplog: pytest.LogCaptureFixture,
 ):
     """From its checkpoint, on records of which one is broken: skipped, and named."""
-    config = a_config(pose_world, tmp_path, random_weights=False, pretrained=str(pose_world / "weights"))
-    data = dataclasses.replace(config.data, max_bad_fraction=0.2)
+    config = a_config(pose_world, tmp_path, random_init=False, pretrained=str(pose_world / "weights"))
+    data = dataclasses.replace(config.data, max_corrupt_fraction=0.2)
     config = dataclasses.replace(config, init=f"{pose_run[0]}/checkpoints", steps=3, data=data)
     monkeypatch.setattr(loop, "open_records", breaking({2}))
     losses = train_on(1, config, monkeypatch)
@@ -181,7 +183,7 @@ def test_the_motion_stage_follows_the_pose_stage(
 def test_too_many_broken_records_end_a_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "open_records", breaking({0, 1, 2}))
     config = a_config(world, tmp_path)
-    config.data.max_bad_fraction = 0.4
+    config.data.max_corrupt_fraction = 0.4
     with pytest.raises(TooManyBadFiles, match=r"3 of 5 records are broken.*allows 2: \d\.mp4: ") as caught:
         train_on(1, config, monkeypatch)
     assert "\n" not in str(caught.value)
@@ -238,8 +240,8 @@ def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureF
             ["optimizer.accumulate=3"],
             "optimizer.accumulate=3 does not divide the 1 clips",
         ),
-        (["init={world}/nowhere", "random_weights=false"], "{world}/"),
-        (["random_weights=false"], "{world}/pipeline"),
+        (["init={world}/nowhere", "random_init=false"], "{world}/"),
+        (["random_init=false"], "{world}/pipeline"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -256,7 +258,7 @@ def test_mistakes_are_one_line_and_status_2(
     save_config(config, tmp_path / "config.yaml")
     words = [override.format(world=world) for override in overrides]
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(tmp_path / "config.yaml"), *words])
-    assert exit_status(train.main) == 2
+    assert run_cli(train.main) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert message.format(world=world) in said[0]
@@ -282,7 +284,7 @@ def test_a_stable_diffusion_from_nothing(pose_world: Path, tmp_path: Path, monke
     )  # fmt: skip
     train_on(1, image, monkeypatch)
     _, after, _ = load_inference(second / "checkpoints")
-    before, after = trees.flatten(made), trees.flatten(after)
+    before, after = flatten_dict(made, sep="/"), flatten_dict(after, sep="/")
     changed = {path for path, x in after.items() if not np.array_equal(x, before[path])}
     assert {path.split("/")[0] for path in changed} == {"unet", "text_encoder"}
     assert not any(np.any(x) for path, x in after.items() if "conv_temporal/up" in path), "time is left alone"
@@ -305,7 +307,7 @@ def test_weights_of_the_folder_are_not_in_the_checkpoint(pose_run: tuple[Path, S
     ("changes", "message"),
     [
         ({"fresh": ["unett"]}, "fresh=unett: the models are unet, pose_encoder, vae, text_encoder"),
-        ({"fresh": ["unet"], "random_weights": True}, "fresh=unet and random_weights=true: which of them?"),
+        ({"fresh": ["unet"], "random_init": True}, "fresh=unet and random_init=true: which of them?"),
     ],
 )
 def test_models_that_cannot_start_fresh(changes: dict[str, Any], message: str):

@@ -404,9 +404,11 @@ def test_inspecting_refuses_frames_of_two_sizes(tmp_path):
 def test_fit_keeps_the_centre_of_a_tall_frame():
     tall = np.zeros((1, 300, 100, 3), np.uint8)
     tall[:, 100:200] = 200  # the middle square
-    np.testing.assert_array_equal(video.fit(tall, 100, 100), 200)
-    np.testing.assert_array_equal(video.fit(tall, 50, 50)[:, 2:-2], 200)  # the filter sees over the edge
-    low = video.fit(tall, 32, 64)  # a wide target: the middle 50 rows
+    np.testing.assert_array_equal(video.resize_center_crop(tall, 100, 100), 200)
+    np.testing.assert_array_equal(
+        video.resize_center_crop(tall, 50, 50)[:, 2:-2], 200
+    )  # the filter sees over the edge
+    low = video.resize_center_crop(tall, 32, 64)  # a wide target: the middle 50 rows
     assert low.shape == (1, 32, 64, 3)
     np.testing.assert_array_equal(low, 200)
 
@@ -415,7 +417,7 @@ def test_fit_keeps_the_centre_of_a_wide_frame_and_the_aspect():
     wide = np.zeros((2, 100, 400, 3), np.uint8)
     rows, columns = np.mgrid[:100, :400]
     wide[:, (rows - 49.5) ** 2 + (columns - 199.5) ** 2 < 30**2] = 255  # a disc in the middle
-    small = video.fit(wide, 64, 96)
+    small = video.resize_center_crop(wide, 64, 96)
     lit = small[0, ..., 0] > 127
     assert small.shape == (2, 64, 96, 3)
     assert abs(int(lit.any(0).sum()) - int(lit.any(1).sum())) <= 1  # still round
@@ -426,14 +428,14 @@ def test_fit_keeps_the_centre_of_a_wide_frame_and_the_aspect():
 @pytest.mark.parametrize("size", [(64, 64), (64, 192), (320, 64), (512, 448), (7, 13)])
 def test_fit_covers_any_target(size):
     white = np.full((1, 135, 77, 3), 255, np.uint8)
-    fitted = video.fit(white, *size)
+    fitted = video.resize_center_crop(white, *size)
     assert fitted.shape == (1, *size, 3)
     assert (fitted == 255).all()  # no border came in
 
 
 def test_fit_leaves_a_fitting_clip_alone():
     clip = counted(2)
-    np.testing.assert_array_equal(video.fit(clip, 64, 96), clip)
+    np.testing.assert_array_equal(video.resize_center_crop(clip, 64, 96), clip)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip.png"])
@@ -502,7 +504,7 @@ def test_contact_sheet_has_blocks_of_eight():
     poses, frames = (np.full((19, 10, 20, 3), v, np.uint8) for v in (0, 100))
     poses += np.arange(19, dtype=np.uint8)[:, None, None, None]
     frames += np.arange(19, dtype=np.uint8)[:, None, None, None]
-    sheet = video.contact_sheet([poses, frames])
+    sheet = video.image_grid([poses, frames])
     assert sheet.shape == (6 * (10 + gap) - gap, 8 * (20 + gap) - gap, 3)
     cells = sheet[5 :: 10 + gap, 10 :: 20 + gap, 0].tolist()
     grey = [video.SHEET_GREY] * 5
@@ -516,10 +518,10 @@ def test_contact_sheet_has_blocks_of_eight():
     ]
     assert (sheet[10 : 10 + gap] == video.SHEET_GREY).all()
     assert (sheet[:, 20 : 20 + gap] == video.SHEET_GREY).all()
-    assert video.contact_sheet([poses[:3]]).shape == (10, 3 * (20 + gap) - gap, 3)
+    assert video.image_grid([poses[:3]]).shape == (10, 3 * (20 + gap) - gap, 3)
     for rows in ([], [poses, frames[:5]], [poses[:0]]):
         with pytest.raises(ValueError, match="share one shape"):
-            video.contact_sheet(rows)
+            video.image_grid(rows)
 
 
 def test_png_is_lossless(tmp_path):

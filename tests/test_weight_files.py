@@ -11,22 +11,23 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import tiny
 from conftest import synthesise
-from fyp_jax.checkpoint import inference_shapes
-from fyp_jax.convert.own_form import open_own, own_contents, read_own
+from fyp_jax.checkpoints.inference import inference_shapes
+from fyp_jax.convert.lazy import LazyArray, Weights, all_in_memory, in_memory
+from fyp_jax.convert.native_safetensors import native_plan, open_native, read_native
 from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
-from fyp_jax.convert.stored import StoredArray, Weights, all_in_memory, in_memory
 from fyp_jax.convert.torch_files import open_weights, read_weights
 from fyp_jax.convert.torch_pickle import write_torch
-from fyp_jax.convert.weight_writer import MANIFEST, Contents, WeightSet, WeightWriter
+from fyp_jax.convert.weight_writer import MANIFEST, ExportPlan, StateDictFile, WeightWriter
 from fyp_jax.errors import UserError
 from fyp_jax.models.unet import UNet3DConfig
-from fyp_jax.trees import TreeMismatch, flatten, unflatten
+from fyp_jax.trees import TreeMismatch
 
 ARRAYS = {
     "scalar": np.float32(3),
@@ -106,15 +107,17 @@ def test_arrays_are_read_one_after_the_other(tmp_path: Path, ending: str):
         alive[0] += 1
         return Counted((4, 4), np.float32)
 
-    arrays = {f"x{i}": StoredArray((4, 4), np.dtype(np.float32), read) for i in range(10)}
-    WeightWriter().write_folder(Contents([WeightSet(f"model{ending}", arrays)], {}, {}), tmp_path / "out", {})
+    arrays = {f"x{i}": LazyArray((4, 4), np.dtype(np.float32), read) for i in range(10)}
+    WeightWriter().write_folder(
+        ExportPlan([StateDictFile(f"model{ending}", arrays)], {}, {}), tmp_path / "out", {}
+    )
 
 
 # ---- folders
 
 
-def contents(ending: str = ".safetensors", arrays: dict[str, StoredArray] = STORED) -> Contents:
-    return Contents([WeightSet(f"part/model{ending}", arrays)], {"part/config.json": "{}"}, {})
+def contents(ending: str = ".safetensors", arrays: dict[str, LazyArray] = STORED) -> ExportPlan:
+    return ExportPlan([StateDictFile(f"part/model{ending}", arrays)], {"part/config.json": "{}"}, {})
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
@@ -164,7 +167,7 @@ def test_disk_full(tmp_path: Path):
     def full() -> np.ndarray:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    arrays = STORED | {"last": StoredArray((2,), np.dtype(np.float32), full)}
+    arrays = STORED | {"last": LazyArray((2,), np.dtype(np.float32), full)}
     with pytest.raises(UserError, match=f"^{out}: cannot be written .No space left on device"):
         WeightWriter().write_folder(contents(arrays=arrays), out, {}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -193,31 +196,37 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    flat = flatten(inference_shapes(tiny.UNET))
-    arrays = unflatten({path: synthesise(path, leaf.shape) for path, leaf in flat.items()})
-    return Weights(tiny.UNET, all_in_memory(arrays), {"stage": "motion", "step": 12})
+    flat = flatten_dict(inference_shapes(tiny_models.UNET), sep="/")
+    arrays = unflatten_dict({path: synthesise(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
+    return Weights(tiny_models.UNET, all_in_memory(arrays), {"stage": "motion", "step": 12})
 
 
 def write_own(weights: Weights, folder: Path, writer: WeightWriter = WeightWriter()) -> Path:  # noqa: B008
-    writer.write_folder(own_contents(weights), folder, {})
+    writer.write_folder(native_plan(weights), folder, {})
     return folder
 
 
 @pytest.mark.parametrize("max_shard", [10**9, 20_000])
 def test_own_form_and_back(weights: Weights, tmp_path: Path, max_shard: int):
-    config, params, origin = read_own(write_own(weights, tmp_path / "out", WeightWriter(max_shard=max_shard)))
-    assert (config, origin) == (weights.config, weights.origin)
-    flat = flatten(params)
-    assert sorted(flat) == sorted(flatten(weights.models))
-    assert all(same(flat[path], array.read()) for path, array in flatten(weights.models).items())
+    config, params, provenance = read_native(
+        write_own(weights, tmp_path / "out", WeightWriter(max_shard=max_shard))
+    )
+    assert (config, provenance) == (weights.config, weights.provenance)
+    flat = flatten_dict(params, sep="/")
+    assert sorted(flat) == sorted(flatten_dict(weights.models, sep="/"))
+    assert all(
+        same(flat[path], array.read()) for path, array in flatten_dict(weights.models, sep="/").items()
+    )
 
 
 def test_own_form_in_another_dtype(weights: Weights, tmp_path: Path):
     folder = write_own(weights, tmp_path / "out", WeightWriter(jnp.bfloat16))
-    assert {x.dtype.name for x in flatten(open_own(folder).models).values()} == {"bfloat16"}
-    _, params, _ = read_own(folder)
-    for path, array in flatten(params).items():
-        assert same(array, flatten(weights.models)[path].read().astype(jnp.bfloat16).astype(np.float32))
+    assert {x.dtype.name for x in flatten_dict(open_native(folder).models, sep="/").values()} == {"bfloat16"}
+    _, params, _ = read_native(folder)
+    for path, array in flatten_dict(params, sep="/").items():
+        assert same(
+            array, flatten_dict(weights.models, sep="/")[path].read().astype(jnp.bfloat16).astype(np.float32)
+        )
 
 
 def test_own_form_that_is_not_whole(weights: Weights, tmp_path: Path):
@@ -226,21 +235,23 @@ def test_own_form_that_is_not_whole(weights: Weights, tmp_path: Path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     with pytest.raises(WeightsError, match=f"^{file}: not a whole safetensors file"):
-        read_own(folder)
+        read_native(folder)
     file.unlink()
     with pytest.raises(WeightsError, match=f"^{file}: no such file"):
-        read_own(folder)
-    arrays = {path: in_memory(x.read()) for path, x in flatten(weights.models["pose_encoder"]).items()}
+        read_native(folder)
+    arrays = {
+        path: in_memory(x.read()) for path, x in flatten_dict(weights.models["pose_encoder"], sep="/").items()
+    }
     write_safetensors(file, arrays, {"format": "pt"})
     with pytest.raises(WeightsError, match=f"^{file}: not in our form"):
-        read_own(folder)
-    metadata = own_contents(weights).weights[1].metadata
+        read_native(folder)
+    metadata = native_plan(weights).weights[1].metadata
     extra = arrays | {"surprise": in_memory(np.zeros(1))}
     del extra["conv_in/bias"]
     write_safetensors(file, extra, metadata)
     with pytest.raises(TreeMismatch, match=r"missing \(conv_in/bias\); .* unexpected \(surprise\)"):
-        read_own(folder)
-    other = weights._replace(config=UNet3DConfig(**tiny.UNET.to_json() | {"norm_eps": 1e-3}))
-    write_safetensors(file, arrays, own_contents(other).weights[1].metadata)
+        read_native(folder)
+    other = weights._replace(config=UNet3DConfig(**tiny_models.UNET.to_json() | {"norm_eps": 1e-3}))
+    write_safetensors(file, arrays, native_plan(other).weights[1].metadata)
     with pytest.raises(WeightsError, match="different configs"):
-        read_own(folder)
+        read_native(folder)

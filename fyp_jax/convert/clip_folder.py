@@ -5,12 +5,12 @@ from typing import Any
 
 from fyp_jax.convert.pipeline_folder import find_folder
 from fyp_jax.convert.torch_files import find_weights, read_weights
-from fyp_jax.convert.torch_names import from_torch_like
+from fyp_jax.convert.torch_key_mapping import from_torch_like
 from fyp_jax.errors import UserError
-from fyp_jax.models.clip import Clip
+from fyp_jax.evaluation.clip_score import ClipModel
 
 
-def load_clip(name: str) -> tuple[Clip, dict[str, Any]]:
+def load_clip(name: str) -> tuple[ClipModel, dict[str, Any]]:
     """The model and its float32 parameters. A folder, or a Hub id: "openai/clip-vit-base-patch32".
 
     Raises UserError where there is no such model, or its weights do not fit its config.
@@ -22,7 +22,7 @@ def load_clip(name: str) -> tuple[Clip, dict[str, Any]]:
         raise UserError(f"{name}: not a CLIP folder ({error})") from error
     if not isinstance(config, dict) or "vision_config" not in config:
         raise UserError(f"{name}: its config.json is not that of CLIP, text and vision")
-    clip = Clip.build(config, folder)
+    clip = ClipModel.build(config, folder)
     arrays = read_weights(find_weights(folder))
     # constants that old files carry
     weights = {key: x for key, x in arrays.items() if not key.endswith("position_ids")}

@@ -19,19 +19,19 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jax.typing import DTypeLike
 
-from fyp_jax.convert.stored import StoredArray, all_in_memory
+from fyp_jax.convert.lazy import LazyArray, all_in_memory
 from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, open_weights, read_weights
-from fyp_jax.convert.torch_names import (
+from fyp_jax.convert.torch_key_mapping import (
     from_torch_2d,
     from_torch_image,
     from_torch_like,
     image_part,
     to_torch_like,
 )
-from fyp_jax.convert.weight_writer import Contents, WeightSet, WeightWriter
+from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError, reason
-from fyp_jax.models.frozen import ENCODERS, FrozenModels
+from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.unet_config import UNet3DConfig
 
 # The VAE's attention has other names in the Flax model and in old PyTorch files than in new ones.
@@ -85,13 +85,15 @@ class PipelineFolder:
         """Sizes of the UNet."""
         return UNet3DConfig.from_json(self.json("unet"))
 
-    def frozen_models(self, dtype: DTypeLike = jnp.float32) -> FrozenModels:
+    def latent_encoders(self, dtype: DTypeLike = jnp.float32) -> LatentEncoders:
         """VAE, text encoder and tokenizer, without weights; they compute in `dtype`."""
-        return FrozenModels.build(self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype)
+        return LatentEncoders.build(
+            self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype
+        )
 
-    def frozen_params(self, models: FrozenModels, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
+    def encoder_params(self, models: LatentEncoders, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
         """Float32 weights of these parts. Raises TreeMismatch where they do not fit the configuration."""
-        shapes, params = models.facts.shapes, {}
+        shapes, params = models.spec.shapes, {}
         for part in parts:
             arrays = self._read(part)
             if part == "vae":
@@ -101,7 +103,7 @@ class PipelineFolder:
             params[part] = from_torch_like(arrays, shapes[part], f"{self.name}, {part.replace('_', ' ')}")
         return params
 
-    def unet_2d(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
+    def inflate_unet(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
         """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
         return from_torch_2d(self._read("unet"), config, seed)
 
@@ -124,10 +126,10 @@ class PipelineFolder:
 
     def contents(
         self,
-        replaced: Mapping[str, Mapping[str, StoredArray]],
+        replaced: Mapping[str, Mapping[str, LazyArray]],
         changes: Mapping[str, Mapping[str, Any]],
         ending: str = ".safetensors",
-    ) -> Contents:
+    ) -> ExportPlan:
         """What a pipeline folder like this one has, that PyTorch's `StableDiffusionPipeline` opens.
 
         `replaced` are weights of parts by PyTorch's names; other parts keep theirs. `changes` as for
@@ -149,16 +151,16 @@ class PipelineFolder:
         texts = {f"{part}/config.json": config for part, config in configs.items()}
         texts |= {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
         weights = [
-            WeightSet(f"{part}/{WEIGHT_FILES[part, ending]}", replaced.get(part) or self.stored(part))
+            StateDictFile(f"{part}/{WEIGHT_FILES[part, ending]}", replaced.get(part) or self.stored(part))
             for part in WEIGHTED
         ]
-        return Contents(
+        return ExportPlan(
             weights,
             {name: json.dumps(values, indent=2) for name, values in texts.items()},
             {"tokenizer": self.path / "tokenizer"},
         )
 
-    def stored(self, part: str) -> dict[str, StoredArray]:
+    def stored(self, part: str) -> dict[str, LazyArray]:
         """The weights of a part by PyTorch's present names, not yet read. Raises WeightsError."""
         arrays = open_weights(find_weights(self.path / part))
         if part == "vae":
@@ -169,7 +171,7 @@ class PipelineFolder:
         return read_weights(find_weights(self.path / part))
 
 
-def torch_weights(models: Mapping[str, Any]) -> dict[str, dict[str, StoredArray]]:
+def torch_weights(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
     """Nested stored arrays of vae, text_encoder or unet by PyTorch's names, as `contents` takes them."""
     weights = {name: to_torch_like(tree) for name, tree in models.items() if name == "text_encoder"}
     if "vae" in models:
@@ -196,9 +198,9 @@ def _flat_dense(name: str, value: np.ndarray) -> np.ndarray:
     return value[..., 0, 0] if ".attentions." in name and value.ndim == 4 else value
 
 
-def _flat_stored(name: str, value: StoredArray) -> StoredArray:
+def _flat_stored(name: str, value: LazyArray) -> LazyArray:
     flat = value.shape[:2] if ".attentions." in name and len(value.shape) == 4 else value.shape
-    return StoredArray(flat, value.dtype, lambda: value.read().reshape(flat))
+    return LazyArray(flat, value.dtype, lambda: value.read().reshape(flat))
 
 
 def find_folder(name: str, parts: tuple[str, ...]) -> Path:

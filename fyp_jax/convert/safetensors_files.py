@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fyp_jax.convert.stored import StoredArray, stream
+from fyp_jax.convert.lazy import LazyArray, stream
 from fyp_jax.errors import UserError
 
 DTYPES = {
@@ -37,7 +37,7 @@ class WeightsError(UserError):
 
 def write_safetensors(
     file: Path,
-    arrays: Mapping[str, StoredArray],
+    arrays: Mapping[str, LazyArray],
     metadata: Mapping[str, str],
     on_array: Callable[[str, int], Any] | None = None,
 ) -> dict[str, int]:
@@ -73,7 +73,7 @@ def write_safetensors(
     return sums
 
 
-def open_safetensors(file: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
+def open_safetensors(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """The arrays of a file, not yet read, and its metadata.
 
     Raises WeightsError where there is no such file, or it is cut off or no safetensors file.
@@ -84,7 +84,7 @@ def open_safetensors(file: Path) -> tuple[dict[str, StoredArray], dict[str, str]
         opened = safe_open(file, framework="np")
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         arrays = {
-            name: StoredArray(tuple(part.get_shape()), DTYPES[part.get_dtype()], _reader(opened, name))
+            name: LazyArray(tuple(part.get_shape()), DTYPES[part.get_dtype()], _reader(opened, name))
             for name, part in slices.items()
         }
         return arrays, dict(opened.metadata() or {})

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
-from fyp_jax.convert.stored import StoredArray
 from fyp_jax.convert.weight_writer import shards_of
 from fyp_jax.errors import reason
 
@@ -52,7 +52,7 @@ def find_weights(folder: Path) -> Path:
     raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(endings)})")
 
 
-def open_weights(file: Path) -> dict[str, StoredArray]:
+def open_weights(file: Path) -> dict[str, LazyArray]:
     """Arrays by PyTorch's names, not yet read (those of an old `.bin`, which is no zip, are in memory).
 
     `file` is a `.safetensors`, a `.bin` or `.pth`, or the `.json` index of shards beside it. Raises
@@ -77,7 +77,7 @@ def read_weights(file: Path) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32, name).read() for name, array in open_weights(file).items()}
 
 
-def _open_pickle(file: Path) -> dict[str, StoredArray]:
+def _open_pickle(file: Path) -> dict[str, LazyArray]:
     try:
         import torch
     except ImportError as error:
@@ -94,12 +94,12 @@ def _open_pickle(file: Path) -> dict[str, StoredArray]:
     if not all(isinstance(value, torch.Tensor) for value in named):
         raise WeightsError(f"{file}: not a state dict of named tensors")
 
-    def stored(tensor: Any) -> StoredArray:
+    def stored(tensor: Any) -> LazyArray:
         # numpy knows no bfloat16 of torch's; every width becomes float32 without a change of value.
         detached = tensor.detach()
         narrow = tensor.dtype in (torch.float16, torch.bfloat16)
         dtype = np.float32 if narrow else torch.empty(0, dtype=tensor.dtype).numpy().dtype
         read = lambda: (detached.float() if narrow else detached).numpy()  # noqa: E731
-        return StoredArray(tuple(tensor.shape), np.dtype(dtype), read)
+        return LazyArray(tuple(tensor.shape), np.dtype(dtype), read)
 
     return {name: stored(tensor) for name, tensor in tensors.items()}

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from fyp_jax.convert.stored import StoredArray, stream
+from fyp_jax.convert.lazy import LazyArray, stream
 
 STORAGES = {
     np.dtype(np.float64): "DoubleStorage",
@@ -35,7 +35,7 @@ EXTRA_HEADER = 4
 
 
 def write_torch(
-    file: Path, arrays: Mapping[str, StoredArray], on_array: Callable[[str, int], Any] | None = None
+    file: Path, arrays: Mapping[str, LazyArray], on_array: Callable[[str, int], Any] | None = None
 ) -> dict[str, int]:
     """A state dict that `torch.load(weights_only=True)` opens; the CRC-32 of each array's bytes.
 
@@ -72,7 +72,7 @@ def _aligned(out: BinaryIO, name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _pickled(arrays: Mapping[str, StoredArray]) -> bytes:
+def _pickled(arrays: Mapping[str, LazyArray]) -> bytes:
     """{name: tensor}, each tensor being a call of `_rebuild_tensor_v2` on a storage that is named only."""
     items = b"".join(
         _text(name) + _tensor(number, array) for number, (name, array) in enumerate(arrays.items())
@@ -80,7 +80,7 @@ def _pickled(arrays: Mapping[str, StoredArray]) -> bytes:
     return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
 
 
-def _tensor(number: int, array: StoredArray) -> bytes:
+def _tensor(number: int, array: LazyArray) -> bytes:
     storage = _tuple(
         _text("storage"),
         _global("torch", STORAGES[array.dtype]),

@@ -18,18 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from fyp_jax import trees
-from fyp_jax.convert.forms import FORMS, STABLE_DIFFUSION, checkpoint_name
-from fyp_jax.convert.own_form import read_own
+from fyp_jax.convert.export_formats import FORMS, STABLE_DIFFUSION, checkpoint_name
+from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
+from fyp_jax.convert.lazy import Weights, as_bytes, read_all
+from fyp_jax.convert.native_safetensors import read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.published import read_published
-from fyp_jax.convert.stored import Weights, as_bytes, read_all
 from fyp_jax.convert.torch_files import open_weights
 from fyp_jax.convert.weight_writer import MANIFEST
-from fyp_jax.models.compute import Compute
-from fyp_jax.models.frozen import ENCODERS
+from fyp_jax.models.encoders import ENCODERS
+from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
 
@@ -61,11 +61,11 @@ def verify(
         log.warning("%s: torch is not installed, so PyTorch's side is not run", form)
     ours = _rounded(weights.models, dtype)
     if form == "safetensors":
-        read_back = _noise(*read_own(folder)[:2])
+        read_back = _noise(*read_native(folder)[:2])
         yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
     if form.startswith("followyourpose") and (with_torch or form.endswith("-safetensors")):
         published = folder / checkpoint_name(weights)
-        read_back = _noise(weights.config, read_published(published, None, weights.config))
+        read_back = _noise(weights.config, read_followyourpose(published, None, weights.config))
         yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
     if with_torch and form == "diffusers-t2i-adapter":
         yield Difference("pose maps, by PyTorch", _t2i_adapter(folder, weights.config, ours))
@@ -114,7 +114,7 @@ def _latents(config: UNet3DConfig, frames: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="config")
 def _unet(config: UNet3DConfig, params: Any, latents: Any, text: Any, features: Any) -> Any:
     timestep = jnp.full(len(latents), TIMESTEP)
-    return UNet3D(config, Compute()).apply({"params": params}, latents, timestep, text, features)
+    return UNet3D(config, ExecutionConfig()).apply({"params": params}, latents, timestep, text, features)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -146,15 +146,17 @@ def _image_pipeline(
     folder: Path, config: UNet3DConfig, ours: Mapping[str, Any], pipeline: PipelineFolder, dtype: DTypeLike
 ) -> Iterator[Difference]:
     """Text, noise and pixels of one image; our UNet with its temporal layers at 0, which leaves them out."""
-    models = pipeline.frozen_models()
+    models = pipeline.latent_encoders()
     ids, _ = models.tokenize("a robot on the beach")
     latents = _latents(config, frames=1)
     text, noise, pixels = _by_pytorch(folder, ids, rearrange(latents, "b 1 h w c -> b c h w"))
-    flat = trees.flatten(ours["unet"])
-    silent = trees.unflatten({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()})
+    flat: dict[str, Any] = flatten_dict(ours["unet"], sep="/")
+    silent = unflatten_dict(
+        {path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()}, sep="/"
+    )
     our_noise = _unet(config, silent, latents, text, None)
     yield Difference("noise, by PyTorch", _relative(noise, rearrange(our_noise, "b 1 h w c -> b c h w")))
-    read = pipeline.frozen_params(models, tuple(name for name in ENCODERS if name not in ours))
+    read = pipeline.encoder_params(models, tuple(name for name in ENCODERS if name not in ours))
     params = jax.tree.map(lambda x: np.asarray(np.asarray(x, dtype), np.float32), read)
     params |= {name: ours[name] for name in ENCODERS if name in ours}
     yield Difference("text, by PyTorch", _relative(text, jax.jit(models.encode_text)(params, ids)))

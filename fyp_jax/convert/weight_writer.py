@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from jax.typing import DTypeLike
 
+from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
-from fyp_jax.convert.stored import StoredArray
 from fyp_jax.convert.torch_pickle import write_torch
 from fyp_jax.errors import UserError, reason
 
@@ -25,28 +25,28 @@ PYTORCH = MappingProxyType({"format": "pt"})
 """What transformers asks for in the metadata of its safetensors."""
 
 
-class WeightSet(NamedTuple):
+class StateDictFile(NamedTuple):
     """The arrays of one model."""
 
     file: str
     """Below the folder, `vae/diffusion_pytorch_model.bin`; shards and their index are named after it."""
-    arrays: Mapping[str, StoredArray]
+    arrays: Mapping[str, LazyArray]
     metadata: Mapping[str, str] = PYTORCH
     """Of safetensors."""
 
 
-class Contents(NamedTuple):
+class ExportPlan(NamedTuple):
     """What a folder shall hold, before anything is written."""
 
-    weights: list[WeightSet]
+    weights: list[StateDictFile]
     texts: Mapping[str, str]
     """Small files by their name below the folder."""
     copies: Mapping[str, Path]
     """Folders to copy, by the same."""
 
-    def below(self, folder: str) -> "Contents":
+    def below(self, folder: str) -> "ExportPlan":
         """The same in a folder of this name."""
-        return Contents(
+        return ExportPlan(
             [model._replace(file=f"{folder}/{model.file}") for model in self.weights],
             {f"{folder}/{name}": text for name, text in self.texts.items()},
             {f"{folder}/{name}": path for name, path in self.copies.items()},
@@ -73,7 +73,7 @@ class WeightWriter:
     """Told of the bytes of each array that is written."""
 
     def write_folder(
-        self, contents: Contents, folder: Path, manifest: Mapping[str, Any], overwrite: bool = False
+        self, contents: ExportPlan, folder: Path, manifest: Mapping[str, Any], overwrite: bool = False
     ) -> list[WrittenFile]:
         """A new folder with these contents, and with `conversion.json`: `manifest` and each array's checksum.
 
@@ -96,16 +96,16 @@ class WeightWriter:
             raise UserError(f"{folder}: cannot be written ({error.strerror or reason(error)})") from error
         return written
 
-    def bytes_of(self, contents: Contents) -> int:
+    def bytes_of(self, contents: ExportPlan) -> int:
         """Bytes of all arrays, as they will be written."""
         return sum(x.nbytes for model in contents.weights for x in self._cast(model).values())
 
-    def _cast(self, model: WeightSet) -> Mapping[str, StoredArray]:
+    def _cast(self, model: StateDictFile) -> Mapping[str, LazyArray]:
         if self.dtype is None:
             return model.arrays
         return {name: array.astype(self.dtype, name) for name, array in model.arrays.items()}
 
-    def _write(self, model: WeightSet, place: Path) -> Iterator[WrittenFile]:
+    def _write(self, model: StateDictFile, place: Path) -> Iterator[WrittenFile]:
         arrays = self._cast(model)
         shards = _split(arrays, self.max_shard)
         names = [model.file]
@@ -197,9 +197,9 @@ def _write_text(file: Path, text: str) -> None:
     file.write_text(text + "\n")
 
 
-def _split(arrays: Mapping[str, StoredArray], limit: int) -> list[dict[str, StoredArray]]:
+def _split(arrays: Mapping[str, LazyArray], limit: int) -> list[dict[str, LazyArray]]:
     """In order, each part of at most `limit` bytes, or of one array."""
-    parts: list[dict[str, StoredArray]] = [{}]
+    parts: list[dict[str, LazyArray]] = [{}]
     room = limit
     for name, array in arrays.items():
         if parts[-1] and array.nbytes > room:

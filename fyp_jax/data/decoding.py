@@ -8,20 +8,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from fyp_jax.media.pose import draw_skeleton
-from fyp_jax.media.video import (
-    Clip,
-    ClipTooShort,
-    MediaError,
-    Picture,
-    centre_box,
-    fit,
-    frame_indices,
-    read_window,
-)
+from fyp_jax.media.errors import ClipTooShort, MediaError
+from fyp_jax.media.images import Clip, Image, centre_box, resize_center_crop
+from fyp_jax.media.reading import frame_indices, read_window
+from fyp_jax.pose.skeleton import draw_skeleton
 
 Record = Mapping[str, Any]
 """An element of `data/datasets.py`: a row of `pose_images` or of `captioned_videos`."""
@@ -57,7 +51,7 @@ def decode_video(
     window = random_window(rng, name, has=has, frames=frames, stride=stride)
     clip = read_window(record["video"], name, window, has)
     caption = as_text(texts[nearest(record["captions"]["frame"], window)])
-    return Sample(fit(clip, height, width), None, caption)
+    return Sample(resize_center_crop(clip, height, width), None, caption)
 
 
 def random_window(rng: np.random.Generator, name: str, *, has: int, frames: int, stride: int) -> range:
@@ -95,11 +89,11 @@ def decode_image(record: Record, *, height: int, width: int, with_pose: bool = T
             raise BadRecordError(
                 name, f"its skeleton of {sw}x{sh} has not the aspect of its image of {w}x{h} (width x height)"
             )
-        skeleton = fit(drawn[None], height, width)
+        skeleton = resize_center_crop(drawn[None], height, width)
     else:
         people = crop_keypoints(record["keypoints"], h, w, height, width)
         skeleton = draw_skeleton(people, height, width)[None]
-    return Sample(fit(image[None], height, width), skeleton, as_text(record["caption"]))
+    return Sample(resize_center_crop(image[None], height, width), skeleton, as_text(record["caption"]))
 
 
 def crop_keypoints(
@@ -119,14 +113,14 @@ def as_text(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else text
 
 
-def _open(data: bytes, name: str, what: str, ground: str) -> Picture:
+def _open(data: bytes, name: str, what: str, ground: str) -> Image:
     """RGB, upright as its EXIF tag says, what is transparent on a ground of this colour."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with PIL.Image.open(io.BytesIO(data)) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, ground), image)
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
         raise BadRecordError(name, f"its {what} does not open ({error})") from error

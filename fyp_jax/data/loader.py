@@ -23,12 +23,12 @@ from absl import flags
 from jaxtyping import Int32
 
 from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video
-from fyp_jax.data.workers import serve_parent
+from fyp_jax.data.workers import exit_with_parent
 from fyp_jax.errors import UserError, reason
-from fyp_jax.options import option
+from fyp_jax.options import config_field
 from fyp_jax.types import Batch
 
-SURE = 1e-15
+FALSE_ALARM_RATE = 1e-15
 """How unlikely a row of refused records must be for it to show that there are too many of them."""
 
 logger = logging.getLogger(__name__)
@@ -38,15 +38,21 @@ logger = logging.getLogger(__name__)
 class DataConfig:
     """Which clips of which records, and how they are loaded."""
 
-    path: str = option("records", "folder of records, as scripts/prepare_data.py makes them")
-    frames: int = option(8, "frames of a clip; 1 for images")
-    stride: int = option(5, "take every n-th frame; clips too short for it: the largest stride that fits")
-    height: int = option(512, "pixels; the short side is scaled, the centre is cropped")
-    width: int = option(512, "pixels")
-    batch_size: int = option(8, "clips in a batch, of all processes together")
-    workers: int = option(2, "decoding processes on each host; 0: decode in the training process")
-    max_bad_fraction: float = option(0.01, "share of the records that may be broken before the run stops")
-    drop_text: float = option(0.0, "share of captions replaced by the empty text; 0.1 is usual for guidance")
+    path: str = config_field("records", "folder of records, as scripts/prepare_data.py makes them")
+    frames: int = config_field(8, "frames of a clip; 1 for images")
+    stride: int = config_field(
+        5, "take every n-th frame; clips too short for it: the largest stride that fits"
+    )
+    height: int = config_field(512, "pixels; the short side is scaled, the centre is cropped")
+    width: int = config_field(512, "pixels")
+    batch_size: int = config_field(8, "clips in a batch, of all processes together")
+    workers: int = config_field(2, "decoding processes on each host; 0: decode in the training process")
+    max_corrupt_fraction: float = config_field(
+        0.01, "share of the records that may be broken before the run stops"
+    )
+    caption_dropout: float = config_field(
+        0.0, "share of captions replaced by the empty text; 0.1 is usual for guidance"
+    )
 
     def check(self) -> None:
         """Raise UserError for values that have the right type and make no batch."""
@@ -60,7 +66,7 @@ class DataConfig:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
-        for name in ("max_bad_fraction", "drop_text"):
+        for name in ("max_corrupt_fraction", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name}={getattr(self, name)} is not between 0 and 1")
 
@@ -80,10 +86,10 @@ class RecordSource(Protocol):
 
 
 class TooManyBadFiles(UserError):  # noqa: N818  (names the fact, as a caller says it)
-    """More of the records are broken than `max_bad_fraction` allows; the message names some of them."""
+    """More of the records are broken than `max_corrupt_fraction` allows; the message names some of them."""
 
 
-class Draw(NamedTuple):
+class ExampleSpec(NamedTuple):
     """What chance decides about one element."""
 
     record: int
@@ -93,14 +99,14 @@ class Draw(NamedTuple):
     """For the window, and for who takes the record's place if it is broken."""
 
 
-class Element(NamedTuple):
+class Example(NamedTuple):
     """What a worker sends: a sample, or None where none was found, and what was refused on the way."""
 
     sample: Sample | None
-    refused: dict[str, str]
+    rejected: dict[str, str]
 
 
-class Elements:
+class ExampleSource:
     """The endless sequence of elements that all processes draw from: `elements[i]`, i from 0."""
 
     def __init__(self, records: RecordSource, config: DataConfig, seed: int, with_pose: bool = True):
@@ -111,22 +117,22 @@ class Elements:
             raise UserError(f"data.frames={config.frames}, but {config.path} has images: data.frames=1")
         self.records, self.config, self.seed, self.with_pose = records, config, seed, with_pose
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()  # each epoch anew
-        self.most_bad = math.floor(config.max_bad_fraction * len(records) + 1e-9)  # 0.29 x 100 is 29
+        self.most_bad = math.floor(config.max_corrupt_fraction * len(records) + 1e-9)  # 0.29 x 100 is 29
         # so many broken ones in a row are as good as never drawn if no more than allowed are broken
         share = self.most_bad / len(records)
-        in_a_row = math.log(SURE) / math.log(share) if 0 < share < 1 else len(records)
+        in_a_row = math.log(FALSE_ALARM_RATE) / math.log(share) if 0 < share < 1 else len(records)
         self.most_tries = min(self.most_bad + 1, math.ceil(in_a_row), len(records))
 
-    def draw(self, index: int) -> Draw:
+    def draw(self, index: int) -> ExampleSpec:
         """What chance decides about this element, without reading anything."""
         rng = np.random.default_rng([self.seed, index])
         record = self._order[index]
         assert record is not None  # which would mean: filtered out
-        return Draw(record, rng.random() < self.config.drop_text, rng)
+        return ExampleSpec(record, rng.random() < self.config.caption_dropout, rng)
 
-    def __getitem__(self, index: int) -> Element:
+    def __getitem__(self, index: int) -> Example:
         draw = self.draw(index)
-        refused: dict[str, str] = {}
+        rejected: dict[str, str] = {}
         for record in self._candidates(draw):
             name = f"record {record}"
             try:
@@ -134,12 +140,12 @@ class Elements:
                 name = as_text(read["name"])
                 sample = self.decode(read, draw.rng)
             except UserError as error:
-                refused[name] = reason(error).removeprefix(f"{name}: ")
+                rejected[name] = reason(error).removeprefix(f"{name}: ")
             else:
-                return Element(sample._replace(caption="") if draw.without_text else sample, refused)
-        return Element(None, refused)
+                return Example(sample._replace(caption="") if draw.without_text else sample, rejected)
+        return Example(None, rejected)
 
-    def _candidates(self, draw: Draw) -> Iterator[int]:
+    def _candidates(self, draw: ExampleSpec) -> Iterator[int]:
         yield draw.record
         if self.most_tries > 1:
             others = (int(other) for other in draw.rng.permutation(len(self.records)) if other != draw.record)
@@ -180,13 +186,13 @@ class Loader(Iterator[Batch]):
         start_step: int = 0,
         with_pose: bool = True,
     ):
-        self._elements = Elements(records, config, seed, with_pose)
+        self._elements = ExampleSource(records, config, seed, with_pose)
         if not rows or not set(rows) <= set(range(config.batch_size)):
             raise ValueError(f"rows {rows} are not rows of a batch of {config.batch_size}")
         self._tokenize, self._rows, self._step = tokenize, rows, start_step
         self._running: list[Any] = []  # Grain's iterator, or none before it is needed
         weakref.finalize(self, _close, self._running)
-        self.refused: dict[str, str] = {}
+        self.rejected: dict[str, str] = {}
         """Records that were broken where this process drew them: name, reason."""
 
     def __next__(self) -> Batch:
@@ -233,7 +239,7 @@ class Loader(Iterator[Batch]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> Iterator[Element]:
+    def _start(self) -> Iterator[Example]:
         workers, rows = self._elements.config.workers, self._rows
         first = self._step * len(rows)
         dataset = grain.MapDataset.range(first, sys.maxsize).map(partial(_element, self._elements, rows))
@@ -258,21 +264,21 @@ class Loader(Iterator[Batch]):
                 f"{self._elements.config.path}: a decoding process died, maybe for want of memory "
                 f"(shared memory, /dev/shm, too); fewer data.workers need less. {reason(error)}"
             ) from error
-        for name, why in element.refused.items():
-            if name not in self.refused:
+        for name, why in element.rejected.items():
+            if name not in self.rejected:
                 logger.warning("%s: skipped, %s", name, why)
-                self.refused[name] = why
-        if element.sample is None or len(self.refused) > self._elements.most_bad:
-            raise self._too_many(None if element.sample else len(element.refused))
+                self.rejected[name] = why
+        if element.sample is None or len(self.rejected) > self._elements.most_bad:
+            raise self._too_many(None if element.sample else len(element.rejected))
         return element.sample
 
     def _too_many(self, in_a_row: int | None) -> TooManyBadFiles:
-        elements, bad = self._elements, list(self.refused.items())
+        elements, bad = self._elements, list(self.rejected.items())
         some = "; ".join(f"{name}: {why}" for name, why in bad[:3]) + ("; ..." if len(bad) > 3 else "")
         return TooManyBadFiles(
             f"{elements.config.path}: {len(bad)} of {len(elements.records)} records are broken"
             + (f", {in_a_row} of them drawn in a row" if in_a_row else "")
-            + f"; data.max_bad_fraction={elements.config.max_bad_fraction} allows {elements.most_bad}: {some}"
+            + f"; data.max_corrupt_fraction={elements.config.max_corrupt_fraction} allows {elements.most_bad}: {some}"
         )
 
     def _batch(self, samples: list[Sample]) -> Batch:
@@ -284,7 +290,7 @@ class Loader(Iterator[Batch]):
         return Batch(video, np.stack([self._tokenize(sample.caption) for sample in samples]), skeleton)
 
 
-def _element(elements: Elements, rows: range, position: int) -> Element:
+def _element(elements: ExampleSource, rows: range, position: int) -> Example:
     """The element at a position of what is left when a process takes its rows only."""
     step, row = divmod(position, len(rows))
     return elements[step * elements.config.batch_size + rows[row]]
@@ -299,4 +305,4 @@ def _in_worker(index: int, count: int) -> None:
     """What a worker process does first."""
     del index, count
     jax.config.update("jax_platforms", "cpu")  # Grain imports JAX: the accelerators are the trainer's
-    serve_parent(signal.SIGINT, signal.SIGTERM)  # the trainer still wants its batch
+    exit_with_parent(signal.SIGINT, signal.SIGTERM)  # the trainer still wants its batch

@@ -37,10 +37,11 @@ from tqdm import tqdm
 from fyp_jax.data.datasets import BUILDERS, FILE_FORMAT, SPLIT, SUMMARY
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.sources import Blob, Item, find_items
-from fyp_jax.data.workers import serve_parent
+from fyp_jax.data.workers import exit_with_parent
 from fyp_jax.errors import UserError, reason
-from fyp_jax.media.pose import MIN_CONFIDENCE
-from fyp_jax.media.video import inspect_video, writing
+from fyp_jax.media.reading import inspect_video
+from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.pose.skeleton import MIN_CONFIDENCE
 
 MAX_BYTES = 2**31 - 2**20
 """Of a file: a record, which is a protocol buffer, holds less than 2 GiB."""
@@ -52,7 +53,7 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # TFDS's for shards 
 _UNFINISHED = "unfinished"
 
 
-class Refused(NamedTuple):
+class Rejected(NamedTuple):
     """An item that is not in the records."""
 
     name: str
@@ -67,7 +68,7 @@ class Report(NamedTuple):
     shards: int
     bytes: int
     """Of the files."""
-    refused: list[Refused]
+    rejected: list[Rejected]
     new: bool
     """Whether this run has made it."""
 
@@ -75,10 +76,10 @@ class Report(NamedTuple):
         """Reasons, the most frequent first, each with the names; those that differ by numbers are one."""
         names: dict[str, list[str]] = {}
         says: dict[str, str] = {}
-        for refused in self.refused:
-            kind = re.sub(r"\d+(\.\d+)?", "N", refused.reason)
-            names.setdefault(kind, []).append(refused.name)
-            says.setdefault(kind, refused.reason)
+        for rejected in self.rejected:
+            kind = re.sub(r"\d+(\.\d+)?", "N", rejected.reason)
+            names.setdefault(kind, []).append(rejected.name)
+            says.setdefault(kind, rejected.reason)
         return sorted(((says[kind], names[kind]) for kind in names), key=lambda pair: -len(pair[1]))
 
 
@@ -86,7 +87,7 @@ class Outcome(NamedTuple):
     """Of the check of an item: a record, serialised, or why there is none."""
 
     record: bytes
-    refused: Refused | None = None
+    rejected: Rejected | None = None
 
 
 class _Shard(NamedTuple):
@@ -97,7 +98,7 @@ class _Shard(NamedTuple):
     record_bytes: int
     file_bytes: int
     digest: str
-    refused: list[list[str]]
+    rejected: list[list[str]]
 
 
 def prepare(
@@ -127,7 +128,7 @@ def prepare(
             )
         _log_of(target).unlink(missing_ok=True)
         return _report(target, new=False)
-    with writing(target), _locked(target) as log:
+    with wrap_write_errors(target), _locked(target) as log:
         work = target.with_name(f"{target.name}.incomplete")
         shards = _begun(log, kind, work, plan, overwrite)
         done = sum(shard.items for shard in shards)
@@ -144,17 +145,17 @@ def prepare(
                     raise UserError(f"{source}: has changed meanwhile: {done} items are left of {total}")
                 log.write(_line(shards[-1]._asdict()))
                 _to_disk(log)
-        refused = [Refused(*pair) for shard in shards for pair in shard.refused]
+        rejected = [Rejected(*pair) for shard in shards for pair in shard.rejected]
         full = [shard for shard in shards if shard.records]
         if full:
-            _write_metadata(kind, work, full, refused, plan)
+            _write_metadata(kind, work, full, rejected, plan)
             _replace(target, work)
         else:
-            _write_refused(target.with_name(REFUSED), refused)
+            _write_refused(target.with_name(REFUSED), rejected)
             shutil.rmtree(work)
         _log_of(target).unlink()
     if not full:
-        name, why = refused[0]
+        name, why = rejected[0]
         raise UserError(
             f"{source}: none of {total} items could be taken, {target.with_name(REFUSED)} says why; "
             f"first {name}: {why}"
@@ -173,10 +174,10 @@ def check(kind: str, item: Item) -> Outcome:
         element = _video(item) if kind == "captioned_videos" else _image(item)
     except UserError as error:
         words = str(error).removeprefix(f"{item.name}: ")
-        return Outcome(b"", Refused(item.name, " ".join(words.split())))
+        return Outcome(b"", Rejected(item.name, " ".join(words.split())))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:  # of FFmpeg or Pillow, on odd files
         words = getattr(error, "strerror", None) or reason(error)
-        return Outcome(b"", Refused(item.name, f"cannot be read ({words})"))
+        return Outcome(b"", Rejected(item.name, f"cannot be read ({words})"))
     return Outcome(serialise(kind, element))
 
 
@@ -309,7 +310,7 @@ def _in_order(pool: ProcessPoolExecutor, kind: str, ahead: int, items: Iterable[
 
 
 def _in_worker() -> None:
-    serve_parent(signal.SIGINT)  # the writing process ends us
+    exit_with_parent(signal.SIGINT)  # the writing process ends us
 
 
 # --- what is written -------------------------------------------------------------------------------------
@@ -392,7 +393,7 @@ def _to_disk(file: IO[bytes]) -> None:
 def _write_shard(path: Path, outcomes: Iterator[Outcome], shard_bytes: int, bar: tqdm) -> _Shard:
     """One shard of what comes next; it has its name once it is complete."""
     items = records = record_bytes = 0
-    refused: list[list[str]] = []
+    rejected: list[list[str]] = []
     digest = hashlib.sha256()
 
     def take() -> Iterator[tuple[int, bytes]]:
@@ -400,8 +401,8 @@ def _write_shard(path: Path, outcomes: Iterator[Outcome], shard_bytes: int, bar:
         for outcome in outcomes:
             items += 1
             bar.update()
-            if outcome.refused:
-                refused.append(list(outcome.refused))
+            if outcome.rejected:
+                rejected.append(list(outcome.rejected))
                 continue
             records += 1
             record_bytes += len(outcome.record)
@@ -422,12 +423,12 @@ def _write_shard(path: Path, outcomes: Iterator[Outcome], shard_bytes: int, bar:
         unfinished.rename(path)
     else:
         unfinished.unlink()
-    return _Shard(items, records, record_bytes, file_bytes, digest.hexdigest(), refused)
+    return _Shard(items, records, record_bytes, file_bytes, digest.hexdigest(), rejected)
 
 
-def _write_metadata(kind: str, work: Path, shards: list[_Shard], refused: list[Refused], plan: str) -> None:
+def _write_metadata(kind: str, work: Path, shards: list[_Shard], rejected: list[Rejected], plan: str) -> None:
     """What TFDS and `open_records` read, and the list of what was refused."""
-    _write_refused(work / REFUSED, refused)
+    _write_refused(work / REFUSED, rejected)
     builder = BUILDERS[kind]
     template = tfds.core.ShardedFileTemplate(
         data_dir=work,  # pyright: ignore[reportArgumentType]
@@ -469,9 +470,9 @@ def _replace(target: Path, work: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write_refused(file: Path, refused: Iterable[Refused]) -> None:
+def _write_refused(file: Path, rejected: Iterable[Rejected]) -> None:
     with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as text:
-        csv.writer(text, lineterminator="\n").writerows([Refused._fields, *refused])
+        csv.writer(text, lineterminator="\n").writerows([Rejected._fields, *rejected])
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -484,7 +485,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _report(folder: Path, *, new: bool) -> Report:
     with open(folder / REFUSED, encoding="utf-8", newline="") as text:
-        refused = [Refused(*row) for row in itertools.islice(csv.reader(text), 1, None)]
+        rejected = [Rejected(*row) for row in itertools.islice(csv.reader(text), 1, None)]
     split = tfds.builder_from_directory(folder).info.splits[SPLIT]
     size = sum(_summary(folder)["shard_bytes"])
-    return Report(folder, split.num_examples, split.num_shards, size, refused, new)
+    return Report(folder, split.num_examples, split.num_shards, size, rejected, new)

@@ -92,7 +92,7 @@ class Item(NamedTuple):
         return sum(blob.size for blob in self if isinstance(blob, Blob))
 
 
-class _Refused(Exception):  # noqa: N818  (of one item, never of the run)
+class _Rejected(Exception):  # noqa: N818  (of one item, never of the run)
     """Why an item is refused; its name is known where this is caught."""
 
 
@@ -216,8 +216,8 @@ def _row_item(kind: str, folder: Path, rows: list[Row]) -> Item:
         if kind == "captioned_videos":
             return Item(name, media, _captions(rows))
         return _image_item(name, media, rows[0], *_pose(rows[0], folder))
-    except _Refused as refused:
-        return Item(name, problem=str(refused))
+    except _Rejected as rejected:
+        return Item(name, problem=str(rejected))
 
 
 def _hdvila_item(folder: Path, part: str, clip: str, rows: list[Row]) -> Item:
@@ -226,7 +226,7 @@ def _hdvila_item(folder: Path, part: str, clip: str, rows: list[Row]) -> Item:
     name = os.path.normpath(f"{part}/{clip}")
     try:
         if not clip.strip():
-            raise _Refused("has no clip_id")
+            raise _Rejected("has no clip_id")
         frames = [_frame(row["frame_id"]) for row in rows]
         step = HDVILA_STEP if len(frames) > 1 and frames == list(range(len(frames))) else 1
         rows = [
@@ -236,9 +236,9 @@ def _hdvila_item(folder: Path, part: str, clip: str, rows: list[Row]) -> Item:
             path = os.path.normpath(f"{base}/{clip}{suffix}")
             if _leaves(path) or (folder / path).is_file():
                 return Item(path, _below(folder, path), _captions(rows))
-        raise _Refused(f"no such file, nor in {', '.join(list(bases)[1:])}, nor with .mp4")
-    except _Refused as refused:
-        return Item(name, problem=str(refused))
+        raise _Rejected(f"no such file, nor in {', '.join(list(bases)[1:])}, nor with .mp4")
+    except _Rejected as rejected:
+        return Item(name, problem=str(rejected))
 
 
 # --- tars -------------------------------------------------------------------------------------------------
@@ -276,10 +276,10 @@ def _sample_item(kind: str, key: str, parts: dict[str, Blob]) -> Item:
     try:
         if len(media) != 1:
             what = "video" if kind == "captioned_videos" else "image"
-            raise _Refused(f"has {len(media)} {what}s among its members ({', '.join(sorted(parts))})")
+            raise _Rejected(f"has {len(media)} {what}s among its members ({', '.join(sorted(parts))})")
         row = _json(parts[".json"].read(), "its .json") if ".json" in parts else {}
         if not isinstance(row, dict):
-            raise _Refused("its .json is not an object")
+            raise _Rejected("its .json is not an object")
         if ".txt" in parts:
             row = {**row, "text": parts[".txt"].read().decode(errors="strict")}
         if kind == "captioned_videos":
@@ -287,7 +287,7 @@ def _sample_item(kind: str, key: str, parts: dict[str, Blob]) -> Item:
         skeletons = [parts[suffix] for suffix in parts if suffix.startswith(".skeleton.")]
         keypoints = parts.get(".keypoints.json", _keypoints(row.get("keypoints")))
         return _image_item(name, parts[media[0]], row, skeletons[0] if skeletons else None, keypoints)
-    except (_Refused, UserError, UnicodeDecodeError) as error:
+    except (_Rejected, UserError, UnicodeDecodeError) as error:
         return Item(name, problem=reason(error))
 
 
@@ -298,24 +298,24 @@ def _captions(rows: Sequence[Row]) -> tuple[Caption, ...]:
     """Captions of a video's rows by start, at least one; each row has one, or a list of them."""
     if len(rows) == 1 and isinstance(listed := _text(rows[0]), list):
         if not all(isinstance(caption, dict) for caption in listed):
-            raise _Refused('a list of captions needs frames: [{"frame": 0, "text": "..."}]')
+            raise _Rejected('a list of captions needs frames: [{"frame": 0, "text": "..."}]')
         rows = listed
     if not rows:
-        raise _Refused("has no caption")
+        raise _Rejected("has no caption")
     captions = []
     for row in rows:
         text = _text(row)
         if text is None or (isinstance(text, str) and not text.strip()):
-            raise _Refused("has no caption" if len(rows) == 1 else "one of its captions is empty")
+            raise _Rejected("has no caption" if len(rows) == 1 else "one of its captions is empty")
         try:
             text.encode()
         except (AttributeError, UnicodeEncodeError) as error:
-            raise _Refused("its caption is not text") from error
+            raise _Rejected("its caption is not text") from error
         captions.append(Caption(_frame(row.get("start_frame", row.get("frame", 0))), text.strip()))
     captions.sort()
     for before, after in itertools.pairwise(captions):
         if before.frame == after.frame:
-            raise _Refused(f"two captions begin at frame {after.frame}")
+            raise _Rejected(f"two captions begin at frame {after.frame}")
     return tuple(captions)
 
 
@@ -327,9 +327,9 @@ def _frame(value: Any) -> int:
     try:
         frame = float(value or 0)
     except (TypeError, ValueError) as error:
-        raise _Refused(f"the frame {value!r} of a caption is not a number") from error
+        raise _Rejected(f"the frame {value!r} of a caption is not a number") from error
     if not (frame.is_integer() and 0 <= frame < 2**53):
-        raise _Refused(f"the frame {value!r} of a caption is not a whole number from 0")
+        raise _Rejected(f"the frame {value!r} of a caption is not a whole number from 0")
     return int(frame)
 
 
@@ -338,9 +338,9 @@ def _image_item(
 ) -> Item:
     captions = _captions([row])
     if len(captions) > 1:
-        raise _Refused(f"has {len(captions)} captions, an image has one")
+        raise _Rejected(f"has {len(captions)} captions, an image has one")
     if not skeleton and not keypoints:
-        raise _Refused("has no skeleton and no keypoints")
+        raise _Rejected("has no skeleton and no keypoints")
     return Item(name, media, captions, skeleton, None if skeleton else keypoints)
 
 
@@ -361,7 +361,7 @@ def _json(text: str | bytes, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Refused(f"{what} is not JSON ({reason(error)})") from error
+        raise _Rejected(f"{what} is not JSON ({reason(error)})") from error
 
 
 def _leaves(path: str) -> bool:
@@ -371,17 +371,17 @@ def _leaves(path: str) -> bool:
 def _below(folder: Path, name: str, what: str = "file") -> Blob:
     """A file of the folder (or of where a link in it leads)."""
     if not name.strip():
-        raise _Refused(f"has no {what} name")
+        raise _Rejected(f"has no {what} name")
     if _leaves(name):
-        raise _Refused(f"its {what} is outside of the folder")
+        raise _Rejected(f"its {what} is outside of the folder")
     path = os.path.normpath(folder / name)
     try:
         stat = os.stat(path)
         name.encode()  # it goes into the record
     except (OSError, ValueError) as error:
-        raise _Refused(
+        raise _Rejected(
             f"no such {what}" + ("" if isinstance(error, FileNotFoundError) else f" ({reason(error)})")
         ) from error
     if os.path.isdir(path):
-        raise _Refused(f"its {what} is a folder")
+        raise _Rejected(f"its {what} is a folder")
     return Blob(path, 0, stat.st_size, stat.st_mtime_ns)

@@ -6,7 +6,7 @@ import signal
 import threading
 
 
-def serve_parent(*ignored: signal.Signals) -> None:
+def exit_with_parent(*ignored: signal.Signals) -> None:
     """Call first in a worker: these signals are the parent's to hear; where it dies, the worker does too."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)

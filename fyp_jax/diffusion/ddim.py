@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fyp_jax.diffusion.schedule import ScheduleConfig, to_z0_and_eps
-from fyp_jax.types import Denoise, Latents
+from fyp_jax.diffusion.schedule import ScheduleConfig, predict_x0_eps
+from fyp_jax.types import DenoiseFn, Latents
 
 
-class Moves(NamedTuple):
+class DDIMSchedule(NamedTuple):
     """Moves of the latents from noise level `alpha` to `alpha_next`; the model is asked at timestep `t`."""
 
     t: Int[Array, "*steps"]
@@ -19,18 +19,18 @@ class Moves(NamedTuple):
     alpha_next: Float[Array, "*steps"]
 
 
-def sampling_moves(schedule: ScheduleConfig, steps: int) -> Moves:
+def make_ddim_schedule(schedule: ScheduleConfig, steps: int) -> DDIMSchedule:
     """From timestep to timestep downwards, and from the last one to clean latents."""
     t = schedule.timesteps(steps)
-    alphas = schedule.alphas()
+    alphas_cumprod = schedule.alphas_cumprod()
     below = t - schedule.num_train_timesteps // steps
-    clean = np.float32(1) if schedule.set_alpha_to_one else alphas[0]
-    alpha_next = np.where(below < 0, clean, alphas[np.maximum(below, 0)])
-    return Moves(jnp.asarray(t), jnp.asarray(alphas[t]), jnp.asarray(alpha_next))
+    clean = np.float32(1) if schedule.set_alpha_to_one else alphas_cumprod[0]
+    alpha_next = np.where(below < 0, clean, alphas_cumprod[np.maximum(below, 0)])
+    return DDIMSchedule(jnp.asarray(t), jnp.asarray(alphas_cumprod[t]), jnp.asarray(alpha_next))
 
 
 def sample(
-    denoise: Denoise,
+    denoise: DenoiseFn,
     z: Latents,
     steps: int,
     schedule: ScheduleConfig,
@@ -42,25 +42,25 @@ def sample(
     `eta` (eq. 16) is the share of noise that is drawn anew: 0 is deterministic, 1 is DDPM. It needs a
     `key`, or ValueError.
     """
-    return _follow(denoise, z, sampling_moves(schedule, steps), schedule, eta, key)
+    return _follow(denoise, z, make_ddim_schedule(schedule, steps), schedule, eta, key)
 
 
-def invert(denoise: Denoise, z: Latents, steps: int, schedule: ScheduleConfig) -> Latents:
+def invert(denoise: DenoiseFn, z: Latents, steps: int, schedule: ScheduleConfig) -> Latents:
     """Clean latents -> the noise that `sample` (eta 0, same steps) takes back to about these latents.
 
-    The mirror of `sampling_moves`: each move goes up to timestep `t` and asks the model there, for the
+    The mirror of `make_ddim_schedule`: each move goes up to timestep `t` and asks the model there, for the
     noise that it says is needed at the lower level.
     """
-    down = sampling_moves(schedule, steps)
-    up = Moves(down.t[::-1], down.alpha_next[::-1], down.alpha[::-1])
+    down = make_ddim_schedule(schedule, steps)
+    up = DDIMSchedule(down.t[::-1], down.alpha_next[::-1], down.alpha[::-1])
     return _follow(denoise, z, up, schedule)
 
 
 def step(
-    denoise: Denoise,
+    denoise: DenoiseFn,
     z: Latents,
     number: Int[Array | np.ndarray, ""] | int,
-    moves: Moves,
+    moves: DDIMSchedule,
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,
@@ -69,7 +69,7 @@ def step(
     if eta and key is None:
         raise ValueError(f"eta={eta} draws noise: give a key")
     t, alpha, alpha_next = (values[number] for values in moves)
-    z0, eps = to_z0_and_eps(denoise(z, t), z, alpha, schedule.prediction_type)
+    z0, eps = predict_x0_eps(denoise(z, t), z, alpha, schedule.prediction_type)
     # eq. 12: predicted z_0, direction to z_t, fresh noise of variance sigma^2 (eq. 16).
     fresh, sigma2 = 0.0, 0.0
     if eta and key is not None:
@@ -79,9 +79,9 @@ def step(
 
 
 def _follow(
-    denoise: Denoise,
+    denoise: DenoiseFn,
     z: Latents,
-    moves: Moves,
+    moves: DDIMSchedule,
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,

@@ -59,7 +59,7 @@ class ScheduleConfig:
                 raise UserError(f"scheduler config: {name}={value!r} is not a {kind.__name__}")
         return cls(**known)
 
-    def alphas(self) -> np.ndarray:
+    def alphas_cumprod(self) -> np.ndarray:
         """alpha_t for each training timestep, float32 [num_train_timesteps], falling from 1 to 0."""
         count = self.num_train_timesteps
         if self.beta_schedule == "scaled_linear":
@@ -85,11 +85,13 @@ class ScheduleConfig:
 
 def add_noise(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
     """z_t = sqrt(alpha_t) z_0 + sqrt(1 - alpha_t) eps, with a training timestep for each clip."""
-    alpha = jnp.asarray(schedule.alphas())[t][:, None, None, None, None]
+    alpha = jnp.asarray(schedule.alphas_cumprod())[t][:, None, None, None, None]
     return jnp.sqrt(alpha) * z0 + jnp.sqrt(1 - alpha) * noise
 
 
-def mixed_noise(same: Float[Array, "..."], own: Float[Array, "..."], shared: float) -> Float[Array, "..."]:
+def correlated_noise(
+    same: Float[Array, "..."], own: Float[Array, "..."], shared: float
+) -> Float[Array, "..."]:
     """Standard normal, from two such; `shared` is the share of the variance that comes from `same`.
 
     Ge et al. 2023 (Preserve Your Own Correlation), section 4.2: `same` for all frames of a clip.
@@ -97,15 +99,15 @@ def mixed_noise(same: Float[Array, "..."], own: Float[Array, "..."], shared: flo
     return jnp.sqrt(shared) * same + jnp.sqrt(1 - shared) * own
 
 
-def target(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
-    """What a model shall predict at z_t: the noise, or v where the schedule says so (`to_z0_and_eps`)."""
+def prediction_target(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
+    """What a model shall predict at z_t: the noise, or v where the schedule says so (`predict_x0_eps`)."""
     if schedule.prediction_type == "epsilon":
         return noise
-    alpha = jnp.asarray(schedule.alphas())[t][:, None, None, None, None]
+    alpha = jnp.asarray(schedule.alphas_cumprod())[t][:, None, None, None, None]
     return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * z0
 
 
-def to_z0_and_eps(
+def predict_x0_eps(
     prediction: Latents, z: Latents, alpha: Float[Array, ""], prediction_type: str
 ) -> tuple[Latents, Latents]:
     """The clean latents and the noise that a prediction at z_t stands for.

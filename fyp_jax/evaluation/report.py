@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from fyp_jax.evaluation.exam import Scores
-from fyp_jax.media.video import writing
+from fyp_jax.evaluation.eval_set import Scores
+from fyp_jax.media.writing import wrap_write_errors
 
 PANELS = (
     ("pose_accuracy", "iou"),
@@ -54,7 +54,7 @@ def draw_scores(results: Mapping[str, Scores], file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3, linewidth=0.5)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, fontsize=8)
-    with writing(file):
+    with wrap_write_errors(file):
         figure.savefig(file, dpi=100)
 
 
@@ -69,5 +69,5 @@ def draw_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file
             axes.set_xticks([])
             axes.set_yticks([])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    with writing(file):
+    with wrap_write_errors(file):
         figure.savefig(file, dpi=100)

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from fyp_jax.models.compute import Compute, first_and_previous
+from fyp_jax.models.execution import ExecutionConfig, sparse_causal_kv
 
-HEAD_BY_HEAD = 128 * 128
+MIN_BLOCKWISE_SCORES = 128 * 128
 """Scores of one head (queries times keys) from which on heads are computed one after the other."""
 
-BLOCK = 512 * 8192
+MAX_BLOCK_SCORES = 512 * 8192
 """Scores that are computed at a time: 16 MB, which XLA keeps in a TPU core's own memory (VMEM)."""
 
 
-def attend(
+def blockwise_attention(
     q: Float[Array, "g f n h d"],
     keys: Sequence[Float[Array, "g _ _ h d"]],
     values: Sequence[Float[Array, "g _ _ h d"]],
@@ -35,18 +35,18 @@ def attend(
     """
     groups, frames, queries = q.shape[:3]
     scores = queries * sum(k.shape[2] for k in keys)
-    if scores < HEAD_BY_HEAD:
-        everything = (q, together(keys, frames), together(values, frames))
+    if scores < MIN_BLOCKWISE_SCORES:
+        everything = (q, concat_kv(keys, frames), concat_kv(values, frames))
         merged = (rearrange(t, "g f n h d -> (g f) n h d") for t in everything)
         return jax.nn.dot_product_attention(*merged).reshape(q.shape)
     heads_first = jax.tree.map(lambda t: rearrange(t, "g f n h d -> (g h) f n d"), (q, keys, values))
-    fitting = (i for i in range(1, queries) if queries % i == 0 and scores <= i * BLOCK)
+    fitting = (i for i in range(1, queries) if queries % i == 0 and scores <= i * MAX_BLOCK_SCORES)
     blocks = next(fitting, queries)
     out = _one_by_one(functools.partial(_one_head, blocks=blocks), heads_first)
     return rearrange(out, "(g h) f n d -> g f n h d", g=groups)
 
 
-def together(parts: Sequence[Float[Array, "g _ _ h d"]], frames: int) -> Float[Array, "g {frames} m h d"]:
+def concat_kv(parts: Sequence[Float[Array, "g _ _ h d"]], frames: int) -> Float[Array, "g {frames} m h d"]:
     """All tokens that each frame reads, with a copy for each of what they share."""
     copies = [jnp.broadcast_to(t, (t.shape[0], frames, *t.shape[2:])) for t in parts]
     return jnp.concatenate(copies, axis=2)
@@ -102,23 +102,23 @@ class Attention(nn.Module):
     heads: int
     width: int
     zero_init: bool = False
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        self.to_q = nn.Dense(self.width, use_bias=False, dtype=self.compute.dtype)
-        self.to_k = nn.Dense(self.width, use_bias=False, dtype=self.compute.dtype)
-        self.to_v = nn.Dense(self.width, use_bias=False, dtype=self.compute.dtype)
+        self.to_q = nn.Dense(self.width, use_bias=False, dtype=self.execution.dtype)
+        self.to_k = nn.Dense(self.width, use_bias=False, dtype=self.execution.dtype)
+        self.to_v = nn.Dense(self.width, use_bias=False, dtype=self.execution.dtype)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        self.to_out = [nn.Dense(self.width, kernel_init=init, dtype=self.compute.dtype)]
+        self.to_out = [nn.Dense(self.width, kernel_init=init, dtype=self.execution.dtype)]
 
     def __call__(
         self, x: Float[Array, "*g n c"], context: Float[Array, "*g m d"] | None = None
     ) -> Float[Array, "*g n c"]:
         context = x if context is None else context
         key, value = (layer(context)[..., None, :, :] for layer in (self.to_k, self.to_v))
-        return self.mix(self.to_q(x)[..., None, :, :], [key], [value])[..., 0, :, :]
+        return self.attend_and_project(self.to_q(x)[..., None, :, :], [key], [value])[..., 0, :, :]
 
-    def mix(
+    def attend_and_project(
         self,
         q: Float[Array, "*g f n c"],
         keys: Sequence[Float[Array, "*g _ _ c"]],
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         def split(t: Array) -> Array:
             return t.reshape(-1, *t.shape[-3:-1], self.heads, self.width // self.heads)
 
-        read = attend(split(q), [split(k) for k in keys], [split(v) for v in values])
+        read = blockwise_attention(split(q), [split(k) for k in keys], [split(v) for v in values])
         return self.to_out[0](read.reshape(q.shape))
 
 
@@ -143,6 +143,6 @@ class CrossFrameAttention(Attention):
         if not self.cross_frame:
             return super().__call__(x)
         keys, values = (
-            first_and_previous(layer(x), self.compute.frame_axis) for layer in (self.to_k, self.to_v)
+            sparse_causal_kv(layer(x), self.execution.frame_axis) for layer in (self.to_k, self.to_v)
         )
-        return self.mix(self.to_q(x), keys, values)
+        return self.attend_and_project(self.to_q(x), keys, values)

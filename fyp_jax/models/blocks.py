@@ -7,47 +7,49 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fyp_jax.models.compute import Compute
+from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from fyp_jax.models.transformer import Transformer
 from fyp_jax.models.unet_config import UNet3DConfig
-from fyp_jax.types import Maps, Text
+from fyp_jax.types import FeatureMaps, TextEmbeddings
 
 Time = Float[Array, "b t"]
 
 
-class Layers(nn.Module):
+class ResnetTransformerStack(nn.Module):
     """What a down block and an up block share: ResNet layers, each with a transformer behind it or none."""
 
     config: UNet3DConfig
     width: int
     heads: int | None
     last: bool
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     def add_layers(self, count: int) -> None:
-        resnet = self.compute.rematerialised(ResnetBlock)
-        transformer = self.compute.rematerialised(Transformer)
-        self.resnets = [resnet(self.config, self.width, self.compute) for _ in range(count)]
+        resnet = self.execution.rematerialised(ResnetBlock)
+        transformer = self.execution.rematerialised(Transformer)
+        self.resnets = [resnet(self.config, self.width, self.execution) for _ in range(count)]
         if self.heads is not None:
             self.attentions = [
-                transformer(self.config, self.heads, self.width, self.compute) for _ in range(count)
+                transformer(self.config, self.heads, self.width, self.execution) for _ in range(count)
             ]
 
-    def run_layer(self, i: int, x: Maps, time: Time, text: Text) -> Maps:
+    def run_layer(self, i: int, x: FeatureMaps, time: Time, text: TextEmbeddings) -> FeatureMaps:
         x = self.resnets[i](x, time)
         return x if self.heads is None else self.attentions[i](x, text)
 
 
-class DownBlock(Layers):
+class DownBlock(ResnetTransformerStack):
     """Layers, then half the size unless it is the last block."""
 
     def setup(self):
         self.add_layers(self.config.layers_per_block)
         if not self.last:
-            self.downsamplers = [Downsample(self.width, self.compute.dtype)]
+            self.downsamplers = [Downsample(self.width, self.execution.dtype)]
 
-    def __call__(self, x: Maps, time: Time, text: Text, pose: Maps | None) -> tuple[Maps, list[Maps]]:
+    def __call__(
+        self, x: FeatureMaps, time: Time, text: TextEmbeddings, pose: FeatureMaps | None
+    ) -> tuple[FeatureMaps, list[FeatureMaps]]:
         """Also gives the skips, one a layer and one behind the downsampler; `pose` joins the last layer's."""
         skips = []
         for i in range(len(self.resnets)):
@@ -67,29 +69,31 @@ class MidBlock(nn.Module):
     config: UNet3DConfig
     width: int
     heads: int
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        resnet = self.compute.rematerialised(ResnetBlock)
-        transformer = self.compute.rematerialised(Transformer)
-        self.resnets = [resnet(self.config, self.width, self.compute) for _ in range(2)]
-        self.attentions = [transformer(self.config, self.heads, self.width, self.compute)]
+        resnet = self.execution.rematerialised(ResnetBlock)
+        transformer = self.execution.rematerialised(Transformer)
+        self.resnets = [resnet(self.config, self.width, self.execution) for _ in range(2)]
+        self.attentions = [transformer(self.config, self.heads, self.width, self.execution)]
 
-    def __call__(self, x: Maps, time: Time, text: Text) -> Maps:
+    def __call__(self, x: FeatureMaps, time: Time, text: TextEmbeddings) -> FeatureMaps:
         x = self.resnets[0](x, time)
         x = self.attentions[0](x, text)
         return self.resnets[1](x, time)
 
 
-class UpBlock(Layers):
+class UpBlock(ResnetTransformerStack):
     """One layer more than a down block, each fed with a skip; then twice the size unless it is the last."""
 
     def setup(self):
         self.add_layers(self.config.layers_per_block + 1)
         if not self.last:
-            self.upsamplers = [Upsample(self.width, self.compute.dtype)]
+            self.upsamplers = [Upsample(self.width, self.execution.dtype)]
 
-    def __call__(self, x: Maps, skips: list[Maps], time: Time, text: Text) -> Maps:
+    def __call__(
+        self, x: FeatureMaps, skips: list[FeatureMaps], time: Time, text: TextEmbeddings
+    ) -> FeatureMaps:
         """Takes its skips from the end of `skips`, so that the list is empty behind the last block."""
         for i in range(len(self.resnets)):
             x = self.run_layer(i, jnp.concatenate([x, skips.pop()], axis=-1), time, text)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from fyp_jax.kept import kept
 from fyp_jax.models.resnet import conv3x3
 from fyp_jax.models.unet_config import UNet3DConfig
-from fyp_jax.types import Maps
+from fyp_jax.types import FeatureMaps
 
 DOWNSCALE = 8
 """Pixels of a skeleton for one latent, in height and in width."""
@@ -23,12 +23,12 @@ class PoseBlock(nn.Module):
     """Halves the size if asked to, changes the width where it must, then x + conv1x1(relu(conv3x3(x)))."""
 
     width: int
-    halve: bool
+    downsample: bool
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 d"]:
-        if self.halve:
+        if self.downsample:
             x = reduce(x, "b f (h 2) (w 2) c -> b f h w c", "mean")
         if x.shape[-1] != self.width:
             x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="in_conv")(x)
@@ -52,12 +52,12 @@ class PoseEncoder(nn.Module):
             widths[0], (3, 3), padding=1, kernel_init=nn.initializers.zeros, dtype=self.dtype
         )
         self.body = [
-            PoseBlock(width, halve=level > 0 and i == 0, dtype=self.dtype)
+            PoseBlock(width, downsample=level > 0 and i == 0, dtype=self.dtype)
             for level, width in enumerate(widths)
             for i in range(2)
         ]
 
-    def __call__(self, skeleton: Float[Array, "b f H W 3"]) -> list[Maps]:
+    def __call__(self, skeleton: Float[Array, "b f H W 3"]) -> list[FeatureMaps]:
         """RGB skeleton in [0, 1] on black -> maps of height H/8, H/16, ...
 
         H and W are multiples of 8 times 2 for each level but the first.

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from fyp_jax import trees
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def random_params(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -18,8 +17,8 @@ def random_params(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
     drawing a billion numbers takes seconds, where compiling their initialisers takes a minute.
     """
     rng = np.random.default_rng(seed)
-    flat = sorted(trees.flatten(shapes).items())
-    return trees.unflatten({path: _draw(path, tuple(leaf.shape), rng) for path, leaf in flat})
+    flat = sorted(flatten_dict(shapes, sep="/").items())
+    return unflatten_dict({path: _draw(path, tuple(leaf.shape), rng) for path, leaf in flat}, sep="/")
 
 
 def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:

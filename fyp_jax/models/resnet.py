@@ -6,7 +6,7 @@ from einops import repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fyp_jax.models.compute import DEFAULT, Compute
+from fyp_jax.models.execution import DEFAULT, ExecutionConfig
 from fyp_jax.models.unet_config import UNet3DConfig
 
 
@@ -15,15 +15,15 @@ def conv3x3(width: int, stride: int = 1, dtype: DTypeLike = jnp.float32, name: s
     return nn.Conv(width, (3, 3), strides=stride, padding=1, dtype=dtype, name=name)
 
 
-def clip_group_norm(
-    config: UNet3DConfig, compute: Compute = DEFAULT, name: str | None = None
+def video_group_norm(
+    config: UNet3DConfig, execution: ExecutionConfig = DEFAULT, name: str | None = None
 ) -> nn.GroupNorm:
     """GroupNorm with one mean and variance for *all frames* of a clip; transformers have one per frame."""
     return nn.GroupNorm(
         config.norm_num_groups,
         epsilon=config.norm_eps,
-        dtype=compute.dtype,
-        axis_name=compute.frame_axis,
+        dtype=execution.dtype,
+        axis_name=execution.frame_axis,
         name=name,
     )
 
@@ -33,11 +33,11 @@ class ResnetBlock(nn.Module):
 
     config: UNet3DConfig
     width: int
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], time: Float[Array, "b t"]) -> Float[Array, "b f h w d"]:
-        dtype = self.compute.dtype
+        dtype = self.execution.dtype
         hidden = conv3x3(self.width, dtype=dtype, name="conv1")(self._norm_and_activate("norm1", x))
         shift = nn.Dense(self.width, dtype=dtype, name="time_emb_proj")(nn.silu(time))
         hidden = hidden + shift[:, None, None, None]
@@ -47,7 +47,7 @@ class ResnetBlock(nn.Module):
         return x + hidden
 
     def _norm_and_activate(self, name: str, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        return nn.silu(clip_group_norm(self.config, self.compute, name)(x))
+        return nn.silu(video_group_norm(self.config, self.execution, name)(x))
 
 
 class Downsample(nn.Module):

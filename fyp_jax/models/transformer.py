@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fyp_jax.models.attention import Attention, CrossFrameAttention
-from fyp_jax.models.compute import Compute, frames_apart, frames_together
+from fyp_jax.models.execution import ExecutionConfig, frames_to_tokens_all_to_all, tokens_to_frames_all_to_all
 from fyp_jax.models.unet_config import UNet3DConfig
-from fyp_jax.types import Text
+from fyp_jax.types import TextEmbeddings
 
 TEMPORAL_RANK = 160
 
@@ -60,22 +60,22 @@ class TransformerBlock(nn.Module):
     config: UNet3DConfig
     heads: int
     width: int
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        dtype = self.compute.dtype
+        dtype = self.execution.dtype
         self.norm1, self.norm2, self.norm3, self.norm_temp = (
             nn.LayerNorm(epsilon=1e-5, dtype=dtype) for _ in range(4)
         )
         self.attn1 = CrossFrameAttention(
-            self.heads, self.width, compute=self.compute, cross_frame=self.config.cross_frame_attention
+            self.heads, self.width, execution=self.execution, cross_frame=self.config.cross_frame_attention
         )
-        self.attn2 = Attention(self.heads, self.width, compute=self.compute)
+        self.attn2 = Attention(self.heads, self.width, execution=self.execution)
         self.ff = FeedForward(dtype)
-        self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.compute)
+        self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.execution)
         self.conv_temporal = TemporalConv(dtype)
 
-    def __call__(self, x: Float[Array, "b f n c"], text: Text) -> Float[Array, "b f n c"]:
+    def __call__(self, x: Float[Array, "b f n c"], text: TextEmbeddings) -> Float[Array, "b f n c"]:
         frames, tokens = x.shape[1:3]
         x = x + self.attn1(self.norm1(x))
         # Every frame reads the same text, so the frames of a clip are queries of one attention.
@@ -83,12 +83,14 @@ class TransformerBlock(nn.Module):
         x = x + rearrange(self.attn2(queries, text), "b (f n) c -> b f n c", f=frames)
         x = x + self.ff(self.norm3(x))
 
-        x = frames_together(x, self.compute.frame_axis)
+        x = frames_to_tokens_all_to_all(x, self.execution.frame_axis)
         here = x.shape[2]
         x = rearrange(x, "b f n c -> (b n) f c")
         x = x + self.attn_temp(self.norm_temp(x))
         x = self.conv_temporal(x)
-        return frames_apart(rearrange(x, "(b n) f c -> b f n c", n=here), self.compute.frame_axis, tokens)
+        return tokens_to_frames_all_to_all(
+            rearrange(x, "(b n) f c -> b f n c", n=here), self.execution.frame_axis, tokens
+        )
 
 
 class Transformer(nn.Module):
@@ -97,22 +99,22 @@ class Transformer(nn.Module):
     config: UNet3DConfig
     heads: int
     width: int
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        self.norm = nn.GroupNorm(self.config.norm_num_groups, epsilon=1e-6, dtype=self.compute.dtype)
+        self.norm = nn.GroupNorm(self.config.norm_num_groups, epsilon=1e-6, dtype=self.execution.dtype)
         self.proj_in, self.proj_out = self._projection(), self._projection()
         self.transformer_blocks = [
-            TransformerBlock(self.config, self.heads, self.width, self.compute)
+            TransformerBlock(self.config, self.heads, self.width, self.execution)
             for _ in range(self.config.transformer_layers_per_block)
         ]
 
     def _projection(self) -> nn.Module:
         if self.config.use_linear_projection:
-            return nn.Dense(self.width, dtype=self.compute.dtype)
-        return nn.Conv(self.width, (1, 1), dtype=self.compute.dtype)
+            return nn.Dense(self.width, dtype=self.execution.dtype)
+        return nn.Conv(self.width, (1, 1), dtype=self.execution.dtype)
 
-    def __call__(self, x: Float[Array, "b f h w c"], text: Text) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], text: TextEmbeddings) -> Float[Array, "b f h w c"]:
         frames, height = x.shape[1:3]
         tokens = self.norm(rearrange(x, "b f h w c -> (b f) h w c"))
         tokens = rearrange(self.proj_in(tokens), "(b f) h w c -> b f (h w) c", f=frames)

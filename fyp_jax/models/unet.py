@@ -8,22 +8,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from fyp_jax import trees
 from fyp_jax.kept import kept
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
-from fyp_jax.models.compute import Compute
-from fyp_jax.models.resnet import clip_group_norm, conv3x3
+from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.resnet import conv3x3, video_group_norm
 from fyp_jax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet3DConfig
-from fyp_jax.types import Latents, Maps, Text
+from fyp_jax.types import FeatureMaps, Latents, TextEmbeddings
 
 __all__ = [
     "TEMPORAL",
     "UNet3D",
     "UNet3DConfig",
-    "draw_temporal",
+    "init_temporal",
     "init_unet",
     "timestep_embedding",
     "unet_shapes",
@@ -57,33 +57,33 @@ class UNet3D(nn.Module):
     """Predicts the noise (or v) in a clip of latents, from a timestep, a text and, if given, a pose."""
 
     config: UNet3DConfig
-    compute: Compute = Compute()
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
         config, widths, heads = self.config, self.config.block_out_channels, self.config.heads
-        last, dtype = len(widths) - 1, self.compute.dtype
+        last, dtype = len(widths) - 1, self.execution.dtype
         self.conv_in = conv3x3(widths[0], dtype=dtype)
         self.time_embedding = TimestepMLP(config.time_width, dtype)
         self.down_blocks = [
-            DownBlock(config, width, head if DOWN_BLOCKS[kind] else None, i == last, self.compute)
+            DownBlock(config, width, head if DOWN_BLOCKS[kind] else None, i == last, self.execution)
             for i, (width, head, kind) in enumerate(zip(widths, heads, config.down_block_types, strict=True))
         ]
-        self.mid_block = MidBlock(config, widths[-1], heads[-1], self.compute)
+        self.mid_block = MidBlock(config, widths[-1], heads[-1], self.execution)
         self.up_blocks = [
-            UpBlock(config, width, head if UP_BLOCKS[kind] else None, i == last, self.compute)
+            UpBlock(config, width, head if UP_BLOCKS[kind] else None, i == last, self.execution)
             for i, (width, head, kind) in enumerate(
                 zip(widths[::-1], heads[::-1], config.up_block_types, strict=True)
             )
         ]
-        self.conv_norm_out = clip_group_norm(config, self.compute)
+        self.conv_norm_out = video_group_norm(config, self.execution)
         self.conv_out = conv3x3(config.out_channels, dtype=dtype)
 
     def __call__(
         self,
         latents: Latents,
         t: Int[Array, "b"],
-        text: Text,
-        pose_features: Sequence[Maps] | None = None,
+        text: TextEmbeddings,
+        pose_features: Sequence[FeatureMaps] | None = None,
     ) -> Latents:
         """Noise in `latents` at training timesteps `t` (0 to 999), in the dtype of `compute`.
 
@@ -116,9 +116,9 @@ def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def draw_temporal(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
+def init_temporal(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
     """Freshly drawn parameters, by path, of the modules that an image model does not have."""
-    drawn = trees.flatten(init_unet(config, key))
+    drawn = flatten_dict(init_unet(config, key), sep="/")
     return {path: leaf for path, leaf in drawn.items() if TEMPORAL.search(path)}
 
 

@@ -10,18 +10,25 @@ from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.tpu.chips import topology_devices
-from fyp_jax.tpu.measure import Measured, OverMemory, measure
+from fyp_jax.tpu.measure import OverMemory, ProgramStats, measure
 from fyp_jax.tpu.programs import own_sizes, sampling_programs, training_programs
 from fyp_jax.training.config import TrainConfig
 
-ROOMY = {1: "v5p:2x2x1", 4: "v5p:2x2x1", 8: "v5p:2x2x2", 16: "v5p:2x2x4", 32: "v5p:2x4x4", 64: "v5p:4x4x4"}
+FALLBACK_TOPOLOGY = {
+    1: "v5p:2x2x1",
+    4: "v5p:2x2x1",
+    8: "v5p:2x2x2",
+    16: "v5p:2x2x4",
+    32: "v5p:2x4x4",
+    64: "v5p:4x4x4",
+}
 """By number of chips: where a plain program is measured that does not fit the chip asked for."""
 
 
 class Column(NamedTuple):
     """One way of writing the programs of a config, measured."""
 
-    programs: list[Measured]
+    programs: list[ProgramStats]
     refused: OverMemory | None = None
     """Why it is not measured on the chip that was asked for ..."""
     topology: str | None = None
@@ -65,7 +72,7 @@ def check(
 
 def _measured(
     config: TrainConfig | SampleConfig, devices: Sequence[Any], plain: bool, save: Path | None = None
-) -> tuple[list[Measured], int]:
+) -> tuple[list[ProgramStats], int]:
     """Figures of each program, and how many devices share it."""
     if isinstance(config, SampleConfig):
         found, pixels = sampling_programs(config, devices, plain), config.height * config.width
@@ -74,7 +81,7 @@ def _measured(
     widths = head_widths(config.pretrained, pixels // DOWNSCALE**2)
     measured = [measure(program, found.devices, widths) for program in found.programs]
     if save is not None:
-        save_programs(save, {figures.name: compiled for figures, compiled in measured}, found.made_for)
+        save_programs(save, {figures.name: compiled for figures, compiled in measured}, found.fingerprint)
     return [figures for figures, _ in measured], found.devices
 
 
@@ -83,7 +90,7 @@ def _plain(config: TrainConfig | SampleConfig, devices: Sequence[Any]) -> Column
         return Column(_measured(config, devices, True)[0])
     except OverMemory as error:
         refused = error
-    topology = ROOMY.get(1 if isinstance(config, SampleConfig) else len(devices))
+    topology = FALLBACK_TOPOLOGY.get(1 if isinstance(config, SampleConfig) else len(devices))
     if topology is None:
         return Column([], refused)
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fyp_jax.collectives import KINDS, Collective, collectives
-from fyp_jax.flops import taps
+from fyp_jax.tpu.flops import valid_taps
 
 HEADER = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
 NAMED = re.compile(r"\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<rest>.*)$")
@@ -75,7 +75,7 @@ class Kernel(NamedTuple):
     results: tuple[tuple[int, ...], ...]
 
 
-class Reading(NamedTuple):
+class HloStats(NamedTuple):
     """All counts are of one device and one run of the program."""
 
     flops: int
@@ -89,7 +89,7 @@ class Reading(NamedTuple):
     """Loops of which it is not known how often they run; they count once."""
 
 
-def read(text: str) -> Reading:
+def read(text: str) -> HloStats:
     """Of `compiled.as_text()`."""
     computations, entry = parse(text)
     flops = hbm = loops = 0
@@ -115,7 +115,7 @@ def read(text: str) -> Reading:
                 hbm += times * _moved(instruction, computation, computations)
                 for message in collectives(instruction.line):
                     messages[message] += times
-    return Reading(flops, hbm, messages, kernels, loops)
+    return HloStats(flops, hbm, messages, kernels, loops)
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -225,7 +225,7 @@ def _product_flops(product: Instruction, computation: Computation) -> int:
     for i in range(spatial):
         both = ((left, of_left), (right, of_right), (out, of_out))
         lengths = [shape[names.index(str(i))] for shape, names in both]
-        pairs *= taps(*lengths, **window[i])
+        pairs *= valid_taps(*lengths, **window[i])
     features = right[of_right.index("i")] * right[of_right.index("o")]  # inputs of one group, all outputs
     clips = left[of_left.index("b")]
     if groups := re.search(r"batch_group_count=(\d+)", product.attributes):

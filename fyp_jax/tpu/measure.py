@@ -33,7 +33,7 @@ class OverMemory(Exception):  # noqa: N818  (names the fact)
         self.program, self.used, self.has = program, used, has
 
 
-class Measured(NamedTuple):
+class ProgramStats(NamedTuple):
     """One program, on one device. Sizes in bytes, counts for one run of it."""
 
     name: str
@@ -81,7 +81,7 @@ SENDS = {
 
 def measure(
     program: Program, devices: int, head_widths: dict[int, int]
-) -> tuple[Measured, jax.stages.Compiled]:
+) -> tuple[ProgramStats, jax.stages.Compiled]:
     """Compile and read. `head_widths` maps tokens of a frame to the width of an attention head there.
 
     Raises OverMemory where the compiler says that it does not fit.
@@ -105,7 +105,7 @@ def measure(
     for message, times in found.messages.items():
         counts[message.kind] += times
         sizes[message.kind] += times * message.bytes
-    measured = Measured(
+    measured = ProgramStats(
         name=program.name,
         runs=program.runs,
         arguments=memory.argument_size_in_bytes,

@@ -9,23 +9,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from fyp_jax import parallel, trees
-from fyp_jax.checkpoint import inference_shapes
-from fyp_jax.compiled import MadeFor
+from fyp_jax.checkpoints.inference import inference_shapes
+from fyp_jax.compiled import Fingerprint
 from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.flops import count_products, gradient_flops, total_flops
 from fyp_jax.models import attention
-from fyp_jax.sampling import Call, Sampler, make_sampler, sampler_made_for, sampling_mesh, used_devices
+from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
+from fyp_jax.pipeline.pipeline import (
+    AbstractCall,
+    FollowYourPosePipeline,
+    make_sampler,
+    sampling_fingerprint,
+    sampling_mesh,
+    used_devices,
+)
+from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops
 from fyp_jax.training.config import TrainConfig
-from fyp_jax.training.objectives import OBJECTIVES, Draws, Networks
+from fyp_jax.training.init import start_shapes
+from fyp_jax.training.losses import OBJECTIVES, Models, NoiseSample
 from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import stage
-from fyp_jax.training.start import start_shapes
 from fyp_jax.training.state import state_shapes
-from fyp_jax.training.step import configured_step, step_made_for
+from fyp_jax.training.step import configured_step, train_step_fingerprint
 from fyp_jax.types import Batch, Params
 
 PART = {"encode_text": "text_encoder", "encode_pose": "pose_encoder", "denoise": "unet", "decode": "vae"}
@@ -54,7 +62,7 @@ class Programs(NamedTuple):
     programs: list[Program]
     devices: int
     """That share the work."""
-    made_for: MadeFor
+    fingerprint: Fingerprint
     """What `compiled=FILE` compares (fyp_jax.compiled)."""
 
 
@@ -74,8 +82,8 @@ def training_programs(
     nothing computed again, nothing donated (but with `donate`), and all scores of an attention at once.
     """
     config.check()
-    mesh, this_stage = parallel.make_mesh(config.mesh, devices), stage(config.stage)
-    parallel.require_shares(config.data.batch_size, config.data.frames, mesh)
+    mesh, this_stage = make_mesh(config.mesh, devices), stage(config.stage)
+    check_divisible(config.data.batch_size, config.data.frames, mesh)
     needed = config.data.batch_size * _needed_for_a_clip(config)
     if plain:
         config = dataclasses.replace(config, dtype="float32", frozen_dtype="float32", remat="none")
@@ -84,45 +92,47 @@ def training_programs(
         this_stage = dataclasses.replace(this_stage, trained=trained, frozen=frozen_parts)
     donate = not plain if donate is None else donate
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    networks, trainable, frozen = start_shapes(config, this_stage, frame_axis)
+    models, trainable, frozen = start_shapes(config, this_stage, frame_axis)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema is not None)
-    batch = batch_shapes(config, networks, config.data.batch_size)
+    batch = batch_shapes(config, models, config.data.batch_size)
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
 
     def lower() -> jax.stages.Lowered:
         step: Any = configured_step(
-            config, networks, mesh, state, donate=not plain if donate is None else donate
+            config, models, mesh, state, donate=not plain if donate is None else donate
         )
         with plain_attention() if plain else contextlib.nullcontext():
             return step.lower(state, batch, votes)
 
-    made_for = step_made_for(config, networks, mesh)
-    return Programs([Program("step", lower, 1, needed, 0)], mesh.size, made_for)
+    fingerprint = train_step_fingerprint(config, models, mesh)
+    return Programs([Program("step", lower, 1, needed, 0)], mesh.size, fingerprint)
 
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """While it is open, attention is traced as softmax(q k^T / sqrt(d)) v, all groups and heads at once."""
 
-    def attend(q: jax.Array, keys: Sequence[jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        k, v = (attention.together(parts, q.shape[1]) for parts in (keys, values))
+    def blockwise_attention(
+        q: jax.Array, keys: Sequence[jax.Array], values: Sequence[jax.Array]
+    ) -> jax.Array:
+        k, v = (attention.concat_kv(parts, q.shape[1]) for parts in (keys, values))
         scores = jnp.einsum("gfnhd,gfmhd->gfhnm", q, k) * q.shape[-1] ** -0.5
         return jnp.einsum("gfhnm,gfmhd->gfnhd", jax.nn.softmax(scores, axis=-1), v)
 
-    ours, attention.attend = attention.attend, attend
+    ours, attention.blockwise_attention = attention.blockwise_attention, blockwise_attention
     try:
         yield
     finally:
-        attention.attend = ours
+        attention.blockwise_attention = ours
 
 
-def batch_shapes(config: TrainConfig, networks: Networks, clips: int) -> Batch:
+def batch_shapes(config: TrainConfig, models: Models, clips: int) -> Batch:
     """What the loader of a run gives, for so many clips."""
     data = config.data
     video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.float32)
-    length = networks.frozen.tokenize("")[0].shape[1]
-    skeleton = None if networks.pose_encoder is None else video
+    length = models.frozen.tokenize("")[0].shape[1]
+    skeleton = None if models.pose_encoder is None else video
     return Batch(video, jax.ShapeDtypeStruct((clips, length), jnp.int32), skeleton)  # pyright: ignore
 
 
@@ -130,27 +140,27 @@ def _needed_for_a_clip(config: TrainConfig) -> int:
     """FLOPs of loss and gradient of one clip, nothing computed twice."""
     this_stage = stage(config.stage)
     plain = dataclasses.replace(config, remat="none")
-    networks, trainable, frozen = start_shapes(plain, this_stage, None)
-    batch = batch_shapes(plain, networks, 1)
+    models, trainable, frozen = start_shapes(plain, this_stage, None)
+    batch = batch_shapes(plain, models, 1)
     _, frames, height, width, _ = batch.video.shape
-    down, channels = networks.frozen.facts.downscale, networks.unet.config.in_channels
+    down, channels = models.frozen.spec.downscale, models.unet.config.in_channels
     latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
-    draws = Draws(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
+    noise_sample = NoiseSample(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
 
-    def loss(trainable: Params, frozen: Params, batch: Batch, draws: Draws) -> jax.Array:
-        params = trees.unflatten({**trainable, **frozen})
-        return OBJECTIVES[this_stage.objective](networks, params, batch, draws).sum()
+    def loss(trainable: Params, frozen: Params, batch: Batch, noise_sample: NoiseSample) -> jax.Array:
+        params = unflatten_dict({**trainable, **frozen}, sep="/")
+        return OBJECTIVES[this_stage.objective](models, params, batch, noise_sample).sum()
 
     with plain_attention():
-        return gradient_flops(loss, trainable, frozen, batch, draws)
+        return gradient_flops(loss, trainable, frozen, batch, noise_sample)
 
 
 def sampling_programs(config: SampleConfig, devices: Sequence[Any], plain: bool = False) -> Programs:
     """The programs that make one clip, with a pose or without, on a config's mesh; `plain` as for a step."""
     if plain:
-        config = dataclasses.replace(config, dtype="float32", decode_frames=config.pose.frames)
+        config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.pose.frames)
     folder, mesh = PipelineFolder(config.pretrained, parts=()), sampling_mesh(config, devices)
-    frozen, unet_config = folder.frozen_models(), folder.unet_config()
+    frozen, unet_config = folder.latent_encoders(), folder.unet_config()
     sampler = make_sampler(config, frozen, folder.schedule(), unet_config, mesh)
     # The same, as if there were one device: how much there is to do.
     alone = make_sampler(config, frozen, folder.schedule(), unet_config, None)
@@ -160,20 +170,20 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], plain: bool 
     def stored(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
         if mesh is None:
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=SingleDeviceSharding(devices[0]))
-        spec = parallel.parameter_spec(leaf.shape, mesh, parallel.AXES)
+        spec = parameter_spec(leaf.shape, mesh, AXES)
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    own, theirs = inference_shapes(unet_config), frozen.facts.shapes
+    own, theirs = inference_shapes(unet_config), frozen.spec.shapes
     params = jax.tree.map(lambda leaf: stored(leaf, config.dtype), own)
     params |= jax.tree.map(lambda leaf: stored(leaf, jnp.float32), theirs)
 
-    def program(name: str, call: Call) -> Program:
+    def program(name: str, call: AbstractCall) -> Program:
         def lower() -> jax.stages.Lowered:
             with plain_attention() if plain else contextlib.nullcontext():
                 return sampler.lower(name, call)
 
         # Not the jitted function itself: what is traced here must not be found in its cache.
-        counted = functools.partial(getattr(Sampler, name).__wrapped__, alone, **call.static)
+        counted = functools.partial(getattr(FollowYourPosePipeline, name).__wrapped__, alone, **call.static)
         with plain_attention():
             flops = total_flops(count_products(counted, *call.args))
         others = {part: tree for part, tree in call.args[0].items() if part != PART[name]}
@@ -181,7 +191,7 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], plain: bool 
         return Program(name, lower, runs.get(name, 1), flops, beside)
 
     found = [program(name, call) for name, call in sampler.calls(config, params, used).items()]
-    return Programs(found, len(used), sampler_made_for(config, sampler, used))
+    return Programs(found, len(used), sampling_fingerprint(config, sampler, used))
 
 
 def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:

@@ -7,11 +7,11 @@ from typing import Any
 from fyp_jax.config import SampleConfig
 from fyp_jax.tpu.check import Column
 from fyp_jax.tpu.chips import Chip
-from fyp_jax.tpu.measure import GIB, Measured, OverMemory
+from fyp_jax.tpu.measure import GIB, OverMemory, ProgramStats
 from fyp_jax.training.config import TrainConfig
 
 
-def roofline(programs: Sequence[Measured], chip: Chip) -> dict[str, float]:
+def roofline(programs: Sequence[ProgramStats], chip: Chip) -> dict[str, float]:
     """Seconds for which each part of a chip is busy at its published speed; all take at least the longest.
 
     Matrix products alone count as compute, in bfloat16, as which a TPU also multiplies float32 by default.
@@ -47,7 +47,7 @@ def _column(column: Column, chip: Chip | None) -> Iterator[tuple[str, str]]:
     yield from figures.items()
 
 
-def _figures(programs: Sequence[Measured], chip: Chip | None) -> Iterator[tuple[str, str]]:
+def _figures(programs: Sequence[ProgramStats], chip: Chip | None) -> Iterator[tuple[str, str]]:
     peak = max(programs, key=lambda item: item.memory)
     of = f" of {chip.memory:g}" if chip else ""
     yield "HBM a chip, GiB", f"{peak.memory / GIB:.3f}{of}"
@@ -99,7 +99,7 @@ def as_json(columns: Mapping[str, Column], chip: Chip | None) -> dict[str, Any]:
     return {"chip": dataclasses.asdict(chip) if chip else None, **found}
 
 
-def _sums(programs: Sequence[Measured], chip: Chip | None) -> dict[str, Any]:
+def _sums(programs: Sequence[ProgramStats], chip: Chip | None) -> dict[str, Any]:
     if not programs:
         return {}
     return {
@@ -129,8 +129,8 @@ def _knobs(config: TrainConfig | SampleConfig) -> Iterator[str]:
     if config.dtype != "bfloat16":
         yield "dtype=bfloat16"
     if isinstance(config, SampleConfig):
-        if config.decode_frames > 1:
-            yield f"decode_frames={max(1, config.decode_frames // 2)}"
+        if config.decode_chunk_size > 1:
+            yield f"decode_chunk_size={max(1, config.decode_chunk_size // 2)}"
         if config.pose.frames > 1:
             yield f"pose.frames={config.pose.frames // 2}"
         return

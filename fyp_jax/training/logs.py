@@ -31,8 +31,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.errors import UserError
-from fyp_jax.media.video import Picture, write_png, writing
-from fyp_jax.options import option
+from fyp_jax.media.images import Image
+from fyp_jax.media.writing import wrap_write_errors, write_png
+from fyp_jax.options import config_field
 
 Metrics = Mapping[str, float | int]
 
@@ -67,7 +68,7 @@ GIB = 2**30
 class LogConfig:
     """How often a training run tells how it does."""
 
-    every: int = option(10, "steps from one row of metrics.csv to the next")
+    every: int = config_field(10, "steps from one row of metrics.csv to the next")
 
 
 class TrainingLog:
@@ -93,7 +94,7 @@ class TrainingLog:
             return self
         with ExitStack() as stack:
             _drop_rows(self._csv, self._first)
-            with writing(self._events_folder / "events"):
+            with wrap_write_errors(self._events_folder / "events"):
                 # Not SummaryWriter: its thread dies when the disk is full, and a later call waits for ever.
                 # The suffix: the name has whole seconds only, and two runs of one second must not share it.
                 events = EventsWriter(str(self._events_folder / "events"), f".from_step_{self._first}")
@@ -137,7 +138,7 @@ class TrainingLog:
         if step % self._every == 0 or step == self._last:
             self._write_row()
 
-    def pictures(self, step: int, name: str, sheet: Picture) -> None:
+    def pictures(self, step: int, name: str, sheet: Image) -> None:
         """Show a picture in TensorBoard, and write it as validation/STEP-NAME.png."""
         if not self._active:
             return
@@ -156,7 +157,7 @@ class TrainingLog:
             return
         steps, self._steps = self._steps, []
         row = _row(steps)
-        with writing(self._csv) as file, file.open("a", encoding="utf-8") as out:
+        with wrap_write_errors(self._csv) as file, file.open("a", encoding="utf-8") as out:
             out.write(",".join([str(self._step), *(repr(row[tag]) for tag in COLUMNS[1:])]) + "\n")
         scalars = summary.Summary()
         for tag, value in row.items():
@@ -166,12 +167,12 @@ class TrainingLog:
 
     def _write_event(self, step: int | None = None, **content: Any) -> None:
         step = self._first if step is None else step
-        with writing(self._events_folder):
+        with wrap_write_errors(self._events_folder):
             self._events.write_event(Event(wall_time=time.time(), step=step, **content))
             self._events.flush()
 
     def _close_events(self) -> None:
-        with writing(self._events_folder):
+        with wrap_write_errors(self._events_folder):
             self._events.close()
 
 
@@ -253,7 +254,7 @@ def _drop_rows(file: Path, first_step: int) -> None:
     header = (",".join(COLUMNS) + "\n").encode()
     rows = _whole_rows(file) if file.exists() else []
     ends = [end for (step, *_), end in rows if step < first_step]
-    with writing(file), file.open("r+b" if ends else "wb") as out:
+    with wrap_write_errors(file), file.open("r+b" if ends else "wb") as out:
         if ends:
             out.truncate(ends[-1])
         else:

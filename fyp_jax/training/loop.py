@@ -13,34 +13,43 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
-from fyp_jax import parallel, trees
-from fyp_jax.checkpoint import TrainingCheckpoints
+from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.compiled import load_programs
-from fyp_jax.config import describe_values, save_config
+from fyp_jax.config import config_lines, save_config
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.loader import DataConfig, Loader, RecordSource
 from fyp_jax.errors import UserError
-from fyp_jax.models.frozen import FrozenModels
+from fyp_jax.models.encoders import LatentEncoders
+from fyp_jax.parallel.cluster import initialize
+from fyp_jax.parallel.mesh import (
+    check_divisible,
+    make_mesh,
+    process_batch_range,
+    shard_batch,
+    shard_params,
+    shard_stop_signal,
+)
 from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.init import start
 from fyp_jax.training.logs import TrainingLog
-from fyp_jax.training.objectives import Networks
+from fyp_jax.training.losses import Models
 from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import Stage, stage
-from fyp_jax.training.start import start
 from fyp_jax.training.state import TrainState, init_state
-from fyp_jax.training.step import configured_step, step_made_for
+from fyp_jax.training.step import configured_step, train_step_fingerprint
 from fyp_jax.training.validation import Validation
 from fyp_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
-GO_ON, PREEMPTED, NO_DATA = 0, 1, 2
+CONTINUE, PREEMPTED, NO_DATA = 0, 1, 2
 """Votes of a process; the largest of all is what all of them do, after the same step."""
 
-MOST_SKIPPED = 10
+MAX_NONFINITE_STEPS = 10
 """Steps in a row without a finite gradient that end a run."""
 
 
@@ -50,20 +59,20 @@ def train(config: TrainConfig) -> None:
     Ends early, with a checkpoint, when the process is asked to end (SIGTERM). Raises UserError as the parts
     do, and where ten gradients in a row are not finite.
     """
-    parallel.initialize(config.mesh)
-    mesh = parallel.make_mesh(config.mesh)
-    parallel.require_shares(config.data.batch_size, config.data.frames, mesh)
-    rows = parallel.local_rows(config.data.batch_size, mesh)
+    initialize(config.mesh)
+    mesh = make_mesh(config.mesh)
+    check_divisible(config.data.batch_size, config.data.frames, mesh)
+    rows = process_batch_range(config.data.batch_size, mesh)
     this_stage = stage(config.stage)
     records = _open(config, this_stage)
-    networks, state, models, origin = _begin(config, this_stage, mesh)
+    networks, state, models, provenance = _begin(config, this_stage, mesh)
     tokenize, with_pose = functools.partial(_tokenize, networks.frozen), this_stage.uses_pose
     with (
         Loader(records, config.data, tokenize, config.seed, rows, with_pose=with_pose) as loader,
-        _Feed(loader, config.data, rows, mesh, tokenize, with_pose).until_asked_to_end() as feed,
+        BatchFeeder(loader, config.data, rows, mesh, tokenize, with_pose).handle_sigterm() as feed,
         TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.keep) as checkpoints,
     ):
-        saved = checkpoints.restore(_changing(state))
+        saved = checkpoints.restore(mutable_state(state))
         if saved is not None:
             state = state._replace(**saved.train)
             loader.restore(saved.data)
@@ -75,17 +84,17 @@ def train(config: TrainConfig) -> None:
             save_config(config, Path(config.out) / "config.yaml")
         about = {
             "unet": networks.unet.config.to_json(),
-            "origin": origin,
+            "provenance": provenance,
             "train": dataclasses.asdict(config),
         }
 
         def save(done: int, state: TrainState, loss: float) -> None:
-            changing, inference = _changing(state), _inference(state, models)
+            changing, inference = mutable_state(state), _inference(state, models)
             data = feed.state()
             checkpoints.save(done, train=changing, inference=inference, data=data, config=about, loss=loss)
 
         with TrainingLog(Path(config.out), first, config.steps - 1, config.log, is_first) as training_log:
-            training_log.text("config", "\n".join(describe_values(config)))
+            training_log.text("config", "\n".join(config_lines(config)))
             done = _run(config, networks, state, mesh, feed, save, training_log)
     if done < config.steps:
         log.warning("asked to end: step %d is saved, and the same command goes on from there", done)
@@ -93,25 +102,25 @@ def train(config: TrainConfig) -> None:
 
 def _begin(
     config: TrainConfig, this_stage: Stage, mesh: Mesh
-) -> tuple[Networks, TrainState, tuple[str, ...], dict[str, Any]]:
+) -> tuple[Models, TrainState, tuple[str, ...], dict[str, Any]]:
     """Models, the state of step 0 on the mesh, the names of what a checkpoint holds, and where it is from.
 
     No copy of the weights stays on the host.
     """
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    networks, trainable, frozen, models, origin = start(config, this_stage, frame_axis)
+    networks, trainable, frozen, models, provenance = start(config, this_stage, frame_axis)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    placed = parallel.place(trainable, mesh), parallel.place(frozen, mesh)
+    placed = shard_params(trainable, mesh), shard_params(frozen, mesh)
     state = init_state(*placed, optimizer, config.optimizer.ema is not None, mesh)
-    return networks, state, models, origin
+    return networks, state, models, provenance
 
 
 def _run(
     config: TrainConfig,
-    networks: Networks,
+    networks: Models,
     state: TrainState,
     mesh: Mesh,
-    feed: "_Feed",
+    feed: "BatchFeeder",
     save: Callable[[int, TrainState, float], None],
     training_log: TrainingLog,
 ) -> int:
@@ -119,10 +128,10 @@ def _run(
     if config.compiled is None:
         step = configured_step(config, networks, mesh, state)
     else:
-        made_for = step_made_for(config, networks, mesh)
-        step = load_programs(config.compiled, made_for, list(mesh.devices.flatten()))["step"]
+        fingerprint = train_step_fingerprint(config, networks, mesh)
+        step = load_programs(config.compiled, fingerprint, list(mesh.devices.flatten()))["step"]
     validation = Validation(config, networks, mesh) if config.validation.every else None
-    reader = _Reader(training_log, config.data.batch_size)
+    reader = MetricsReader(training_log, config.data.batch_size)
     for number in range(int(state.step), config.steps):
         batch, votes, waited = feed.next()
         state, metrics = step(state, batch, votes)
@@ -135,7 +144,9 @@ def _run(
             reader.read()  # of this step too: nothing is saved that was learned without data
         if reader.vote == NO_DATA:
             raise feed.no_data or UserError("the run ends: another process has no data to go on with")
-        if looks and validation is not None and reader.vote == GO_ON:  # who is asked to end has little time
+        if (
+            looks and validation is not None and reader.vote == CONTINUE
+        ):  # who is asked to end has little time
             validation.look(done, state, training_log)
         if saves or reader.vote == PREEMPTED:
             save(done, state, reader.mean_loss())
@@ -148,14 +159,14 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done % every == 0 or done == steps
 
 
-class _Reader:
+class MetricsReader:
     """Brings a step's metrics to the host and tells of them; ends a run that does not learn any more."""
 
     def __init__(self, training_log: TrainingLog, batch_size: int):
         self._log, self._batch_size = training_log, batch_size
         self._losses: list[float] = []
         self._read_at = time.perf_counter()
-        self.vote = GO_ON
+        self.vote = CONTINUE
         self.unread: tuple[int, Mapping[str, Any], float] | None = None
         """Of the last step, until it is read: number, metrics on the devices, seconds of waiting for data."""
 
@@ -180,9 +191,9 @@ class _Reader:
         self._log.step(number, told)
         if math.isfinite(told["loss"]):
             self._losses.append(told["loss"])
-        if int(metrics["skipped_in_row"]) >= MOST_SKIPPED:
+        if int(metrics["skipped_in_row"]) >= MAX_NONFINITE_STEPS:
             raise UserError(
-                f"step {number}: the gradient was not finite {MOST_SKIPPED} times in a row (loss "
+                f"step {number}: the gradient was not finite {MAX_NONFINITE_STEPS} times in a row (loss "
                 f"{told['loss']}); a lower optimizer.lr or dtype=float32 may help on from the last checkpoint"
             )
 
@@ -192,7 +203,7 @@ class _Reader:
         return sum(losses) / len(losses) if losses else math.inf
 
 
-class _Feed:
+class BatchFeeder:
     """Global batches on the mesh, and with each what this process votes for."""
 
     def __init__(
@@ -226,16 +237,16 @@ class _Feed:
                 raise
             self.no_data = error
         batch = self._blank() if self._last is None else self._last
-        placed = parallel.place_batch(batch, self._rows, self._config.batch_size, self._mesh)
-        vote = NO_DATA if self.no_data else PREEMPTED if self._asked_to_end else GO_ON
-        return placed, parallel.place_votes(vote, self._mesh), time.perf_counter() - began
+        placed = shard_batch(batch, self._rows, self._config.batch_size, self._mesh)
+        vote = NO_DATA if self.no_data else PREEMPTED if self._asked_to_end else CONTINUE
+        return placed, shard_stop_signal(vote, self._mesh), time.perf_counter() - began
 
     def state(self) -> dict[str, Any]:
         """Where the data stands behind the last batch."""
         return dict(self._loader.state())
 
     @contextlib.contextmanager
-    def until_asked_to_end(self) -> Iterator["_Feed"]:
+    def handle_sigterm(self) -> Iterator["BatchFeeder"]:
         """SIGTERM, by which clouds announce that they take a machine, is a vote and no sudden end."""
 
         def ask(*_: object) -> None:
@@ -263,11 +274,11 @@ def _open(config: TrainConfig, this_stage: Stage) -> RecordSource:
     return records
 
 
-def _tokenize(frozen: FrozenModels, caption: str) -> Int32[np.ndarray, " l"]:
+def _tokenize(frozen: LatentEncoders, caption: str) -> Int32[np.ndarray, " l"]:
     return frozen.tokenize(caption)[0][0]
 
 
-def _changing(state: TrainState) -> dict[str, Any]:
+def mutable_state(state: TrainState) -> dict[str, Any]:
     """The part of a state that steps change; None cannot be saved, so a missing average is left out."""
     fields = state._asdict()
     return {name: x for name, x in fields.items() if name != "frozen" and x is not None}
@@ -275,5 +286,5 @@ def _changing(state: TrainState) -> dict[str, Any]:
 
 def _inference(state: TrainState, models: tuple[str, ...]) -> dict[str, Any]:
     """What sampling reads beside a pipeline folder, averaged where the run averages."""
-    params = trees.unflatten(state.averaged() | state.frozen)
+    params = unflatten_dict(state.averaged() | state.frozen, sep="/")
     return {name: params[name] for name in models}

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from fyp_jax import parallel
+from fyp_jax.parallel.mesh import parameter_specs, shardings
 
 Arrays = dict[str, Float[Array, "..."]]
 """Parameters of all models by path: `unet/...`, `pose_encoder/...`, `vae/...`, `text_encoder/...`."""
@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 
 def state_specs(state: TrainState, mesh: Mesh) -> TrainState:
     """Where each array (or its shape) of a state stands: by its size, whatever its role."""
-    return parallel.parameter_specs(state, mesh)
+    return parameter_specs(state, mesh)
 
 
 def init_state(
@@ -46,8 +46,8 @@ def init_state(
 ) -> TrainState:
     """Step 0 from parameters that are placed on the mesh; moments are made where they belong."""
     shapes = state_shapes(trainable, frozen, optimizer, average)._replace(trainable={}, frozen={})
-    shardings = parallel.shardings(parallel.parameter_specs(shapes, mesh), mesh)
-    make = jax.jit(functools.partial(_rest, optimizer=optimizer, average=average), out_shardings=shardings)
+    placed = shardings(parameter_specs(shapes, mesh), mesh)
+    make = jax.jit(functools.partial(_rest, optimizer=optimizer, average=average), out_shardings=placed)
     rest = make(trainable)
     return rest._replace(trainable=trainable, frozen=frozen)
 

@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from fyp_jax import compiled, parallel, trees
-from fyp_jax.compiled import MadeFor
-from fyp_jax.config import describe_values
+from fyp_jax import compiled
+from fyp_jax.compiled import Fingerprint
+from fyp_jax.config import config_lines
 from fyp_jax.errors import UserError
-from fyp_jax.parallel import AXES, CLIPS
+from fyp_jax.parallel.mesh import AXES, BATCH_AXES, clip_spec, shardings
+from fyp_jax.parallel.sharded_params import box_params, psum_gradient, pvary
 from fyp_jax.training.config import TrainConfig
-from fyp_jax.training.objectives import OBJECTIVES, Draws, Losses, Networks, draw
+from fyp_jax.training.losses import OBJECTIVES, Losses, Models, NoiseSample, sample_noise
 from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_average
 from fyp_jax.training.stages import stage
 from fyp_jax.training.state import Arrays, TrainState, state_specs
@@ -27,8 +29,8 @@ QUARTERS = 4
 """Parts of the training timesteps that get a loss of their own."""
 
 NOT_IN_A_STEP = (
-    *("pretrained", "init", "fresh", "random_weights", "zero_init_temporal", "out", "compiled", "mesh."),
-    *("data.path", "data.stride", "data.workers", "data.max_bad_fraction", "data.drop_text"),
+    *("pretrained", "init", "fresh", "random_init", "zero_init_temporal", "out", "compiled", "mesh."),
+    *("data.path", "data.stride", "data.workers", "data.max_corrupt_fraction", "data.caption_dropout"),
     *("checkpoint.", "log.", "validation."),
 )
 """Fields of a run's config (by how they begin) that a compiled step does not depend on."""
@@ -38,7 +40,7 @@ Step = Callable[[TrainState, Batch, Int[Array, "devices"]], tuple[TrainState, Me
 
 
 def make_step(
-    networks: Networks,
+    models: Models,
     losses: Losses,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -60,7 +62,7 @@ def make_step(
     the state is not consumed, and both are in memory.
     """
     specs = state_specs(state, mesh)
-    gradient = sharded_gradient(networks, losses, mesh, specs, batch_size, accumulate)
+    gradient = sharded_gradient(models, losses, mesh, specs, batch_size, accumulate)
 
     def step(state: TrainState, batch: Batch, votes: Int[Array, "devices"]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -95,23 +97,23 @@ def make_step(
         }
         return after, metrics
 
-    state_shardings = parallel.shardings(specs, mesh)
-    batch_shardings = parallel.shardings(_batch_specs(networks), mesh)
-    votes = parallel.shardings(P(AXES), mesh)
+    state_shardings = shardings(specs, mesh)
+    batch_shardings = shardings(_batch_specs(models), mesh)
+    votes = shardings(P(AXES), mesh)
     return jax.jit(
         step,
         in_shardings=(state_shardings, batch_shardings, votes),
-        out_shardings=(state_shardings, parallel.shardings(P(), mesh)),
+        out_shardings=(state_shardings, shardings(P(), mesh)),
         donate_argnums=(0,) if donate else (),
     )
 
 
 def configured_step(
-    config: TrainConfig, networks: Networks, mesh: Mesh, state: TrainState, donate: bool = True
+    config: TrainConfig, models: Models, mesh: Mesh, state: TrainState, donate: bool = True
 ) -> Step:
     """The step of a run, to be compiled; `state` (or its shapes) says what stands where."""
     return make_step(
-        networks,
+        models,
         OBJECTIVES[stage(config.stage).objective],
         make_optimizer(config.optimizer, config.steps),
         learning_rate(config.optimizer, config.steps),
@@ -125,29 +127,29 @@ def configured_step(
     )
 
 
-def step_made_for(config: TrainConfig, networks: Networks, mesh: Mesh) -> MadeFor:
+def train_step_fingerprint(config: TrainConfig, models: Models, mesh: Mesh) -> Fingerprint:
     """All that a compiled step depends on: fields of the config, sizes of the models, mesh, versions."""
-    fields = dict(line.split("=", 1) for line in describe_values(config))
+    fields = dict(line.split("=", 1) for line in config_lines(config))
     kept = {key: value for key, value in fields.items() if not key.startswith(NOT_IN_A_STEP)}
     if config.optimizer.schedule == "constant":
         del kept["steps"]
     return {
         **kept,
-        "unet": str(networks.unet.config.sizes()),
-        **networks.frozen.facts.sizes,
-        "schedule": str(networks.schedule),
+        "unet": str(models.unet.config.sizes()),
+        **models.frozen.spec.sizes,
+        "schedule": str(models.schedule),
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         **compiled.here(list(mesh.devices.flatten())),
     }
 
 
-def _batch_specs(networks: Networks) -> Batch:
-    video, ids = parallel.clip_spec(5), parallel.clip_spec(2)
-    return Batch(video, ids, None if networks.pose_encoder is None else video)  # pyright: ignore
+def _batch_specs(models: Models) -> Batch:
+    video, ids = clip_spec(5), clip_spec(2)
+    return Batch(video, ids, None if models.pose_encoder is None else video)  # pyright: ignore
 
 
 def sharded_gradient(
-    networks: Networks, losses: Losses, mesh: Mesh, specs: TrainState, batch_size: int, accumulate: int
+    models: Models, losses: Losses, mesh: Mesh, specs: TrainState, batch_size: int, accumulate: int
 ) -> Callable[..., tuple[Arrays, Metrics]]:
     """(trainable, frozen, batch, key, votes) -> gradients that stand where the parameters do, and metrics.
 
@@ -171,25 +173,27 @@ def sharded_gradient(
         frames = batch.video.shape[1]
         frame_numbers = jax.lax.axis_index("frame") * frames + jnp.arange(frames)
 
-        def objective(trainable: Arrays, batch: Batch, draws: Draws) -> Any:
-            shares = parallel.in_shares(trainable | frozen, specs.trainable | specs.frozen)
-            of_clips = losses(networks, trees.unflatten(shares), batch, draws)
+        def objective(trainable: Arrays, batch: Batch, noise_sample: NoiseSample) -> Any:
+            shares = box_params(trainable | frozen, specs.trainable | specs.frozen)
+            of_clips = losses(models, unflatten_dict(shares, sep="/"), batch, noise_sample)
             return of_clips.sum() * scale, of_clips
 
         # Varying over the mesh, or JAX would add up gradients over devices at each use of a parameter.
-        mine = jax.tree.map(parallel.varying, trainable, specs.trainable)
+        mine = jax.tree.map(pvary, trainable, specs.trainable)
 
         def add_part(total: Arrays, part: tuple[Batch, Int[Array, "p"]]) -> tuple[Arrays, tuple[Any, Any]]:
             batch, clips = part
-            height, width = (side // networks.frozen.facts.downscale for side in batch.video.shape[2:4])
-            latent = (height, width, networks.unet.config.in_channels)
-            timesteps = networks.schedule.num_train_timesteps
-            draws = draw(key, clips, frame_numbers, latent, timesteps, networks.shared_noise)
-            found, gradients = jax.value_and_grad(objective, has_aux=True)(mine, batch, draws)
-            return jax.tree.map(jnp.add, total, gradients), (found[1], draws.t)
+            height, width = (side // models.frozen.spec.downscale for side in batch.video.shape[2:4])
+            latent = (height, width, models.unet.config.in_channels)
+            timesteps = models.schedule.num_train_timesteps
+            noise_sample = sample_noise(
+                key, clips, frame_numbers, latent, timesteps, models.noise_correlation
+            )
+            found, gradients = jax.value_and_grad(objective, has_aux=True)(mine, batch, noise_sample)
+            return jax.tree.map(jnp.add, total, gradients), (found[1], noise_sample.t)
 
         all_clips = batch, first_clip + jnp.arange(share)
-        zeros = jax.tree.map(lambda leaf: parallel.varying(jnp.zeros(leaf.shape, leaf.dtype), P()), mine)
+        zeros = jax.tree.map(lambda leaf: pvary(jnp.zeros(leaf.shape, leaf.dtype), P()), mine)
         if accumulate == 1:  # without a loop, in which XLA on a CPU runs convolutions ten times as slowly
             gradients, (of_clips, t) = add_part(zeros, all_clips)
         else:
@@ -197,12 +201,12 @@ def sharded_gradient(
                 lambda leaf: rearrange(leaf, "(n b) ... -> n b ...", n=accumulate), all_clips
             )
             gradients, (of_clips, t) = jax.lax.scan(add_part, zeros, parts)
-        gradients = jax.tree.map(parallel.sum_of_shares, gradients, specs.trainable)
+        gradients = jax.tree.map(psum_gradient, gradients, specs.trainable)
 
-        quarter = t.reshape(-1) * QUARTERS // networks.schedule.num_train_timesteps
+        quarter = t.reshape(-1) * QUARTERS // models.schedule.num_train_timesteps
         is_in = jax.nn.one_hot(quarter, QUARTERS, dtype=jnp.float32)
         sums = jax.lax.psum((of_clips.reshape(-1) / frame_shares) @ is_in, AXES)
-        counts = jax.lax.psum(is_in.sum(axis=0), CLIPS)
+        counts = jax.lax.psum(is_in.sum(axis=0), BATCH_AXES)
         metrics = {
             "loss": sums.sum() / batch_size,
             "loss_quarters": sums / jnp.maximum(counts, 1),
@@ -214,6 +218,6 @@ def sharded_gradient(
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(specs.trainable, specs.frozen, _batch_specs(networks), P(), P(AXES)),
+        in_specs=(specs.trainable, specs.frozen, _batch_specs(models), P(), P(AXES)),
         out_specs=(specs.trainable, P()),
     )

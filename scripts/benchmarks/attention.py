@@ -9,10 +9,10 @@ import argparse
 
 import jax
 import jax.numpy as jnp
+from benchmarks.timing import in_turns
 from einops import rearrange
 
-from fyp_jax.models.attention import attend
-from fyp_jax.timing import in_turns
+from fyp_jax.models.attention import blockwise_attention
 
 
 def batched(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def without_softmax(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """What the models call."""
-    return attend(q[None], [k[None]], [v[None]])[0]
+    return blockwise_attention(q[None], [k[None]], [v[None]])[0]
 
 
 FORMS = {

@@ -28,12 +28,12 @@ def in_blocks(block: int) -> Callable[..., jax.Array]:
     """What the models call, with so many scores at a time."""
 
     def form(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        ours, attention.BLOCK = attention.BLOCK, block
+        ours, attention.MAX_BLOCK_SCORES = attention.MAX_BLOCK_SCORES, block
         try:
             read = [[t[None, :1], before(t)[None]] for t in (k, v)]
-            return attention.attend(q[None], *read)[0]
+            return attention.blockwise_attention(q[None], *read)[0]
         finally:
-            attention.BLOCK = ours
+            attention.MAX_BLOCK_SCORES = ours
 
     return form
 

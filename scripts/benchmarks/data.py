@@ -16,12 +16,12 @@ from statistics import median
 
 import av
 import numpy as np
+from benchmarks.timing import seconds
 
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.decoding import Record, random_window
-from fyp_jax.data.loader import DataConfig, Elements, Loader, RecordSource
-from fyp_jax.media.video import Clip, fit
-from fyp_jax.timing import seconds
+from fyp_jax.data.loader import DataConfig, ExampleSource, Loader, RecordSource
+from fyp_jax.media.images import Clip, resize_center_crop
 
 FRAMES, FPS, HEIGHT, WIDTH = 256, 30, 360, 640
 
@@ -44,7 +44,7 @@ class MadeVideos:
 
 def made_video(seed: int) -> bytes:
     coarse = np.random.default_rng(seed).integers(0, 256, (1, HEIGHT // 4, WIDTH // 4, 3)).astype(np.uint8)
-    texture, out = fit(coarse, 2 * HEIGHT, 2 * WIDTH)[0], io.BytesIO()
+    texture, out = resize_center_crop(coarse, 2 * HEIGHT, 2 * WIDTH)[0], io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(2 * FPS), "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
@@ -62,7 +62,7 @@ def decode_plainly(data: bytes, window: range) -> Clip:
         return np.stack([frame.to_ndarray(format="rgb24") for i, frame in frames if i in window])
 
 
-def drawn_clips(elements: Elements, steps: range) -> list[tuple[bytes, range]]:
+def drawn_clips(elements: ExampleSource, steps: range) -> list[tuple[bytes, range]]:
     """Of all elements in these batches: the file, and the frames that the loader takes of it."""
     config, clips = elements.config, []
     for index in range(steps[0] * config.batch_size, (steps[-1] + 1) * config.batch_size):
@@ -79,9 +79,9 @@ def benchmark(records: RecordSource, config: DataConfig, batches: int, runs: int
     rows, tokenize = range(config.batch_size), lambda _: np.zeros(77, np.int32)
     for turn in range(runs):
         steps = range(1 + turn * batches, 1 + (turn + 1) * batches)
-        clips = drawn_clips(Elements(records, config, seed=0), steps)
+        clips = drawn_clips(ExampleSource(records, config, seed=0), steps)
         for name, finish in (
-            ("plain", lambda clip: fit(clip, config.height, config.width)),
+            ("plain", lambda clip: resize_center_crop(clip, config.height, config.width)),
             ("plain, not scaled", lambda clip: clip),
         ):
             decode_all = lambda finish=finish: [finish(decode_plainly(*clip)) for clip in clips]  # noqa: B023, E731

@@ -1,0 +1,302 @@
+"""How figures move: a motion, a body and a seed -> COCO keypoints over time, by forward kinematics.
+
+Angles are of the picture plane: 0 hangs down, positive turns to the picture's right, in radians. A person's
+left side is on the picture's right, as they face the viewer. Lengths are shares of a body's height.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from fyp_jax.pose.skeleton import JOINTS
+
+SIDES = {"left": 1.0, "right": -1.0}
+"""Of the person, each with the direction in the picture that is outward."""
+
+THIGH, SHIN, SPINE, UPPER_ARM, FOREARM = 0.245, 0.235, 0.30, 0.17, 0.16
+NECK, EYE, EAR = 0.115, 0.028, 0.06
+HALF_SHOULDERS, HALF_HIPS = 0.115, 0.07
+
+
+class Posture(NamedTuple):
+    """The joints' angles at one moment; pairs are (left, right)."""
+
+    arms: tuple[float, float]
+    forearms: tuple[float, float]
+    thighs: tuple[float, float]
+    shins: tuple[float, float]
+    lean: float = 0.0
+    """Of the spine, to the picture's right."""
+    nod: float = 0.0
+    """Of the head, on top of the spine's."""
+    rise: float = 0.0
+    """How far the feet are off the ground."""
+    shift: float = 0.0
+    """How far the body is from its place, to the picture's right."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """Shape and place of a figure; x, ground and height are shares of the picture's side."""
+
+    height: float
+    x: float
+    ground: float
+    legs: float = 1.0
+    arms: float = 1.0
+    width: float = 1.0
+    turn: float = 0.0
+    """About the vertical, radians: shoulders and hips look narrower, the face looks to the side."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Body":
+        """Any body: half to nine tenths of the picture high, wide or narrow, somewhere on the ground."""
+        height = rng.uniform(0.56, 0.84)
+        return cls(
+            height=height,
+            x=rng.uniform(0.34, 0.66),
+            ground=rng.uniform(max(0.84, height + 0.08), 0.97),
+            legs=rng.uniform(0.88, 1.12),
+            arms=rng.uniform(0.88, 1.12),
+            width=rng.uniform(0.85, 1.2),
+            turn=rng.uniform(-0.9, 0.9),
+        )
+
+
+Motion = Callable[[float, float, float], Posture]
+"""(turns since the beginning, amplitude about 1, direction 1 or -1) -> posture."""
+
+
+def _wave(turns: float, shift: float = 0.0) -> float:
+    return float(np.sin(2 * np.pi * (turns + shift)))
+
+
+def _walk(t: float, a: float, d: float) -> Posture:
+    swing, lift = 0.42 * a * _wave(t), [max(0.0, _wave(t, 0.25)), max(0.0, -_wave(t, 0.25))]
+    return Posture(
+        arms=(0.15 - 0.9 * swing, -0.15 + 0.9 * swing),
+        forearms=(0.15 - 0.9 * swing + 0.35 * d, -0.15 + 0.9 * swing + 0.35 * d),
+        thighs=(swing, -swing),
+        shins=(swing - 0.7 * a * d * lift[0], -swing - 0.7 * a * d * lift[1]),
+        lean=0.05 * d,
+        rise=0.012 * (1 + _wave(2 * t)),
+        shift=0.04 * _wave(t / 4),
+    )
+
+
+def _run(t: float, a: float, d: float) -> Posture:
+    swing, lift = 0.75 * a * _wave(t), [max(0.0, _wave(t, 0.25)), max(0.0, -_wave(t, 0.25))]
+    return Posture(
+        arms=(0.1 - swing, -0.1 + swing),
+        forearms=(0.1 - swing + 1.4 * d, -0.1 + swing + 1.4 * d),
+        thighs=(swing + 0.15 * d, -swing + 0.15 * d),
+        shins=(swing + 0.15 * d - 1.3 * d * lift[0], -swing + 0.15 * d - 1.3 * d * lift[1]),
+        lean=0.2 * d,
+        rise=0.03 * (1 + _wave(2 * t)),
+    )
+
+
+def _jump(t: float, a: float, d: float) -> Posture:
+    up = _wave(t)
+    crouch, flight = max(0.0, -up), max(0.0, up)
+    arm = 0.4 + 1.5 * flight * a
+    return Posture(
+        arms=(arm, -arm),
+        forearms=(arm + 0.3, -arm - 0.3),
+        thighs=(0.1 + 0.75 * crouch, -0.1 - 0.75 * crouch),
+        shins=(0.1 - 0.55 * crouch, -0.1 + 0.55 * crouch),
+        lean=0.06 * d * crouch,
+        rise=0.11 * a * flight,
+    )
+
+
+def _wave_hand(t: float, a: float, d: float) -> Posture:
+    high, low = 2.3 + 0.2 * _wave(t / 3), 0.18
+    sweep = 2.9 + 0.55 * a * _wave(t)
+    left = d > 0
+    return Posture(
+        arms=(high if left else low, -low if left else -high),
+        forearms=(sweep if left else low + 0.1, -low - 0.1 if left else -sweep),
+        thighs=(0.1, -0.1),
+        shins=(0.06, -0.06),
+        lean=0.06 * _wave(t / 2),
+        nod=0.12 * _wave(t / 2, 0.2),
+        shift=0.015 * _wave(t / 2),
+    )
+
+
+def _squat(t: float, a: float, d: float) -> Posture:
+    down = 0.5 - 0.5 * _wave(t, 0.25)
+    arm = 0.3 + 1.2 * down
+    return Posture(
+        arms=(arm, -arm),
+        forearms=(arm + 0.15, -arm - 0.15),
+        thighs=(0.15 + 1.1 * a * down, -0.15 - 1.1 * a * down),
+        shins=(0.12 - 0.35 * down, -0.12 + 0.35 * down),
+        lean=0.05 * d * down,
+    )
+
+
+def _kick(t: float, a: float, d: float) -> Posture:
+    out = max(0.0, _wave(t)) ** 1.5
+    left = d > 0
+    leg, still = 0.15 + 1.2 * a * out, 0.08
+    arm = 0.6 + 0.5 * out
+    return Posture(
+        arms=(arm, -arm),
+        forearms=(arm + 0.8, -arm - 0.8),
+        thighs=(leg if left else still, -still if left else -leg),
+        shins=(leg + 0.1 if left else still, -still if left else -leg - 0.1),
+        lean=-0.25 * d * out,
+    )
+
+
+def _box(t: float, a: float, d: float) -> Posture:
+    punch = [max(0.0, _wave(t)), max(0.0, -_wave(t))]
+    guard = 2.5
+    arms = [0.5 + 1.05 * p * a for p in punch]
+    reach = [arm + guard * (1 - p) for arm, p in zip(arms, punch, strict=True)]
+    return Posture(
+        arms=(arms[0], -arms[1]),
+        forearms=(reach[0] - 0.3, -reach[1] + 0.3),
+        thighs=(0.28, -0.28),
+        shins=(0.08 + 0.05 * _wave(t), -0.08 + 0.05 * _wave(t)),
+        lean=0.15 * _wave(t),
+        shift=0.02 * d * _wave(t, 0.1),
+    )
+
+
+def _star(t: float, a: float, d: float) -> Posture:
+    """A jumping jack."""
+    open_ = 0.5 - 0.5 * _wave(t, 0.25)
+    arm, leg = 0.25 + 2.5 * open_, 0.08 + 0.45 * a * open_
+    return Posture(
+        arms=(arm, -arm),
+        forearms=(arm + 0.2, -arm - 0.2),
+        thighs=(leg, -leg),
+        shins=(leg, -leg),
+        rise=0.04 * abs(_wave(t)),
+        shift=0.01 * d * _wave(t),
+    )
+
+
+def _stretch(t: float, a: float, d: float) -> Posture:
+    bend = 0.45 * a * _wave(t)
+    return Posture(
+        arms=(2.6 - bend if d > 0 else 0.9, -0.9 if d > 0 else -2.6 - bend),
+        forearms=(2.9 - bend if d > 0 else 1.9, -1.9 if d > 0 else -2.9 - bend),
+        thighs=(0.25, -0.25),
+        shins=(0.2, -0.2),
+        lean=-bend,
+        nod=-0.3 * bend,
+    )
+
+
+def _dance(t: float, a: float, d: float) -> Posture:
+    """Weight from foot to foot, hips against shoulders, the arms in turn: held out of training."""
+    weight, free = _wave(t), [max(0.0, -_wave(t)) ** 1.5, max(0.0, _wave(t)) ** 1.5]
+    arms = [1.5 + 0.9 * a * _wave(t, 0.2), 1.5 + 0.9 * a * _wave(t, 0.7)]
+    bends = [0.9 + 0.7 * _wave(t / 2, 0.1), 0.9 + 0.7 * _wave(t / 2, 0.6)]
+    return Posture(
+        arms=(arms[0], -arms[1]),
+        forearms=(arms[0] + bends[0], -arms[1] - bends[1]),
+        thighs=(0.16 + 0.7 * free[0], -0.16 - 0.7 * free[1]),
+        shins=(0.1 - 0.35 * free[0], -0.1 + 0.35 * free[1]),
+        lean=0.16 * weight,
+        nod=0.2 * d * _wave(t / 2),
+        rise=0.0,
+        shift=0.07 * weight,
+    )
+
+
+MOTIONS: dict[str, Motion] = {
+    "walk": _walk,
+    "run": _run,
+    "jump": _jump,
+    "wave": _wave_hand,
+    "squat": _squat,
+    "kick": _kick,
+    "box": _box,
+    "star": _star,
+    "stretch": _stretch,
+    "dance": _dance,
+}
+FREE = "free"
+"""Every limb on its own: what poses may be at all."""
+HELD_OUT_MOTION = "dance"
+TRAINED_MOTIONS = (*(name for name in MOTIONS if name != HELD_OUT_MOTION), FREE)
+
+
+def _free(rng: np.random.Generator) -> Motion:
+    """Limbs that swing on their own, each within what it can reach."""
+    centres = rng.uniform(
+        [0.1] * 2 + [-0.2] * 2 + [0.0] * 2 + [-0.7] * 2, [2.6] * 2 + [1.6] * 2 + [0.7] * 2 + [0.3] * 2
+    )
+    swings = rng.uniform(0.0, [0.9] * 2 + [0.8] * 2 + [0.4] * 2 + [0.4] * 2)
+    shifts, speeds = rng.uniform(size=(2, 8))
+    leans, rise = rng.uniform(-0.25, 0.25, 2), max(0.0, rng.uniform(-0.1, 0.08))
+
+    def motion(t: float, a: float, d: float) -> Posture:
+        arm, bend, thigh, knee = (
+            centres + a * swings * np.sin(2 * np.pi * (t * (0.5 + speeds) + shifts))
+        ).reshape(4, 2)
+        out = np.array([1.0, -1.0])
+        return Posture(
+            *(tuple(map(float, out * x)) for x in (arm, arm + bend, thigh, thigh + knee)),  # pyright: ignore
+            lean=float(leans[0] + 0.1 * _wave(t, shifts[0])),
+            nod=float(leans[1]),
+            rise=rise,
+            shift=0.03 * d * _wave(t / 2, shifts[1]),
+        )
+
+    return motion
+
+
+def keypoints(name: str, body: Body, frames: int, seed: int, side: int) -> Float[np.ndarray, "{frames} 17 3"]:
+    """`frames` moments of a motion (one of MOTIONS, or FREE): x and y in pixels of a picture of this side.
+
+    The seed chooses tempo, phase, amplitude and direction.
+    """
+    rng = np.random.default_rng([seed, 17])
+    motion = _free(rng) if name == FREE else MOTIONS[name]
+    tempo, phase, amplitude = rng.uniform(0.05, 0.13), rng.uniform(0, 4), rng.uniform(0.75, 1.2)
+    direction = float(rng.choice([-1, 1]))
+    postures = [motion(phase + tempo * frame, amplitude, direction) for frame in range(frames)]
+    points = np.stack([_joints(posture, body) for posture in postures]) * side
+    return np.concatenate([points, np.ones((frames, 17, 1))], axis=-1)
+
+
+def _towards(angle: float, length: float) -> np.ndarray:
+    return length * np.array([np.sin(angle), np.cos(angle)])
+
+
+def _joints(posture: Posture, body: Body) -> Float[np.ndarray, "17 2"]:
+    """Places in shares of the picture's side, y downwards."""
+    h, across = body.height, body.width * np.cos(body.turn)
+    joints: dict[str, np.ndarray] = {}
+    for (name, out), thigh, shin in zip(SIDES.items(), posture.thighs, posture.shins, strict=True):
+        hip = np.array([out * HALF_HIPS * across, 0.0])
+        knee = hip + _towards(thigh, THIGH * body.legs)
+        joints |= {f"{name}_hip": hip, f"{name}_knee": knee}
+        joints[f"{name}_ankle"] = knee + _towards(shin, SHIN * body.legs)
+    neck = _towards(np.pi - posture.lean, SPINE)
+    along = np.array([np.cos(posture.lean), np.sin(posture.lean)])  # of the shoulders
+    for (name, out), arm, forearm in zip(SIDES.items(), posture.arms, posture.forearms, strict=True):
+        shoulder = neck + out * HALF_SHOULDERS * across * along
+        elbow = shoulder + _towards(arm, UPPER_ARM * body.arms)
+        joints |= {f"{name}_shoulder": shoulder, f"{name}_elbow": elbow}
+        joints[f"{name}_wrist"] = elbow + _towards(forearm, FOREARM * body.arms)
+    tilt = posture.lean + posture.nod
+    up, right = _towards(np.pi - tilt, 1.0), np.array([np.cos(tilt), np.sin(tilt)])
+    face = neck + NECK * up
+    looks = np.sin(body.turn) * 0.035 * right
+    joints["nose"] = face + looks - 0.005 * up
+    for name, out in SIDES.items():
+        joints[f"{name}_eye"] = face + looks + out * EYE * np.cos(body.turn) * right + 0.025 * up
+        joints[f"{name}_ear"] = face + out * EAR * np.cos(body.turn) * right + 0.008 * up
+    points = np.stack([joints[name] for name in JOINTS])
+    feet = max(joints["left_ankle"][1], joints["right_ankle"][1])
+    return np.array([body.x, body.ground]) + h * (points - [0.0, feet] + [posture.shift, -posture.rise])

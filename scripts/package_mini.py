@@ -1,0 +1,55 @@
+"""Round the mini model's weights to float16 and write them as the package ships them.
+
+    python scripts/ship_mini.py --image runs/mini/image/checkpoints --pose runs/mini/pose/checkpoints \\
+        --motion runs/mini/motion/checkpoints --out fyp_jax/assets/models/mini
+
+OUT becomes a pipeline folder (VAE, text encoder, image UNet, tokenizer, scheduler) in the diffusers layout,
+with follow_your_pose.safetensors: the pose encoder, temporal layers and trained queries.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from fyp_jax.checkpoints.inference import load_inference
+from fyp_jax.convert.delta_weights import delta_weights
+from fyp_jax.convert.lazy import all_in_memory
+from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
+from fyp_jax.convert.weight_writer import WeightWriter
+from fyp_jax.errors import run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--image", type=Path, required=True, metavar="DIR", help="checkpoints: text-to-image")
+    parser.add_argument("--pose", type=Path, required=True, metavar="DIR", help="checkpoints: pose stage")
+    parser.add_argument("--motion", type=Path, required=True, metavar="DIR", help="checkpoints: motion stage")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder to be replaced")
+    args = parser.parse_args()
+    folder = PipelineFolder("mini", parts=())
+    _, image, _ = load_inference(args.image)
+    _, pose, pose_provenance = load_inference(args.pose)
+    _, motion, provenance = load_inference(args.motion)
+    # Each from the run that trained it: the motion stage takes the pose encoder along as it is.
+    params = {"unet": motion["unet"], "pose_encoder": pose["pose_encoder"]}
+    parts = delta_weights(params, image["unet"], jnp.float16, {"motion": provenance, "pose": pose_provenance})
+    contents = folder.contents(torch_weights(all_in_memory({part: image[part] for part in WEIGHTED})), {})
+    contents = contents._replace(weights=[*contents.weights, parts])
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
+        written = WeightWriter(jnp.float16).write_folder(
+            contents, Path(place) / "mini", {"step": provenance["step"]}
+        )
+        if args.out.exists():
+            args.out.rename(Path(place) / "before")
+        (Path(place) / "mini").rename(args.out)
+    for file in written:
+        print(f"{args.out / file.name}: {file.parameters / 1e6:.2f} M parameters, {file.bytes / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

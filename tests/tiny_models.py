@@ -1,0 +1,147 @@
+"""A whole Stable Diffusion so small that a gradient compiles in seconds, and a state to train it from."""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from fyp_jax.checkpoints.inference import inference_shapes
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.data.prepare import prepare
+from fyp_jax.diffusion.schedule import ScheduleConfig
+from fyp_jax.media.writing import write_mp4, write_png
+from fyp_jax.models.encoders import LatentEncoders
+from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.pose_encoder import PoseEncoder
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.unet import UNet3D, UNet3DConfig
+from fyp_jax.parallel.mesh import shard_params
+from fyp_jax.training.losses import Models
+from fyp_jax.training.stages import STAGES
+from fyp_jax.training.state import TrainState, init_state
+from fyp_jax.types import Batch
+
+TOKENIZER = Path(str(resources.files("fyp_jax"))) / "assets" / "models" / "sd14" / "tokenizer"
+LEVELS = 4
+UNET = UNet3DConfig(
+    block_out_channels=[16, 32],
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    layers_per_block=1,
+    cross_attention_dim=8,
+    attention_head_dim=2,
+    norm_num_groups=2,
+)
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * LEVELS,
+    "up_block_types": ["UpDecoderBlock2D"] * LEVELS,
+    "block_out_channels": [8] * LEVELS,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+}
+TEXT_ENCODER = {
+    "vocab_size": 514,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+}
+
+
+def write_pipeline(folder: Path) -> Path:
+    """The same as a pipeline folder without weights, for `pretrained=... random_init=true`."""
+    configs = {
+        "vae/config.json": VAE,
+        "text_encoder/config.json": TEXT_ENCODER,
+        "unet/config.json": UNET.to_json(),
+        "scheduler/scheduler_config.json": {"beta_schedule": "scaled_linear", "steps_offset": 1},
+    }
+    for name, values in configs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    shutil.copytree(TOKENIZER, folder / "tokenizer")
+    return folder
+
+
+def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
+    """UNet and pose encoder drawn, but for the end of the temporal layers, which is at 0 until they train."""
+    flat = flatten_dict(random_params(shapes, seed=3), sep="/")
+    return unflatten_dict(
+        {path: 0 * x if "conv_temporal/up" in path else x for path, x in flat.items()}, sep="/"
+    )
+
+
+def write_weights(pipeline: Path, folder: Path) -> None:
+    """A pipeline folder like the other, with drawn weights."""
+    whole = PipelineFolder(str(pipeline), parts=())
+    params = random_params(inference_shapes(UNET) | whole.latent_encoders().spec.shapes, seed=4)
+    whole.write_with(params, folder, {})
+
+
+def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> Path:
+    """Records of videos in which a square moves, each in a colour of its own, as prepare_data makes them."""
+    source = folder / "videos"
+    rows = ["file_name,text"]
+    for i in range(count):
+        clip = np.zeros((frames, side, side, 3), np.uint8)
+        for frame in range(frames):
+            clip[frame, 8 : 8 + side // 2, frame : frame + side // 2] = (40 * i, 255 - 40 * i, 128)
+        write_mp4(source / f"{i}.mp4", clip, 8)
+        rows.append(f"{i}.mp4,square number {i}")
+    (source / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return prepare("captioned_videos", source, folder / "records").folder
+
+
+def write_images(folder: Path, count: int, side: int = 64) -> Path:
+    """Records of images of a square, each in a colour of its own, with a skeleton in the same place."""
+    source = folder / "images"
+    rows = ["file_name,text,skeleton"]
+    for i in range(count):
+        image, skeleton = np.zeros((2, side, side, 3), np.uint8)
+        place = (slice(8, 8 + side // 2), slice(4 * i, 4 * i + side // 2))
+        image[place], skeleton[place] = (40 * i, 255 - 40 * i, 128), (255, 0, 40 * i)
+        write_png(source / f"{i}.png", image)
+        write_png(source / f"{i}.pose.png", skeleton)
+        rows.append(f"{i}.png,square number {i},{i}.pose.png")
+    (source / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return prepare("pose_images", source, folder / "records").folder
+
+
+def networks(stage: str, execution: ExecutionConfig) -> Models:
+    pose_encoder = PoseEncoder(UNET) if STAGES[stage].uses_pose else None
+    frozen = LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
+    return Models(frozen, ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
+
+
+def params(models: Models) -> dict[str, Any]:
+    """By path; nothing is zero, so that each gradient is felt."""
+    return flatten_dict(random_params(inference_shapes(UNET) | models.frozen.spec.shapes, seed=0), sep="/")
+
+
+def state(models: Models, stage: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    arrays = params(models)
+    trained = STAGES[stage].trains(arrays)
+    parts = [{path: x for path, x in arrays.items() if trained[path] is k} for k in (True, False)]
+    trainable, frozen = (shard_params(part, mesh) for part in parts)
+    return init_state(trainable, frozen, optimizer, average=False, mesh=mesh)
+
+
+def batch(stage: str, clips: int, frames: int, side: int = 32) -> Batch:
+    rng = np.random.default_rng(0)
+    video = rng.uniform(-1, 1, (clips, frames, side, side, 3)).astype(np.float32)
+    ids = rng.integers(0, 512, (clips, 77)).astype(np.int32)
+    skeleton = rng.uniform(0, 1, video.shape).astype(np.float32) if STAGES[stage].uses_pose else None
+    return Batch(video, ids, skeleton)
+
+
+def votes(mesh: Mesh) -> jax.Array:
+    return jnp.zeros(mesh.size, jnp.int32)
