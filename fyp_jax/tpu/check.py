@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fyp_jax.compiled import save_programs
+from fyp_jax.compilation_cache import save_programs
 from fyp_jax.config import SampleConfig
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.models.pose_encoder import DOWNSCALE
