@@ -1,4 +1,4 @@
-"""Shapes that several rooms share. Clips are channels-last everywhere: b f h w c.
+"""Shapes that several packages share. Clips are channels-last everywhere: b f h w c.
 
 Axes: b clips, f frames, h w rows and columns (of latents; H W of pixels), c channels,
 n m tokens of a query and of what it attends to, l text tokens, d text width.
@@ -27,11 +27,11 @@ DenoiseFn = Callable[[Latents, Int[Array, ""]], Latents]
 
 
 class Batch(NamedTuple):
-    """What a training step sees, whatever dataset it is from; an image is a clip of one frame."""
+    """Input of a training step, from any dataset; an image is a clip of one frame."""
 
     video: Float[Array | np.ndarray, "b f H W 3"]
     """RGB in [-1, 1]."""
-    ids: Int[Array | np.ndarray, "b l"]
+    input_ids: Int[Array | np.ndarray, "b l"]
     """Token ids of each clip's caption."""
-    skeleton: Float[Array | np.ndarray, "b f H W 3"] | None = None
+    pose_images: Float[Array | np.ndarray, "b f H W 3"] | None = None
     """RGB in [0, 1] on black, or None for data without poses."""

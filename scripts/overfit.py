@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.data.prepare import prepare
+from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.errors import run_cli
 from fyp_jax.media.images import image_grid, resize_center_crop
 from fyp_jax.media.reading import read_frames
@@ -43,14 +43,14 @@ def main() -> None:
     paths = [f"out={args.out}", f"data.path={args.out}/records/captioned_videos"]
     config = load_config(TrainConfig, CONFIG, [*paths, *args.overrides])
     config.check()
-    clip, _, caption = render_clip(SCENE, config.data.frames)
+    clip, _, caption = render_clip(SCENE, config.data.num_frames)
     if args.video is not None:
         clip = resize_center_crop(
-            read_frames(args.video, range(config.data.frames)), config.data.height, config.data.width
+            read_frames(args.video, range(config.data.num_frames)), config.data.height, config.data.width
         )
     write_mp4(args.out / "clip" / "clip.mp4", clip, FPS)
     (args.out / "clip" / "metadata.csv").write_text(f'file_name,text\nclip.mp4,"{caption}"\n')
-    prepare("captioned_videos", args.out / "clip", args.out / "records", overwrite=True)
+    ingest("captioned_videos", args.out / "clip", args.out / "records", overwrite=True)
     train(config)
     losses = np.asarray(read_metrics(args.out / "metrics.csv")["loss/all"])
     print(f"loss: {losses[0]:.3f} at first, {losses[-1]:.4f} at last, a {losses[0] / losses[-1]:.0f}th")

@@ -82,7 +82,7 @@ def check_divisible(batch_size: int, frames: int, mesh: Mesh) -> None:
             f"data.batch_size={batch_size} is not a multiple of {shares} (mesh.data times mesh.fsdp)"
         )
     if frames % mesh.shape["frame"]:
-        raise UserError(f"data.frames={frames} is not a multiple of mesh.frame={mesh.shape['frame']}")
+        raise UserError(f"data.num_frames={frames} is not a multiple of mesh.frame={mesh.shape['frame']}")
 
 
 def process_batch_range(batch_size: int, mesh: Mesh) -> range:

@@ -83,7 +83,7 @@ def training_programs(
     """
     config.check()
     mesh, this_stage = make_mesh(config.mesh, devices), stage(config.stage)
-    check_divisible(config.data.batch_size, config.data.frames, mesh)
+    check_divisible(config.data.batch_size, config.data.num_frames, mesh)
     needed = config.data.batch_size * _needed_for_a_clip(config)
     if plain:
         config = dataclasses.replace(config, dtype="float32", frozen_dtype="float32", remat="none")
@@ -130,10 +130,10 @@ def plain_attention() -> Iterator[None]:
 def batch_shapes(config: TrainConfig, models: Models, clips: int) -> Batch:
     """What the loader of a run gives, for so many clips."""
     data = config.data
-    video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.float32)
+    video = jax.ShapeDtypeStruct((clips, data.num_frames, data.height, data.width, 3), jnp.float32)
     length = models.frozen.tokenize("")[0].shape[1]
-    skeleton = None if models.pose_encoder is None else video
-    return Batch(video, jax.ShapeDtypeStruct((clips, length), jnp.int32), skeleton)  # pyright: ignore
+    pose_images = None if models.pose_encoder is None else video
+    return Batch(video, jax.ShapeDtypeStruct((clips, length), jnp.int32), pose_images)  # pyright: ignore
 
 
 def _needed_for_a_clip(config: TrainConfig) -> int:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from fyp_jax.config import LATENT_GRID
-from fyp_jax.data.loader import DataConfig
+from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import REMAT
 from fyp_jax.options import config_field

@@ -20,8 +20,10 @@ from jaxtyping import Int32
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.compiled import load_programs
 from fyp_jax.config import config_lines, save_config
+from fyp_jax.data.config import DataConfig
 from fyp_jax.data.datasets import open_records
-from fyp_jax.data.loader import DataConfig, Loader, RecordSource
+from fyp_jax.data.example_source import RecordSource
+from fyp_jax.data.loader import Loader
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.parallel.cluster import initialize
@@ -61,7 +63,7 @@ def train(config: TrainConfig) -> None:
     """
     initialize(config.mesh)
     mesh = make_mesh(config.mesh)
-    check_divisible(config.data.batch_size, config.data.frames, mesh)
+    check_divisible(config.data.batch_size, config.data.num_frames, mesh)
     rows = process_batch_range(config.data.batch_size, mesh)
     this_stage = stage(config.stage)
     records = _open(config, this_stage)
@@ -260,7 +262,7 @@ class BatchFeeder:
 
     def _blank(self) -> Batch:
         config, clips = self._config, len(self._rows)
-        video = np.zeros((clips, config.frames, config.height, config.width, 3), np.float32)
+        video = np.zeros((clips, config.num_frames, config.height, config.width, 3), np.float32)
         return Batch(video, np.stack([self._blank_ids] * clips), video if self._with_pose else None)
 
 

@@ -79,8 +79,8 @@ Losses = Callable[[Models, Params, Batch, NoiseSample], Float[Array, "b"]]
 def denoise(models: Models, params: Params, batch: Batch, noise_sample: NoiseSample) -> Float[Array, "b"]:
     """The diffusion loss (Follow Your Pose, eq. 2) of captioned clips, with poses where networks use them."""
     latents = models.frozen.encode_images(params, jnp.asarray(batch.video), noise_sample.posterior)
-    text = models.frozen.encode_text(params, jnp.asarray(batch.ids))
-    return diffusion_loss(models, params, latents, noise_sample, text, batch.skeleton)
+    text = models.frozen.encode_text(params, jnp.asarray(batch.input_ids))
+    return diffusion_loss(models, params, latents, noise_sample, text, batch.pose_images)
 
 
 def diffusion_loss(

@@ -144,8 +144,8 @@ def train_step_fingerprint(config: TrainConfig, models: Models, mesh: Mesh) -> F
 
 
 def _batch_specs(models: Models) -> Batch:
-    video, ids = clip_spec(5), clip_spec(2)
-    return Batch(video, ids, None if models.pose_encoder is None else video)  # pyright: ignore
+    video, input_ids = clip_spec(5), clip_spec(2)
+    return Batch(video, input_ids, None if models.pose_encoder is None else video)  # pyright: ignore
 
 
 def sharded_gradient(
