@@ -299,7 +299,7 @@ def test_loader_finds_the_only_valid_record():
 
 
 def test_loader_raises_after_few_reads_when_many_records_are_corrupt():
-    class Broken(Memory):
+    class Broken(InMemoryRecords):
         def __len__(self) -> int:
             return 100_000
 
