@@ -175,9 +175,9 @@ def test_decode_image_aligns_a_skeleton_image_of_any_size(size):
     scale = 128 / min(size)
     small = round(size[0] * scale), round(size[1] * scale)
     for height, width in (size, small):
-        drawn = draw_skeleton(person_at(centre * (width / size[1], height / size[0]))[None], height, width)
+        skeleton = draw_skeleton(person_at(centre * (width / size[1], height / size[0]))[None], height, width)
         sample = decoding.decode_image(
-            image_record(encode_image(image), encode_image(drawn)), height=96, width=128
+            image_record(encode_image(image), encode_image(skeleton)), height=96, width=128
         )
         assert sample.pose_images is not None
         np.testing.assert_allclose(centroid(sample.pose_images[0]), centroid(sample.video[0]), atol=0.6)
@@ -186,12 +186,12 @@ def test_decode_image_aligns_a_skeleton_image_of_any_size(size):
 def test_keypoints_and_a_skeleton_image_give_nearly_the_same_pose_image():
     joints = np.concatenate([rng(0).uniform(60, 340, (2, 17, 2)), np.ones((2, 17, 1))], axis=-1)
     image = encode_image(np.zeros((400, 400, 3), np.uint8))
-    drawn = decoding.decode_image(image_record(image, people=joints), height=128, width=128).pose_images
+    pose = decoding.decode_image(image_record(image, people=joints), height=128, width=128).pose_images
     resized = resize_center_crop(draw_skeleton(joints, 400, 400)[None], 128, 128)
-    assert drawn is not None
-    distance = np.abs(drawn.astype(int) - resized).mean()
+    assert pose is not None
+    distance = np.abs(pose.astype(int) - resized).mean()
     assert distance < 3  # edges are rounded differently
-    assert np.abs(drawn.astype(int) - np.roll(resized, 2, axis=2)).mean() > 5 * distance
+    assert np.abs(pose.astype(int) - np.roll(resized, 2, axis=2)).mean() > 5 * distance
 
 
 def test_skeleton_lines_have_the_same_width_for_images_of_any_size():
@@ -201,9 +201,9 @@ def test_skeleton_lines_have_the_same_width_for_images_of_any_size():
         record = image_record(
             encode_image(np.zeros((side, side, 3), np.uint8)), people=joints * (side, side, 1)
         )
-        drawn = decoding.decode_image(record, height=256, width=256).pose_images
-        assert drawn is not None
-        lit.append(int((drawn.max(-1) > 127).sum()))
+        pose = decoding.decode_image(record, height=256, width=256).pose_images
+        assert pose is not None
+        lit.append(int((pose.max(-1) > 127).sum()))
     assert lit[0] == pytest.approx(lit[1], rel=0.01)
 
 
