@@ -69,9 +69,8 @@ class ExampleSource:
                 f"data.num_frames={config.num_frames}, but {config.path} holds images: set data.num_frames=1"
             )
         self.records, self.config, self.seed, self.with_pose = records, config, seed, with_pose
-        self._order = (
-            grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()
-        )  # in a new order each epoch
+        # `repeat` shuffles each epoch into a new order
+        self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()
         self.max_corrupt = math.floor(config.max_corrupt_fraction * len(records) + 1e-9)  # 0.29 x 100 is 29
         # If no more than these are corrupt, so many in a row have a probability of FALSE_ALARM_RATE.
         fraction = self.max_corrupt / len(records)
