@@ -34,7 +34,7 @@ from fyp_jax.training.stages import STAGES
 SCRIPT = SCRIPTS / "compile_tpu.py"
 MOTION = SCRIPTS.parent / "configs" / "mini" / "stage2_motion.yaml"
 SAMPLE = SCRIPTS.parent / "configs" / "mini" / "sample.yaml"
-SMALL = ("init=null", "data.height=64", "data.width=64", "data.frames=4", "optimizer.ema=null")
+SMALL = ("init=null", "data.height=64", "data.width=64", "data.num_frames=4", "optimizer.ema=null")
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +219,9 @@ def test_training_with_a_step_that_was_compiled_before(pipeline: Path, records: 
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2
     other = load_config(
-        TrainConfig, MOTION, [*overrides, f"out={tmp_path}", "data.frames=2", f"compiled={file}"]
+        TrainConfig, MOTION, [*overrides, f"out={tmp_path}", "data.num_frames=2", f"compiled={file}"]
     )
-    with pytest.raises(UserError, match="was made for data.frames=4, here 2"):
+    with pytest.raises(UserError, match="was made for data.num_frames=4, here 2"):
         train(other)
 
 

@@ -142,6 +142,6 @@ def _knobs(config: TrainConfig | SampleConfig) -> Iterator[str]:
         yield "mesh.fsdp=4 (parameters and moments shared out)"
     shares = config.optimizer.accumulate
     yield f"optimizer.accumulate={2 * shares} or a smaller data.batch_size, if a chip has several clips"
-    if config.data.frames > 1:
+    if config.data.num_frames > 1:
         yield f"mesh.frame={2 * max(1, config.mesh.frame)} (frames of a clip over several chips)"
-        yield f"data.frames={config.data.frames // 2}"
+        yield f"data.num_frames={config.data.num_frames // 2}"

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
     parser.add_argument("--runs", type=int, default=3, help="steps before and after the plain ones")
     args = parser.parse_args()
-    sides = (f"data.height={8 * args.side}", f"data.width={8 * args.side}", f"data.frames={args.frames}")
+    sides = (f"data.height={8 * args.side}", f"data.width={8 * args.side}", f"data.num_frames={args.frames}")
     names = ("dtype=float32", "frozen_dtype=float32", "remat=none", "data.batch_size=1", "init=null")
     config = load_config(TrainConfig, CONFIG, [f"pretrained={args.size}", *sides, *names])
 
