@@ -18,24 +18,24 @@ from typing import Any
 from tqdm import tqdm
 
 from fyp_jax.checkpoints.inference import open_inference
-from fyp_jax.convert.export_formats import FORMS, manifest, plan
+from fyp_jax.convert.export_formats import EXPORT_FORMATS, manifest, plan
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.verify import TOLERANCE, verify
-from fyp_jax.convert.weight_writer import WeightWriter, byte_count, require_room, require_writable
+from fyp_jax.convert.weight_writer import WeightWriter, parse_size, check_disk_space, check_writable
 from fyp_jax.errors import UserError, run_cli
 
 ROW = "{:58} {:>7} {:>10} {:>10}"
 
 
 def main() -> None:
-    forms = "\n".join(f"    {name:27} {form.what}" for name, form in FORMS.items())
+    forms = "\n".join(f"    {name:27} {form.what}" for name, form in EXPORT_FORMATS.items())
     parser = argparse.ArgumentParser(
         description=f"{__doc__}{forms}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add: Any = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="Orbax checkpoint; gs://... too")
     add("--step", type=int, metavar="N", help="which step of it (default: the newest)")
-    add("--format", required=True, nargs="+", choices=FORMS, metavar="FORM", help="one form or several")
+    add("--format", required=True, nargs="+", choices=EXPORT_FORMATS, metavar="FORM", help="one form or several")
     add("--out", type=Path, required=True, metavar="DIR", help="new folder")
     add("--pipeline", metavar="NAME", help="folder or Hub id with all but the UNet (default: the training's)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
@@ -47,18 +47,18 @@ def main() -> None:
     weights = open_inference(args.checkpoint, args.step)
     forms = list(dict.fromkeys(args.format))
     pipeline = None
-    if any(FORMS[form].wants_pipeline for form in forms):
+    if any(EXPORT_FORMATS[form].wants_pipeline for form in forms):
         name = args.pipeline or weights.provenance.get("pretrained") or weights.provenance.get("pipeline")
         if name is None:
             raise UserError(f"{forms}: give --pipeline, as the checkpoint does not say which was used")
         pipeline = PipelineFolder(name)
     folders = {form: args.out / form if len(forms) > 1 else args.out for form in forms}
-    writer = WeightWriter(args.dtype, byte_count(args.max_shard_size))
+    writer = WeightWriter(args.dtype, parse_size(args.max_shard_size))
     contents = plan(weights, forms, pipeline)
     for form in forms:
-        require_writable(folders[form], args.overwrite)
-    total = sum(writer.bytes_of(content) for content in contents.values())
-    require_room(args.out, total)
+        check_writable(folders[form], args.overwrite)
+    total = sum(writer.total_bytes(content) for content in contents.values())
+    check_disk_space(args.out, total)
     written, different = {}, False
     with tqdm(total=total, unit="B", unit_scale=True) as bar:
         writer = dataclasses.replace(writer, on_bytes=bar.update)

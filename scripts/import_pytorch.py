@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from fyp_jax.checkpoints.inference import require_free, save_inference
+from fyp_jax.checkpoints.inference import check_new_step, save_inference
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.followyourpose_checkpoint import find_pose_encoder, read_followyourpose
 from fyp_jax.convert.native_safetensors import is_native, read_native
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of parameters that start fresh")
     args = parser.parse_args()
 
-    require_free(args.out, args.step)
+    check_new_step(args.out, args.step)
     provenance = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(args).items()

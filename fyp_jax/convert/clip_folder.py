@@ -5,7 +5,7 @@ from typing import Any
 
 from fyp_jax.convert.pipeline_folder import find_folder
 from fyp_jax.convert.torch_files import find_weights, read_weights
-from fyp_jax.convert.torch_key_mapping import from_torch_like
+from fyp_jax.convert.torch_key_mapping import params_from_torch
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.clip_score import ClipModel
 
@@ -26,4 +26,4 @@ def load_clip(name: str) -> tuple[ClipModel, dict[str, Any]]:
     arrays = read_weights(find_weights(folder))
     # constants that old files carry
     weights = {key: x for key, x in arrays.items() if not key.endswith("position_ids")}
-    return clip, from_torch_like(weights, clip.shapes(), name)
+    return clip, params_from_torch(weights, clip.shapes(), name)

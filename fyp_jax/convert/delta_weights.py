@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from fyp_jax import trees
-from fyp_jax.convert.lazy import all_in_memory, read_all
+from fyp_jax.convert.lazy import to_lazy_tree, read_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.safetensors_files import open_safetensors
 from fyp_jax.convert.weight_writer import StateDictFile
@@ -41,7 +41,7 @@ def delta_weights(
     }
     return StateDictFile(
         FILE,
-        flatten_dict(all_in_memory(parts), sep="/"),
+        flatten_dict(to_lazy_tree(parts), sep="/"),
         {"format": "fyp_jax", "provenance": json.dumps(provenance)},
     )
 
@@ -58,7 +58,7 @@ def read_delta_weights(
         return None
     arrays, metadata = open_safetensors(file)
     config = folder.unet_config()
-    parts = read_all(arrays, dtype)
+    parts = read_tree(arrays, dtype)
     unet = flatten_dict(folder.image_unet(config), sep="/") | flatten_dict(parts["unet"], sep="/")
     params = {"unet": unflatten_dict(unet, sep="/"), "pose_encoder": parts["pose_encoder"]}
     shapes = {"unet": unet_shapes(config), "pose_encoder": pose_encoder_shapes(config)}

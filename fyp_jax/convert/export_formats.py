@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from fyp_jax import trees
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.native_safetensors import native_plan
-from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
 from fyp_jax.convert.t2i_adapter import t2i_plan
-from fyp_jax.convert.torch_key_mapping import to_torch, to_torch_like
+from fyp_jax.convert.torch_key_mapping import to_torch, params_to_torch
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
@@ -33,7 +33,7 @@ def checkpoint_name(weights: Weights) -> str:
 def pipeline_plan(weights: Weights, pipeline: PipelineFolder, ending: str = ".safetensors") -> ExportPlan:
     """The pipeline with the image part of our UNet, and with those encoders that a stage has trained."""
     classed = {"_class_name": "UNet2DConditionModel", "_diffusers_version": metadata.version("diffusers")}
-    replaced = torch_weights({name: tree for name, tree in weights.models.items() if name in WEIGHTED})
+    replaced = pipeline_state_dicts({name: tree for name, tree in weights.models.items() if name in PARTS_WITH_WEIGHTS})
     own = [name for name in ENCODERS if name in weights.models]
     shapes = pipeline.latent_encoders().spec.shapes if own else {}
     for name in own:
@@ -49,7 +49,7 @@ def pipeline_plan(weights: Weights, pipeline: PipelineFolder, ending: str = ".sa
             raise UserError(
                 f"{pipeline.name}: its {part} has {field} {theirs}, but the checkpoint's UNet wants {ours}"
             )
-    return pipeline.contents(replaced, {"unet": weights.config.to_json() | classed}, ending)
+    return pipeline.export_plan(replaced, {"unet": weights.config.to_json() | classed}, ending)
 
 
 def _published(weights: Weights, pipeline: PipelineFolder, ending: str) -> ExportPlan:
@@ -61,13 +61,13 @@ def _published(weights: Weights, pipeline: PipelineFolder, ending: str) -> Expor
     return stable_diffusion._replace(
         weights=[
             StateDictFile(f"{checkpoint_name(weights)}/{unet}", to_torch(both)),
-            StateDictFile(pose, to_torch_like(both["pose_encoder"])),
+            StateDictFile(pose, params_to_torch(both["pose_encoder"])),
             *stable_diffusion.weights,
         ]
     )
 
 
-class Form(NamedTuple):
+class ExportFormat(NamedTuple):
     what: str
     contents: Callable[[Weights, Any], ExportPlan]
     """From weights, and the pipeline where it is asked for."""
@@ -79,8 +79,8 @@ class Form(NamedTuple):
     drops_temporal: bool = False
 
 
-FORMS = {
-    "followyourpose": Form(
+EXPORT_FORMATS = {
+    "followyourpose": ExportFormat(
         "checkpoint-N/pytorch_model.bin, pose_encoder.pth and a stable-diffusion folder, for the published "
         "sampling",
         lambda weights, pipeline: _published(weights, pipeline, ".bin"),
@@ -88,25 +88,25 @@ FORMS = {
         wants_pose=True,
         wants_temporal=True,
     ),
-    "followyourpose-safetensors": Form(
+    "followyourpose-safetensors": ExportFormat(
         "the same as safetensors",
         lambda weights, pipeline: _published(weights, pipeline, ".safetensors"),
         wants_pipeline=True,
         wants_pose=True,
         wants_temporal=True,
     ),
-    "diffusers-t2i-adapter": Form(
+    "diffusers-t2i-adapter": ExportFormat(
         "the pose encoder as a T2IAdapter",
         lambda weights, pipeline: t2i_plan(weights),
         wants_pose=True,
     ),
-    "diffusers-unet2d": Form(
+    "diffusers-unet2d": ExportFormat(
         "the image part of the UNet as a UNet2DConditionModel in a StableDiffusionPipeline",
         pipeline_plan,
         wants_pipeline=True,
         drops_temporal=True,
     ),
-    "safetensors": Form(
+    "safetensors": ExportFormat(
         "our own names: unet.safetensors, pose_encoder.safetensors",
         lambda weights, pipeline: native_plan(weights),
     ),
@@ -120,7 +120,7 @@ def plan(weights: Weights, names: Sequence[str], pipeline: PipelineFolder | None
     arrays are missing or left over.
     """
     require_fit(weights, names)
-    return {name: FORMS[name].contents(weights, pipeline) for name in names}
+    return {name: EXPORT_FORMATS[name].export_plan(weights, pipeline) for name in names}
 
 
 def manifest(weights: Weights, name: str, pipeline: PipelineFolder | None) -> dict[str, Any]:
@@ -139,9 +139,9 @@ def require_fit(weights: Weights, names: Sequence[str]) -> None:
     """Raise UserError where weights are of a stage that a form is not for; warn where some are of no use."""
     pose, temporal = _pose_is_trained(weights), _temporal_is_trained(weights)
     for name in names:
-        form = FORMS[name]
+        form = EXPORT_FORMATS[name]
         if form.wants_pose and not pose:
-            fitting = ", ".join(other for other, of in FORMS.items() if not of.wants_pose)
+            fitting = ", ".join(other for other, of in EXPORT_FORMATS.items() if not of.wants_pose)
             raise UserError(
                 f"{name}: the pose encoder was never trained (stage: {weights.provenance.get('stage')}), its "
                 f"maps are 0; of such a checkpoint these forms fit: {fitting}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from fyp_jax.convert.pipeline_folder import find_folder
 from fyp_jax.convert.t2i_adapter import from_t2i, is_t2i, read_t2i_folder
-from fyp_jax.convert.torch_files import WEIGHT_ENDINGS, WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_files import WEIGHT_SUFFIXES, WeightsError, find_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, from_torch
 from fyp_jax.convert.weight_writer import index_name
 from fyp_jax.models.unet_config import UNet3DConfig
@@ -28,7 +28,7 @@ POSE_FILES = tuple(
 def find_pose_encoder(name: str) -> Path:
     """A weight file, or the folder of a T2I-Adapter, which may be a Hub id. Raises UserError."""
     path = Path(name)
-    return path if path.exists() or path.suffix in WEIGHT_ENDINGS else find_folder(name, (".",))
+    return path if path.exists() or path.suffix in WEIGHT_SUFFIXES else find_folder(name, (".",))
 
 
 def read_followyourpose(folder: Path | None, pose_file: Path | None, config: UNet3DConfig) -> dict[str, Any]:

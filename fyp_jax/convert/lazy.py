@@ -65,19 +65,19 @@ class Weights(NamedTuple):
     """Where they are from; `step` is the checkpoint's."""
 
 
-def in_memory(array: Any) -> LazyArray:
+def to_lazy(array: Any) -> LazyArray:
     """An array of numpy or JAX, for what takes stored ones."""
     return LazyArray(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
 
 
-def all_in_memory(tree: Mapping[str, Any]) -> dict[str, Any]:
+def to_lazy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested arrays as nested stored ones."""
     return unflatten_dict(
-        {path: in_memory(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}, sep="/"
+        {path: to_lazy(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}, sep="/"
     )
 
 
-def read_all(tree: Mapping[str, Any], dtype: DTypeLike | None = None) -> dict[str, Any]:
+def read_tree(tree: Mapping[str, Any], dtype: DTypeLike | None = None) -> dict[str, Any]:
     """Nested stored arrays into memory; floats as `dtype`, if it is given."""
     flat: dict[str, Any] = flatten_dict(tree, sep="/")
     cast = flat if dtype is None else {path: leaf.astype(dtype, path) for path, leaf in flat.items()}

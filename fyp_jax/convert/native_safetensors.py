@@ -17,9 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from fyp_jax import trees
-from fyp_jax.convert.lazy import LazyArray, Weights, read_all
+from fyp_jax.convert.lazy import LazyArray, Weights, read_tree
 from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
-from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, index_name, shards_of
+from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, index_name, shard_files
 from fyp_jax.models.encoders import ENCODERS
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import unet_shapes
@@ -93,7 +93,7 @@ def read_native(
     Raises as `open_native`.
     """
     weights = open_native(folder)
-    return weights.config, read_all(weights.models, dtype), weights.provenance
+    return weights.config, read_tree(weights.models, dtype), weights.provenance
 
 
 def _has_index(folder: Path, model: str) -> bool:
@@ -103,6 +103,6 @@ def _has_index(folder: Path, model: str) -> bool:
 def _open_model(folder: Path, model: str) -> tuple[Mapping[str, LazyArray], dict[str, str]]:
     if not _has_index(folder, model):
         return open_safetensors(folder / (model + ENDING))
-    opened = [open_safetensors(file) for file in shards_of(folder / index_name(model + ENDING))]
+    opened = [open_safetensors(file) for file in shard_files(folder / index_name(model + ENDING))]
     arrays = {name: array for part, _ in opened for name, array in part.items()}
     return arrays, opened[0][1]

@@ -19,14 +19,14 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jax.typing import DTypeLike
 
-from fyp_jax.convert.lazy import LazyArray, all_in_memory
-from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, open_weights, read_weights
+from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
+from fyp_jax.convert.torch_files import WEIGHT_FORMATS, WeightsError, find_weights, open_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import (
-    from_torch_2d,
-    from_torch_image,
-    from_torch_like,
-    image_part,
-    to_torch_like,
+    inflate_unet,
+    image_unet_from_torch,
+    params_from_torch,
+    image_unet_to_torch,
+    params_to_torch,
 )
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
@@ -46,7 +46,7 @@ WEIGHT_FILES = {
     ("unet", ".bin"): "diffusion_pytorch_model.bin",
     ("text_encoder", ".bin"): "pytorch_model.bin",
 }
-WEIGHTED = ("vae", "text_encoder", "unet")
+PARTS_WITH_WEIGHTS = ("vae", "text_encoder", "unet")
 CLASSES = {
     "vae": ["diffusers", "AutoencoderKL"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -100,16 +100,16 @@ class PipelineFolder:
                 arrays = {_flax_vae_name(name): _flat_dense(name, value) for name, value in arrays.items()}
             # a constant that old files of the text encoder carry
             arrays = {name: x for name, x in arrays.items() if not name.endswith("position_ids")}
-            params[part] = from_torch_like(arrays, shapes[part], f"{self.name}, {part.replace('_', ' ')}")
+            params[part] = params_from_torch(arrays, shapes[part], f"{self.name}, {part.replace('_', ' ')}")
         return params
 
     def inflate_unet(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
         """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
-        return from_torch_2d(self._read("unet"), config, seed)
+        return inflate_unet(self._read("unet"), config, seed)
 
     def image_unet(self, config: UNet3DConfig) -> dict[str, Any]:
         """The image UNet's weights alone, by the names of `UNet3D`."""
-        return from_torch_image(self._read("unet"), config)
+        return image_unet_from_torch(self._read("unet"), config)
 
     def write_with(
         self, params: Mapping[str, Any], folder: Path, changes: Mapping[str, Mapping[str, Any]]
@@ -120,8 +120,8 @@ class PipelineFolder:
         Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
         where the folder cannot be written, or has something else in it.
         """
-        weights = torch_weights({part: all_in_memory(params[part]) for part in WEIGHTED})
-        contents = self.contents(weights, changes)
+        weights = pipeline_state_dicts({part: to_lazy_tree(params[part]) for part in PARTS_WITH_WEIGHTS})
+        contents = self.export_plan(weights, changes)
         WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
 
     def contents(
@@ -135,7 +135,7 @@ class PipelineFolder:
         `replaced` are weights of parts by PyTorch's names; other parts keep theirs. `changes` as for
         `write_with`. Raises UserError where this folder lacks something.
         """
-        configs = {part: self.json(part) | dict(changes.get(part, {})) for part in WEIGHTED}
+        configs = {part: self.json(part) | dict(changes.get(part, {})) for part in PARTS_WITH_WEIGHTS}
         for name in ("zero_init_temporal", "cross_frame_attention"):  # ours alone
             configs["unet"].pop(name, None)
         scheduler = self.json("scheduler")
@@ -152,7 +152,7 @@ class PipelineFolder:
         texts |= {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
         weights = [
             StateDictFile(f"{part}/{WEIGHT_FILES[part, ending]}", replaced.get(part) or self.stored(part))
-            for part in WEIGHTED
+            for part in PARTS_WITH_WEIGHTS
         ]
         return ExportPlan(
             weights,
@@ -171,13 +171,13 @@ class PipelineFolder:
         return read_weights(find_weights(self.path / part))
 
 
-def torch_weights(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
+def pipeline_state_dicts(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
     """Nested stored arrays of vae, text_encoder or unet by PyTorch's names, as `contents` takes them."""
-    weights = {name: to_torch_like(tree) for name, tree in models.items() if name == "text_encoder"}
+    weights = {name: params_to_torch(tree) for name, tree in models.items() if name == "text_encoder"}
     if "vae" in models:
-        weights["vae"] = {_torch_vae_name(name): x for name, x in to_torch_like(models["vae"]).items()}
+        weights["vae"] = {_torch_vae_name(name): x for name, x in params_to_torch(models["vae"]).items()}
     if "unet" in models:
-        weights["unet"] = image_part(models["unet"])
+        weights["unet"] = image_unet_to_torch(models["unet"])
     return weights
 
 
@@ -225,7 +225,7 @@ def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
     configs = ["config.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
     configs += ["vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"]  # CLIP's
     try:
-        for form in FORMS:
+        for form in WEIGHT_FORMATS:
             # One after the other: repositories hold each weight in several.
             names = form.files + form.shards
             weights = [str(PurePosixPath(part, name)) for part in parts for name in names]

@@ -16,7 +16,7 @@ import numpy as np
 from fyp_jax import trees
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
-from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, to_torch_like, torch_layout
+from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, params_to_torch, torch_layout
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile
 from fyp_jax.models.pose_encoder import DOWNSCALE, pose_encoder_shapes
 from fyp_jax.models.unet_config import UNet3DConfig
@@ -53,7 +53,7 @@ def t2i_config(config: UNet3DConfig) -> dict[str, Any]:
 
 def t2i_plan(weights: Weights) -> ExportPlan:
     """A folder that `T2IAdapter.from_pretrained` opens."""
-    pose = to_torch_like(weights.models["pose_encoder"])
+    pose = params_to_torch(weights.models["pose_encoder"])
     return ExportPlan(
         [StateDictFile(WEIGHT_FILE, {t2i_name(name): x for name, x in pose.items()})],
         {"config.json": json.dumps(t2i_config(weights.config), indent=2)},

@@ -9,19 +9,19 @@ import numpy as np
 
 from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
-from fyp_jax.convert.weight_writer import shards_of
+from fyp_jax.convert.weight_writer import shard_files
 from fyp_jax.errors import reason
 
-__all__ = ["FORMS", "WEIGHT_ENDINGS", "WeightsError", "find_weights", "open_weights", "read_weights"]
+__all__ = ["WEIGHT_FORMATS", "WEIGHT_SUFFIXES", "WeightsError", "find_weights", "open_weights", "read_weights"]
 
 # As diffusers and transformers name them; what stands first is taken.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 PICKLES = (".bin", ".pth", ".pt")
-WEIGHT_ENDINGS = (".safetensors", *PICKLES, ".json")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLES, ".json")
 
 
-class Form(NamedTuple):
+class WeightFormat(NamedTuple):
     """A form in which repositories hold a model's weights; a model is whole in one form or another."""
 
     ending: str
@@ -39,16 +39,16 @@ class Form(NamedTuple):
         return [f"{stem}{self.variant}-?????-of-?????{self.ending}" for stem in STEMS]
 
 
-FORMS = (Form(".safetensors"), Form(".bin"), Form(".safetensors", ".fp16"), Form(".bin", ".fp16"))
+WEIGHT_FORMATS = (WeightFormat(".safetensors"), WeightFormat(".bin"), WeightFormat(".safetensors", ".fp16"), WeightFormat(".bin", ".fp16"))
 
 
 def find_weights(folder: Path) -> Path:
     """The weight file of one model's folder, or the index of its shards; safetensors and fp32 first."""
-    for form in FORMS:
+    for form in WEIGHT_FORMATS:
         for name in form.files:
             if (folder / name).is_file():
                 return folder / name
-    endings = (form.variant + form.ending for form in FORMS)
+    endings = (form.variant + form.ending for form in WEIGHT_FORMATS)
     raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(endings)})")
 
 
@@ -61,7 +61,7 @@ def open_weights(file: Path) -> dict[str, LazyArray]:
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
     if file.suffix == ".json":
-        return {name: array for shard in shards_of(file) for name, array in open_weights(shard).items()}
+        return {name: array for shard in shard_files(file) for name, array in open_weights(shard).items()}
     if file.suffix == ".safetensors":
         return open_safetensors(file)[0]
     if file.suffix in PICKLES:

@@ -69,7 +69,7 @@ def torch_layout(tree: Mapping[str, Any], prefix: str = "") -> dict[str, TorchAr
     return layout
 
 
-def from_torch_like(
+def params_from_torch(
     state_dict: Mapping[str, Any], shapes: Mapping[str, Any], what: str, prefix: str = ""
 ) -> dict[str, Any]:
     """The parameters of any model whose nested `shapes` are known. Raises TreeMismatch; `what` opens it."""
@@ -81,8 +81,8 @@ def from_torch_like(
     )
 
 
-def to_torch_like(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The nested parameters of any model by PyTorch's names and axes; the inverse of `from_torch_like`.
+def params_to_torch(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The nested parameters of any model by PyTorch's names and axes; the inverse of `params_from_torch`.
 
     Stored arrays stay where they are; others become numpy's.
     """
@@ -108,11 +108,11 @@ def from_torch(state_dict: Mapping[str, Any], config: UNet3DConfig | None = None
     unet = {name: value for name, value in state_dict.items() if name not in pose}
     params = {}
     if unet or not pose:
-        shapes = unet_shapes(config or unet_sizes(unet))
-        params["unet"] = from_torch_like(unet, shapes, "video UNet")
+        shapes = unet_shapes(config or infer_unet_config(unet))
+        params["unet"] = params_from_torch(unet, shapes, "video UNet")
     if pose:
-        shapes = pose_encoder_shapes(config or pose_encoder_sizes(pose))
-        params["pose_encoder"] = from_torch_like(pose, shapes, "pose encoder", POSE_PREFIX)
+        shapes = pose_encoder_shapes(config or infer_pose_encoder_config(pose))
+        params["pose_encoder"] = params_from_torch(pose, shapes, "pose encoder", POSE_PREFIX)
     return params
 
 
@@ -127,36 +127,36 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, Any]:
     state_dict: dict[str, Any] = {}
     for part, prefix in (("unet", ""), ("pose_encoder", POSE_PREFIX)):
         if part in params:
-            state_dict |= to_torch_like(params[part], prefix)
+            state_dict |= params_to_torch(params[part], prefix)
     from_torch(state_dict)  # names and shapes must be those of a whole model
     return state_dict
 
 
-def image_part(unet: Mapping[str, Any]) -> dict[str, Any]:
+def image_unet_to_torch(unet: Mapping[str, Any]) -> dict[str, Any]:
     """What an image model has of a video UNet's parameters, by PyTorch's names and axes."""
-    return {name: x for name, x in to_torch_like(unet).items() if not TEMPORAL.search(name)}
+    return {name: x for name, x in params_to_torch(unet).items() if not TEMPORAL.search(name)}
 
 
-def from_torch_2d(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, seed: int) -> dict[str, Any]:
+def inflate_unet(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, seed: int) -> dict[str, Any]:
     """An image UNet inflated to clips -> parameters of UNet3D; temporal ones are drawn from `seed`.
 
-    Raises TreeMismatch as `from_torch_image`.
+    Raises TreeMismatch as `image_unet_from_torch`.
     """
-    image = flatten_dict(from_torch_image(state_dict, config), sep="/")
+    image = flatten_dict(image_unet_from_torch(state_dict, config), sep="/")
     return unflatten_dict(image | init_temporal(config, jax.random.key(seed)), sep="/")
 
 
-def from_torch_image(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig) -> dict[str, Any]:
+def image_unet_from_torch(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig) -> dict[str, Any]:
     """Those parameters of UNet3D that an image UNet has.
 
     Raises TreeMismatch where the arrays are not those of a `UNet2DConditionModel` of this config.
     """
     shapes = flatten_dict(unet_shapes(config), sep="/")
     spatial = {path: shape for path, shape in shapes.items() if not TEMPORAL.search(path)}
-    return from_torch_like(state_dict, unflatten_dict(spatial, sep="/"), "image UNet")
+    return params_from_torch(state_dict, unflatten_dict(spatial, sep="/"), "image UNet")
 
 
-def unet_sizes(state_dict: Mapping[str, Any]) -> UNet3DConfig:
+def infer_unet_config(state_dict: Mapping[str, Any]) -> UNet3DConfig:
     """The config whose UNet has arrays of these sizes; numbers of heads and groups cannot be seen."""
     levels = _count(state_dict, r"down_blocks\.(\d+)\.")
     with_text = [f"down_blocks.{i}.attentions.0.norm.weight" in state_dict for i in range(levels)]
@@ -178,7 +178,7 @@ def unet_sizes(state_dict: Mapping[str, Any]) -> UNet3DConfig:
     )
 
 
-def pose_encoder_sizes(state_dict: Mapping[str, Any]) -> UNet3DConfig:
+def infer_pose_encoder_config(state_dict: Mapping[str, Any]) -> UNet3DConfig:
     """A config whose pose encoder has arrays of these sizes (only `block_out_channels` counts)."""
     levels = _count(state_dict, POSE_PREFIX + r"body\.(\d+)\.") // 2
     widths = [_shape(state_dict, f"{POSE_PREFIX}body.{2 * i}.block1.weight")[0] for i in range(levels)]
@@ -199,6 +199,6 @@ def _count(state_dict: Mapping[str, Any], pattern: str) -> int:
 
 def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if name not in state_dict:
-        found = ", ".join(sorted(state_dict)[: trees.SHOWN]) or "nothing"
+        found = ", ".join(sorted(state_dict)[: trees.MAX_LISTED]) or "nothing"
         raise trees.TreeMismatch(f"cannot read the model's sizes: {name} is missing (found {found}, ...)")
     return tuple(state_dict[name].shape)

@@ -21,9 +21,9 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from fyp_jax.convert.export_formats import FORMS, STABLE_DIFFUSION, checkpoint_name
+from fyp_jax.convert.export_formats import EXPORT_FORMATS, STABLE_DIFFUSION, checkpoint_name
 from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
-from fyp_jax.convert.lazy import Weights, as_bytes, read_all
+from fyp_jax.convert.lazy import Weights, as_bytes, read_tree
 from fyp_jax.convert.native_safetensors import read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.torch_files import open_weights
@@ -69,14 +69,14 @@ def verify(
         yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
     if with_torch and form == "diffusers-t2i-adapter":
         yield Difference("pose maps, by PyTorch", _t2i_adapter(folder, weights.config, ours))
-    if with_torch and pipeline is not None and FORMS[form].wants_pipeline:
+    if with_torch and pipeline is not None and EXPORT_FORMATS[form].wants_pipeline:
         below = folder / STABLE_DIFFUSION if form.startswith("followyourpose") else folder
         yield from _image_pipeline(below, weights.config, ours, pipeline, dtype)
 
 
 def _rounded(tree: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     """As float32, with no more digits than `dtype` has."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), read_all(tree, dtype))
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), read_tree(tree, dtype))
 
 
 def _checksums(folder: Path) -> float:

@@ -67,7 +67,7 @@ class WeightWriter:
 
     dtype: DTypeLike | None = None
     """Of floats; None keeps what they have."""
-    max_shard: int = 10 * 10**9
+    max_shard_size: int = 10 * 10**9
     """Bytes of arrays in one file; an array that is larger has a file to itself."""
     on_bytes: Callable[[int], Any] = lambda _: None
     """Told of the bytes of each array that is written."""
@@ -80,7 +80,7 @@ class WeightWriter:
         It appears under its name when it is whole. Raises UserError where there is such a folder already and
         `overwrite` is not given, or it is none that was written here; or where the disk says no.
         """
-        require_writable(folder, overwrite)
+        check_writable(folder, overwrite)
         try:
             with _replacing(folder) as place:
                 for name, source in contents.copies.items():
@@ -96,7 +96,7 @@ class WeightWriter:
             raise UserError(f"{folder}: cannot be written ({error.strerror or reason(error)})") from error
         return written
 
-    def bytes_of(self, contents: ExportPlan) -> int:
+    def total_bytes(self, contents: ExportPlan) -> int:
         """Bytes of all arrays, as they will be written."""
         return sum(x.nbytes for model in contents.weights for x in self._cast(model).values())
 
@@ -107,7 +107,7 @@ class WeightWriter:
 
     def _write(self, model: StateDictFile, place: Path) -> Iterator[WrittenFile]:
         arrays = self._cast(model)
-        shards = _split(arrays, self.max_shard)
+        shards = _split(arrays, self.max_shard_size)
         names = [model.file]
         if len(shards) > 1:
             stem, ending = os.path.splitext(model.file)
@@ -137,7 +137,7 @@ def index_name(file: str) -> str:
     return f"{file}.index.json"
 
 
-def shards_of(index: Path) -> list[Path]:
+def shard_files(index: Path) -> list[Path]:
     """The files that an index names, in order. Raises WeightsError where it is none."""
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
@@ -146,7 +146,7 @@ def shards_of(index: Path) -> list[Path]:
         raise WeightsError(f"{index}: not an index of shards ({error!r})") from error
 
 
-def byte_count(text: str) -> int:
+def parse_size(text: str) -> int:
     """A number of bytes as Hugging Face writes them: 300MB, 1.5GB, 5GiB. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B", text.strip(), re.IGNORECASE)
     if match is None or not float(match[1]):
@@ -155,7 +155,7 @@ def byte_count(text: str) -> int:
     return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
 
 
-def require_writable(folder: Path, overwrite: bool) -> None:
+def check_writable(folder: Path, overwrite: bool) -> None:
     """Raise UserError where a folder is there already, unless it may be replaced and was written here."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -165,7 +165,7 @@ def require_writable(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: has no {MANIFEST}, so it was not exported, and is not overwritten")
 
 
-def require_room(folder: Path, needed: int) -> None:
+def check_disk_space(folder: Path, needed: int) -> None:
     """Raise UserError where the disk of a folder that is to be made has not `needed` bytes."""
     place = next(path for path in folder.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free
