@@ -65,7 +65,9 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         )
         kept = {name: tree for name, tree in saved.items() if name not in config.reinit}
         missing = tuple(part for part in MODELS if part not in config.reinit and part not in kept)
-        folder = PipelineFolder(config.pretrained, tuple(part for part in missing if part in PARTS_WITH_WEIGHTS))
+        folder = PipelineFolder(
+            config.pretrained, tuple(part for part in missing if part in PARTS_WITH_WEIGHTS)
+        )
         encoders = folder.latent_encoders(dtype)
         unet_config = saved_config or folder.unet_config()
         if "unet" not in kept or _temporal_untrained(kept["unet"]):
