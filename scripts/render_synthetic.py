@@ -23,7 +23,7 @@ from fyp_jax.media.writing import wrap_write_errors, write_mp4, write_png
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
-from fyp_jax.synthetic.motions import TRAINED_MOTIONS
+from fyp_jax.synthetic.motions import TRAIN_MOTIONS
 from fyp_jax.synthetic.scenes import FPS, SIDE, Scene, render_clip, training_scene
 from fyp_jax.synthetic.styles import STYLES
 
@@ -53,7 +53,7 @@ def draw_sheet(file: Path) -> None:
         row = []
         for j, background in enumerate(BACKGROUNDS):
             style = list(STYLES)[(i + j) % len(STYLES)] if j >= len(BACKGROUNDS) // 2 else "none"
-            motion = TRAINED_MOTIONS[(3 * i + j) % len(TRAINED_MOTIONS)]
+            motion = TRAIN_MOTIONS[(3 * i + j) % len(TRAIN_MOTIONS)]
             row.append(render_clip(Scene(character, background, style, motion, 10 * i + j), 1).video[0])
         rows.append(np.concatenate(row, axis=1))
     write_png(file, np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1))
