@@ -261,7 +261,8 @@ def motion_keypoints(
 ) -> Float[np.ndarray, "{num_frames} 17 3"]:
     """Keypoints of a motion, one of `MOTIONS` or `FREE`, as COCO joints.
 
-    Each joint is x and y in pixels of an image of side x side, and a confidence of 1. The seed determines tempo, phase, amplitude and direction.
+    Each joint is x and y in pixels of an image of side x side, and a confidence of 1. The seed
+    determines tempo, phase, amplitude and direction.
     """
     rng = np.random.default_rng([seed, 17])
     motion = _free(rng) if name == FREE else MOTIONS[name]

@@ -59,7 +59,7 @@ class SyntheticClip(NamedTuple):
 def caption(scene: Scene, comma: bool = True) -> str:
     """The scene's caption in the words of the paper's teaser, e.g. "A man, in the park, Van Gogh style".
 
-    `comma` is whether there is a comma behind the character.
+    `comma` is whether a comma follows the character's name.
     """
     name = scene.character
     if name in NAMES_WITHOUT_ARTICLE:
@@ -91,7 +91,7 @@ def render_frames(scene: Scene, keypoints: Float[np.ndarray, "f 17 3"]) -> UInt8
 
 
 def render_background(background: str, style: str, seed: int) -> UInt8[np.ndarray, "64 64 3"]:
-    """Render a scene without its character."""
+    """Render a background in a style, without a character."""
     return _styled(paint_background(background, SIDE * SUPERSAMPLING, seed), style)
 
 
