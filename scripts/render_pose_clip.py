@@ -88,11 +88,13 @@ def main() -> None:
     with wrap_write_errors(args.out) as file:
         file.write_text(json.dumps(clip, separators=(",", ":")) + "\n", encoding="utf-8")
     if args.preview:
-        skeletons = np.stack([draw_skeleton(person[None], SIZE, SIZE) for person in people])
-        if args.preview.suffix == ".gif":
+        as_gif = args.preview.suffix == ".gif"
+        shown = people if as_gif else people[::5]
+        skeletons = np.stack([draw_skeleton(person[None], SIZE, SIZE) for person in shown])
+        if as_gif:
             write_gif(args.preview, skeletons, FPS)
         else:
-            write_png(args.preview, image_grid([skeletons[::5]]))
+            write_png(args.preview, image_grid([skeletons]))
 
 
 if __name__ == "__main__":
