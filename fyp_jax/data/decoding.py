@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from PIL import ImageOps
 
 from fyp_jax.media.errors import ClipTooShort, MediaError
-from fyp_jax.media.images import Clip, Image, centre_box, resize_center_crop
+from fyp_jax.media.images import Frames, Image, center_crop_box, resize_center_crop
 from fyp_jax.media.reading import frame_indices, read_window
 from fyp_jax.pose.skeleton import draw_skeleton
 
@@ -24,9 +24,9 @@ Record = Mapping[str, Any]
 class Sample(NamedTuple):
     """A decoded record."""
 
-    video: Clip
+    video: Frames
     """RGB in 0..255."""
-    pose_images: Clip | None
+    pose_images: Frames | None
     """RGB in 0..255 on black, aligned with the video; None where the dataset has no poses."""
     caption: str
 
@@ -63,7 +63,7 @@ def sample_window(
     is too large.
     """
     if video_length < num_frames:
-        raise ClipTooShort(name, has=video_length, frames=num_frames, stride=1, start=0)
+        raise ClipTooShort(name, clip_length=video_length, num_frames=num_frames, stride=1, start=0)
     stride = min(stride, (video_length - 1) // (num_frames - 1)) if num_frames > 1 else stride
     start = int(rng.integers(video_length - (num_frames - 1) * stride))
     return frame_indices(num_frames, stride, start)
@@ -106,7 +106,7 @@ def crop_keypoints(
 
     The skeleton is drawn afterwards, so that its lines have the same width for images of any size.
     """
-    left, top, right, bottom = centre_box(h, w, height, width)
+    left, top, right, bottom = center_crop_box(h, w, height, width)
     scale = np.array([width / (right - left), height / (bottom - top), 1])
     return (people - np.array([left, top, 0])) * scale
 

@@ -24,7 +24,7 @@ from fyp_jax.data.datasets import open_records
 from fyp_jax.data.decoding import Record, sample_window
 from fyp_jax.data.example_source import ExampleSource, RecordSource
 from fyp_jax.data.loader import Loader
-from fyp_jax.media.images import Clip, resize_center_crop
+from fyp_jax.media.images import Frames, resize_center_crop
 
 FRAMES, FPS, HEIGHT, WIDTH = 256, 30, 360, 640
 
@@ -59,7 +59,7 @@ def synthetic_video(seed: int) -> bytes:
     return out.getvalue()
 
 
-def decode_baseline(data: bytes, window: range) -> Clip:
+def decode_baseline(data: bytes, window: range) -> Frames:
     with av.open(io.BytesIO(data), "r") as container:
         frames = enumerate(islice(container.decode(video=0), window[-1] + 1))
         return np.stack([frame.to_ndarray(format="rgb24") for i, frame in frames if i in window])
