@@ -1,15 +1,14 @@
-"""Typed configuration: dataclasses, filled from a YAML file and `a.b=c`; unknown keys and wrong types stop.
+"""Typed configuration: dataclasses, filled from a YAML file and from `a.b=c` on the command line.
 
-A field's meaning is its `help`; `describe` lists them all for `--help`.
+An unknown key or a value of another type raises UserError. Each field carries its meaning (`config_field`),
+and `--help` lists all fields (`help_lines`).
 """
 
 import argparse
 import dataclasses
 import difflib
-import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,93 +16,45 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fyp_jax.errors import UserError, reason
-from fyp_jax.media.writing import wrap_write_errors
-from fyp_jax.options import config_field
-from fyp_jax.parallel.config import MeshConfig
-from fyp_jax.pose.config import PoseConfig
+from fyp_jax.errors import UserError, reason, wrap_write_errors
 
 Config = TypeVar("Config")
 
-LATENT_GRID = 64
-"""Height and width are multiples of this: 8 pixels a latent, halved three times in the UNet."""
+PACKAGE = Path(__file__).parent
+CONFIG_ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+"""Where the configs of this project are: in an installed package, and in a checkout of the repository."""
 
 
-@dataclass
-class SampleConfig:
-    """One run of sample.py."""
+def config_field(default: Any, help_text: str) -> Any:
+    """A dataclass field whose meaning `help_lines` shows."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
-    pretrained: str = config_field("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
-    checkpoint: str | None = config_field(None, "Orbax checkpoint with UNet and pose encoder")
-    random_init: bool = config_field(False, "draw weights, always the same; of `pretrained` take the sizes")
-    pose: PoseConfig = field(default_factory=PoseConfig)
-    prompt: list[str] = field(default_factory=list, metadata={"help": "one clip is made for each"})
-    negative_prompt: str = config_field("", "what guidance leads away from")
-    seed: int = config_field(0, "of the starting noise; the same for each prompt")
-    height: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
-    width: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
-    steps: int = config_field(50, "DDIM steps")
-    guidance: float = config_field(
-        12.5, "how far the text leads away from the negative prompt; 1 is not at all"
-    )
-    pose_guidance: bool = config_field(
-        False, "guidance leads to the pose as well: its negative half sees none"
-    )
-    noise_correlation: float = config_field(
-        0.0, "share of the starting noise that all frames have in common, 0 to 1"
-    )
-    eta: float = config_field(0.0, "share of noise drawn anew at each step: 0 DDIM, 1 DDPM")
-    dtype: str = config_field("float32", "of the UNet and the pose encoder: float32 or bfloat16")
-    compiled: str | None = config_field(
-        None, "programs, written by scripts/compile_tpu.py --save; null: compile"
-    )
-    decode_chunk_size: int = config_field(4, "frames that the VAE decodes at a time; fewer need less memory")
-    fps: float = config_field(8.0, "frames a second of the clips written")
-    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
-    out: str = config_field("runs", "folder in which each run makes one of its own")
 
-    def check(self) -> None:
-        """Raise UserError for values that have the right type and make no clip."""
-        if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
-            raise UserError("the prompt is empty: give --prompt TEXT, or prompt in the config")
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value < 1 or value % LATENT_GRID:
-                near = max(LATENT_GRID, round(value / LATENT_GRID) * LATENT_GRID)
-                raise UserError(f"{name}={value} is not a multiple of {LATENT_GRID}; {near} is the nearest")
-        if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
-            raise UserError(
-                f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
-                "sampling takes data for the two halves of guidance (1 or 2), frame for frames, and fsdp=1"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
-        if not math.isfinite(self.guidance):
-            raise UserError(f"guidance={self.guidance} is not a finite number")
-        for name in ("eta", "noise_correlation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)} is not between 0 and 1")
-        if not 0 < self.fps <= 50:
-            raise UserError(f"fps={self.fps} is not between 0 and 50")
-        for name in ("decode_chunk_size", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
-        if self.checkpoint is not None and self.random_init:
-            raise UserError(f"checkpoint={self.checkpoint} and random_init=true: add random_init=false")
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """The config file at this path, or else the one of this name that comes with the project.
+
+    `mini/sample.yaml` and `configs/mini/sample.yaml` are found in any folder. Raises UserError, with the
+    names of the project's configs, where there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    bundled = {
+        str(file.relative_to(root)): file for root in CONFIG_ROOTS for file in sorted(root.glob("*/*.yaml"))
+    }
+    if (file := bundled.get(str(name).removeprefix("configs/"))) is None:
+        raise UserError(f"{name}: no such config file; the project has {', '.join(bundled)}")
+    return file
 
 
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
-    """Defaults, then the YAML file, then `a.b=c` in order.
+    """A config of a dataclass `kind`: its defaults, then the YAML file, then each `a.b=c` in turn.
 
-    Raises UserError with the file or override: not YAML, an unknown key, a value of another type.
+    `find_config` says where a file is looked for. Raises UserError that names the file or the override: not
+    YAML, an unknown key, a value of another type.
     """
-    config = OmegaConf.structured(kind)
-    if not Path(file).is_file():
-        raise UserError(f"{file}: no such config file")
+    config, file = OmegaConf.structured(kind), find_config(file)
     try:
-        config = OmegaConf.merge(config, OmegaConf.load(Path(file)))
+        config = OmegaConf.merge(config, OmegaConf.load(file))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:
@@ -120,14 +71,15 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
 
 
 def save_config(config: Any, file: Path) -> None:
-    """Write a config so that `load_config` reads the same back. Raises UserError where the disk says no."""
+    """Write a config as YAML that `load_config` reads back equal. Raises UserError where it cannot be
+    written."""
     plain = _literal(dataclasses.asdict(config))
     with wrap_write_errors(file):
         file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def help_lines(kind: type, prefix: str = "") -> Iterator[str]:
-    """One line for each field: its key, its default and its meaning."""
+    """A line of help for each field: key, default, meaning."""
     for item in dataclasses.fields(kind):
         key = prefix + item.name
         if dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
@@ -137,22 +89,22 @@ def help_lines(kind: type, prefix: str = "") -> Iterator[str]:
         yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
 
 
-def make_parser(kind: type, description: str | None, default: Path | None = None) -> argparse.ArgumentParser:
-    """A parser for `--config FILE a.b=c ...` whose help lists every field of `kind`; `default` is a FILE."""
+def make_parser(kind: type, description: str | None, default: str | None = None) -> argparse.ArgumentParser:
+    """A parser of `--config FILE a.b=c ...` whose help lists every field of `kind`; `default` is the config's
+    default."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="config fields, and what they are where the config file is silent:\n"
-        + "\n".join(help_lines(kind)),
+        epilog="config fields, with their defaults:\n" + "\n".join(help_lines(kind)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    which = "YAML file" if default is None else f"YAML file (default: {'/'.join(default.parts[-3:])})"
-    parser.add_argument("--config", type=Path, default=default, metavar="FILE", help=which)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
+    which = "YAML file" + ("" if default is None else f" (default: {default})")
+    parser.add_argument("--config", default=default, metavar="FILE", help=which)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="the value of a config field")
     return parser
 
 
 def config_lines(config: Any, prefix: str = "") -> Iterator[str]:
-    """One line for each field of a config: its key and its value."""
+    """A line `key=value` for each field of a config."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
@@ -162,7 +114,7 @@ def config_lines(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _parse(kind: type, override: str) -> DictConfig:
-    """`a.b=c` as a config; what is for a text field is taken as it stands, and not read as YAML."""
+    """`a.b=c` as a config. The value of a text field is taken as it stands, and not read as YAML."""
     key, _, value = override.partition("=")
     parsed = OmegaConf.from_dotlist([f"{key}=null" if _is_text(kind, key) else override])
     if _is_text(kind, key) and value != "null":
@@ -180,7 +132,7 @@ def _is_text(kind: type, key: str) -> bool:
 
 
 def _literal(value: Any) -> Any:
-    """The same, with no `${...}` left that OmegaConf would look up."""
+    """The value with every `${...}` escaped, so that OmegaConf does not interpolate it."""
     if isinstance(value, str):
         return value.replace("${", r"\${")
     if isinstance(value, dict):

@@ -1,7 +1,10 @@
-"""Mistakes that a user can mend: shown as one line, never as a traceback."""
+"""Mistakes that a user can mend: a command prints them as one line, never as a traceback."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -12,6 +15,16 @@ def reason(error: BaseException, length: int = 200) -> str:
     """The first line of another library's error, or its name where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= length else lines[0][:length] + "..."
+
+
+@contextmanager
+def wrap_write_errors(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make the folder of `path` and give the path; an OSError inside becomes a UserError with the path."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield Path(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or reason(error)})") from error
 
 
 def run_cli(main: Callable[[], None]) -> int:

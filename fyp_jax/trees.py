@@ -65,21 +65,16 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str)
         raise TreeMismatch(f"{what}: " + "; ".join(problem for problem in problems if problem))
 
 
-def match_rules(rules: Sequence[tuple[str, Value]], paths: Iterable[str]) -> dict[str, Value]:
-    """For each path the value of its rule, a regular expression that matches all of the path.
+def match_patterns(patterns: Sequence[str], paths: Iterable[str]) -> dict[str, bool]:
+    """For each path whether one of the regular expressions matches all of it.
 
-    Raises RuleMismatch, with the names, for paths with no rule or several, and for rules without a path.
+    Raises RuleMismatch, with the patterns, where one of them matches no path.
     """
-    found = {path: [rule for rule in rules if re.fullmatch(rule[0], path)] for path in paths}
-    used = {pattern for matching in found.values() for pattern, _ in matching}
-    problems = [
-        _listed("without a rule", sorted(path for path, matching in found.items() if not matching)),
-        _listed("with several rules", sorted(path for path, matching in found.items() if len(matching) > 1)),
-        _listed("rules that match nothing", [pattern for pattern, _ in rules if pattern not in used]),
-    ]
-    if any(problems):
-        raise RuleMismatch("parameters: " + "; ".join(problem for problem in problems if problem))
-    return {path: matching[0][1] for path, matching in found.items()}
+    found = {path: [pattern for pattern in patterns if re.fullmatch(pattern, path)] for path in paths}
+    used = {pattern for matching in found.values() for pattern in matching}
+    if unused := [pattern for pattern in patterns if pattern not in used]:
+        raise RuleMismatch(f"parameters: {_listed('patterns that match nothing', unused)}")
+    return {path: bool(matching) for path, matching in found.items()}
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
     video: Float[Array | np.ndarray, "b f H W 3"]
     """RGB in [-1, 1]."""
-    ids: Int[Array | np.ndarray, "b l"]
+    input_ids: Int[Array | np.ndarray, "b l"]
     """Token ids of each clip's caption."""
-    skeleton: Float[Array | np.ndarray, "b f H W 3"] | None = None
+    pose_images: Float[Array | np.ndarray, "b f H W 3"] | None = None
     """RGB in [0, 1] on black, or None for data without poses."""

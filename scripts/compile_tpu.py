@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.errors import run_cli
-from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.config import load_config
+from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.training.config import TrainConfig
 
 

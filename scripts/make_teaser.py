@@ -1,10 +1,11 @@
-"""The picture at the top of the README: a pose sequence, and what the mini model makes of it, by prompt.
+"""The picture at the top of the README: a pose sequence, and clips of it by the bundled model, one for each
+prompt.
 
     python scripts/make_teaser.py --out docs/teaser.gif
     python scripts/make_teaser.py --pose dance.mov --prompt "A robot, on the sea" --out robot.gif
 
 The first column of the GIF is the pose, the others are clips of one seed, enlarged, each above its prompt.
-The default pose has the motion that training never saw.
+The default pose sequence has the motion that is held out of training.
 """
 
 import argparse
@@ -16,16 +17,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from fyp_jax.config import SampleConfig, load_config
+from fyp_jax.config import load_config
 from fyp_jax.errors import run_cli
 from fyp_jax.media.writing import write_gif
-from fyp_jax.pipeline.pipeline import load_sampler
-from fyp_jax.pose.loading import load_pose, pose_path
+from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.params import sampling_params
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
 from fyp_jax.synthetic.scenes import FPS, SIDE, Scene, render_clip
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mini" / "sample.yaml"
+CONFIG = "configs/mini/sample.yaml"
 PROMPTS = (
     "Hulk, on the beach",
     "An astronaut, on the sea",
@@ -33,21 +36,21 @@ PROMPTS = (
     "Iron man, in the snow",
     "A panda, on the beach, Van Gogh style",
 )
-ENLARGED, GAP, LINE = 2, 6, 12  # pixels for one of a clip, between clips, for a line of text
+SCALE, GAP, LINE = 2, 6, 12  # pixels of the GIF for a pixel of a clip, between clips, for a line of text
 
 
-def strip(
-    clips: Sequence[UInt8[np.ndarray, "f h w 3"]], below: Sequence[str]
+def side_by_side(
+    clips: Sequence[UInt8[np.ndarray, "f h w 3"]], captions: Sequence[str]
 ) -> UInt8[np.ndarray, "f H W 3"]:
-    """Clips beside each other on white, each with its text below."""
-    lines = max(len(text.split(", ")) for text in below)
+    """Clips beside each other on white, each with its caption below."""
+    lines = max(len(text.split(", ")) for text in captions)
     frames = []
     for pictures in zip(*clips, strict=True):
-        large = [picture.repeat(ENLARGED, 0).repeat(ENLARGED, 1) for picture in pictures]
+        large = [picture.repeat(SCALE, 0).repeat(SCALE, 1) for picture in pictures]
         high, wide, _ = large[0].shape
         canvas = Image.new("RGB", ((wide + GAP) * len(large) - GAP, high + LINE * lines + 4), "white")
         pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 2)
-        for i, (picture, text) in enumerate(zip(large, below, strict=True)):
+        for i, (picture, text) in enumerate(zip(large, captions, strict=True)):
             canvas.paste(Image.fromarray(picture), ((wide + GAP) * i, 0))
             pen.multiline_text(
                 ((wide + GAP) * i, high + 2), text.replace(", ", ",\n"), "black", font, spacing=1
@@ -69,18 +72,15 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(SampleConfig, CONFIG, [])
     if args.pose is None:
-        points = render_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
-        pose = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in points])
+        keypoints = render_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
+        pose = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in keypoints])
     else:
         size = {"height": SIDE, "width": SIDE}
-        loaded = load_pose(pose_path(args.pose), frames=args.frames, stride=args.stride, start=0, **size)
-        pose = np.round(255 * loaded).astype(np.uint8)
-    sampler, params, _ = load_sampler(config)
-    skeleton = pose.astype(np.float32) / 255
-    names = ("steps", "guidance", "pose_guidance", "noise_correlation")
-    how = {name: getattr(config, name) for name in names}
-    clips = [sampler(params, prompt, skeleton, seed=args.seed, **how) for prompt in args.prompt]
-    write_gif(args.out, strip([pose, *clips], ["pose", *args.prompt]), FPS)
+        pose = load_pose(args.pose, num_frames=args.frames, stride=args.stride, start=0, **size)
+    pipeline = FollowYourPosePipeline.from_config(config)
+    sampling = sampling_params(config, num_frames=args.frames, seed=args.seed)
+    clips = [pipeline(prompt, pose, sampling).frames for prompt in args.prompt]
+    write_gif(args.out, side_by_side([pose, *clips], ["pose", *args.prompt]), FPS)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
 
 

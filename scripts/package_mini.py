@@ -1,10 +1,11 @@
-"""Round the mini model's weights to float16 and write them as the package ships them.
+"""Round the weights of the bundled model to float16, and write them as the package ships them.
 
-    python scripts/ship_mini.py --image runs/mini/image/checkpoints --pose runs/mini/pose/checkpoints \\
+    python scripts/package_mini.py --image runs/mini/image/checkpoints --pose runs/mini/pose/checkpoints \\
         --motion runs/mini/motion/checkpoints --out fyp_jax/assets/models/mini
 
 OUT becomes a pipeline folder (VAE, text encoder, image UNet, tokenizer, scheduler) in the diffusers layout,
-with follow_your_pose.safetensors: the pose encoder, temporal layers and trained queries.
+with follow_your_pose.safetensors (the pose encoder, temporal layers and trained queries) and
+sampling_params.json (the sampling options that suit the model, those of the bundled one).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from fyp_jax.convert.lazy import all_in_memory
 from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
 from fyp_jax.convert.weight_writer import WeightWriter
 from fyp_jax.errors import run_cli
+from fyp_jax.pipeline.loading import SAMPLING_DEFAULTS
 
 
 def main() -> None:
@@ -35,11 +37,12 @@ def main() -> None:
     _, image, _ = load_inference(args.image)
     _, pose, pose_provenance = load_inference(args.pose)
     _, motion, provenance = load_inference(args.motion)
-    # Each from the run that trained it: the motion stage takes the pose encoder along as it is.
+    # Each model comes from the run that trained it: the motion stage passes the pose encoder on unchanged.
     params = {"unet": motion["unet"], "pose_encoder": pose["pose_encoder"]}
     parts = delta_weights(params, image["unet"], jnp.float16, {"motion": provenance, "pose": pose_provenance})
     contents = folder.contents(torch_weights(all_in_memory({part: image[part] for part in WEIGHTED})), {})
-    contents = contents._replace(weights=[*contents.weights, parts])
+    defaults = {SAMPLING_DEFAULTS: (folder.path / SAMPLING_DEFAULTS).read_text()}
+    contents = contents._replace(weights=[*contents.weights, parts], texts={**contents.texts, **defaults})
     with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
         written = WeightWriter(jnp.float16).write_folder(
             contents, Path(place) / "mini", {"step": provenance["step"]}

@@ -23,8 +23,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+from fyp_jax.compilation_cache import enable_compilation_cache  # noqa: E402
 from fyp_jax.convert.torch_key_mapping import from_torch  # noqa: E402
-from fyp_jax.kept import enable_compilation_cache  # noqa: E402
 from fyp_jax.models.unet import UNet3DConfig  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # a mesh to try; what is not told of it runs on the first

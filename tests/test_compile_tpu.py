@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models
-from cli_utils import SCRIPTS, assert_mistake, run_script
 from jax.sharding import SingleDeviceSharding
 
+import tiny_models
+from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax import compiled
 from fyp_jax.config import SampleConfig, load_config
 from fyp_jax.errors import UserError

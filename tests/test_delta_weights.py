@@ -5,10 +5,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models
-from cli_utils import SCRIPTS, run_script
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import tiny_models
+from cli_utils import SCRIPTS, run_script
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
 from fyp_jax.config import SampleConfig
 from fyp_jax.convert.delta_weights import FILE, delta_weights, read_delta_weights

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny_models
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+import tiny_models
 from fyp_jax.evaluation import exam, report, ways
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from diffusers import (
     DDIMScheduler,
     StableDiffusionAdapterPipeline,
@@ -28,6 +27,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from conftest import FIXTURES, Oracle, fill_torch, synthesise, tagged
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError

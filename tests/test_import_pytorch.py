@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
 import sample
+from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from conftest import Oracle, fill_torch, synthesise
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError

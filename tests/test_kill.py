@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 from flax.traverse_util import flatten_dict
 from test_loop import a_config, losses
 
+import tiny_models
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.config import save_config
 

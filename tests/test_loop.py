@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_models
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 
+import tiny_models
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.checkpoints.training import TrainingCheckpoints

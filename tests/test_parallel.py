@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny_models
 
+import tiny_models
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.cluster import initialize

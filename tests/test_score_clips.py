@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
-from cli_utils import SCRIPTS, assert_mistake, run_script
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
+import tiny_models
+from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax.convert.clip_folder import load_clip
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_loop import a_config, arrays, equal_programs_are_compiled_once, train_on, world
 
+import tiny_models
 import train
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import load_inference

@@ -11,12 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import tiny_models
 from conftest import synthesise
 from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.convert.lazy import LazyArray, Weights, all_in_memory, in_memory

@@ -40,7 +40,9 @@ def delta_weights(
         for path, x in flatten_dict(params["pose_encoder"], sep="/").items()
     }
     return StateDictFile(
-        FILE, flatten_dict(all_in_memory(parts), sep="/"), {"format": "fyp_jax", "provenance": json.dumps(provenance)}
+        FILE,
+        flatten_dict(all_in_memory(parts), sep="/"),
+        {"format": "fyp_jax", "provenance": json.dumps(provenance)},
     )
 
 

@@ -3,8 +3,8 @@
 unet.safetensors pose_encoder.safetensors      and vae, text_encoder where a stage trained them
 
 Names are paths as in the code (`conv_in/kernel`), axes as in the code (channels last). The metadata of every
-file has `format` (fyp_jax), `model`, and as JSON `config` (`UNet3DConfig`) and `provenance`. A large model is in
-shards with the usual index (`unet.safetensors.index.json`).
+file has `format` (fyp_jax), `model`, and as JSON `config` (`UNet3DConfig`) and `provenance`. A large model is
+in shards with the usual index (`unet.safetensors.index.json`).
 """
 
 import json

@@ -11,7 +11,6 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,53 +21,16 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from fyp_jax.data.config import DataConfig
 from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video
 from fyp_jax.data.workers import exit_with_parent
 from fyp_jax.errors import UserError, reason
-from fyp_jax.options import config_field
 from fyp_jax.types import Batch
 
 FALSE_ALARM_RATE = 1e-15
 """How unlikely a row of refused records must be for it to show that there are too many of them."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DataConfig:
-    """Which clips of which records, and how they are loaded."""
-
-    path: str = config_field("records", "folder of records, as scripts/prepare_data.py makes them")
-    frames: int = config_field(8, "frames of a clip; 1 for images")
-    stride: int = config_field(
-        5, "take every n-th frame; clips too short for it: the largest stride that fits"
-    )
-    height: int = config_field(512, "pixels; the short side is scaled, the centre is cropped")
-    width: int = config_field(512, "pixels")
-    batch_size: int = config_field(8, "clips in a batch, of all processes together")
-    workers: int = config_field(2, "decoding processes on each host; 0: decode in the training process")
-    max_corrupt_fraction: float = config_field(
-        0.01, "share of the records that may be broken before the run stops"
-    )
-    caption_dropout: float = config_field(
-        0.0, "share of captions replaced by the empty text; 0.1 is usual for guidance"
-    )
-
-    def check(self) -> None:
-        """Raise UserError for values that have the right type and make no batch."""
-        for name, least in (
-            ("frames", 1),
-            ("stride", 1),
-            ("height", 1),
-            ("width", 1),
-            ("batch_size", 1),
-            ("workers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
-        for name in ("max_corrupt_fraction", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.{name}={getattr(self, name)} is not between 0 and 1")
 
 
 @runtime_checkable
@@ -113,8 +75,10 @@ class ExampleSource:
         config.check()
         if not len(records):
             raise UserError(f"{config.path}: has no records")
-        if records.kind == "pose_images" and config.frames != 1:
-            raise UserError(f"data.frames={config.frames}, but {config.path} has images: data.frames=1")
+        if records.kind == "pose_images" and config.num_frames != 1:
+            raise UserError(
+                f"data.num_frames={config.num_frames}, but {config.path} has images: data.num_frames=1"
+            )
         self.records, self.config, self.seed, self.with_pose = records, config, seed, with_pose
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()  # each epoch anew
         self.most_bad = math.floor(config.max_corrupt_fraction * len(records) + 1e-9)  # 0.29 x 100 is 29
@@ -158,7 +122,7 @@ class ExampleSource:
             return decode_image(record, height=config.height, width=config.width, with_pose=self.with_pose)
         return decode_video(
             record,
-            frames=config.frames,
+            frames=config.num_frames,
             stride=config.stride,
             height=config.height,
             width=config.width,

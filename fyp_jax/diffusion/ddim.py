@@ -12,81 +12,87 @@ from fyp_jax.types import DenoiseFn, Latents
 
 
 class DDIMSchedule(NamedTuple):
-    """Moves of the latents from noise level `alpha` to `alpha_next`; the model is asked at timestep `t`."""
+    """Steps of the latents from one noise level to the next; at each the model is called at timestep `t`."""
 
     t: Int[Array, "*steps"]
     alpha: Float[Array, "*steps"]
+    """alphas_cumprod of the latents before the step."""
     alpha_next: Float[Array, "*steps"]
+    """alphas_cumprod of the latents after the step."""
 
 
-def make_ddim_schedule(schedule: ScheduleConfig, steps: int) -> DDIMSchedule:
-    """From timestep to timestep downwards, and from the last one to clean latents."""
-    t = schedule.timesteps(steps)
+def make_ddim_schedule(schedule: ScheduleConfig, num_inference_steps: int) -> DDIMSchedule:
+    """The steps of sampling: from each visited timestep to the next lower one, and at last to clean
+    latents."""
+    t = schedule.timesteps(num_inference_steps)
     alphas_cumprod = schedule.alphas_cumprod()
-    below = t - schedule.num_train_timesteps // steps
+    below = t - schedule.num_train_timesteps // num_inference_steps
     clean = np.float32(1) if schedule.set_alpha_to_one else alphas_cumprod[0]
     alpha_next = np.where(below < 0, clean, alphas_cumprod[np.maximum(below, 0)])
     return DDIMSchedule(jnp.asarray(t), jnp.asarray(alphas_cumprod[t]), jnp.asarray(alpha_next))
 
 
+def reverse(ddim_schedule: DDIMSchedule) -> DDIMSchedule:
+    """The steps of inversion: from clean latents to noise.
+
+    Each step goes up to timestep `t` and calls the model there, for the noise that it predicts at the lower
+    level.
+    """
+    return DDIMSchedule(ddim_schedule.t[::-1], ddim_schedule.alpha_next[::-1], ddim_schedule.alpha[::-1])
+
+
 def sample(
     denoise: DenoiseFn,
     z: Latents,
-    steps: int,
+    num_inference_steps: int,
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,
 ) -> Latents:
     """Noise `z` of unit variance -> clean latents.
 
-    `eta` (eq. 16) is the share of noise that is drawn anew: 0 is deterministic, 1 is DDPM. It needs a
-    `key`, or ValueError.
+    `eta` (eq. 16) scales the noise that each step adds: 0 is deterministic, 1 is DDPM. It needs a `key`, or
+    ValueError is raised.
     """
-    return _follow(denoise, z, make_ddim_schedule(schedule, steps), schedule, eta, key)
+    return _scan(denoise, z, make_ddim_schedule(schedule, num_inference_steps), schedule, eta, key)
 
 
-def invert(denoise: DenoiseFn, z: Latents, steps: int, schedule: ScheduleConfig) -> Latents:
-    """Clean latents -> the noise that `sample` (eta 0, same steps) takes back to about these latents.
-
-    The mirror of `make_ddim_schedule`: each move goes up to timestep `t` and asks the model there, for the
-    noise that it says is needed at the lower level.
-    """
-    down = make_ddim_schedule(schedule, steps)
-    up = DDIMSchedule(down.t[::-1], down.alpha_next[::-1], down.alpha[::-1])
-    return _follow(denoise, z, up, schedule)
+def invert(denoise: DenoiseFn, z: Latents, num_inference_steps: int, schedule: ScheduleConfig) -> Latents:
+    """Clean latents -> the noise from which `sample` (eta 0, as many steps) makes about these latents."""
+    return _scan(denoise, z, reverse(make_ddim_schedule(schedule, num_inference_steps)), schedule)
 
 
 def step(
     denoise: DenoiseFn,
     z: Latents,
-    number: Int[Array | np.ndarray, ""] | int,
-    moves: DDIMSchedule,
+    step_index: Int[Array | np.ndarray, ""] | int,
+    ddim_schedule: DDIMSchedule,
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,
 ) -> Latents:
-    """One move, the one with this number. Raises ValueError for `eta` without a key."""
+    """The latents after step `step_index`, counted from 0. Raises ValueError for `eta` without a key."""
     if eta and key is None:
-        raise ValueError(f"eta={eta} draws noise: give a key")
-    t, alpha, alpha_next = (values[number] for values in moves)
-    z0, eps = predict_x0_eps(denoise(z, t), z, alpha, schedule.prediction_type)
-    # eq. 12: predicted z_0, direction to z_t, fresh noise of variance sigma^2 (eq. 16).
+        raise ValueError(f"eta={eta} adds noise at each step: give a key")
+    t, alpha, alpha_next = (values[step_index] for values in ddim_schedule)
+    x0, eps = predict_x0_eps(denoise(z, t), z, alpha, schedule.prediction_type)
+    # eq. 12: predicted x_0, direction to x_t, fresh noise of variance sigma^2 (eq. 16).
     fresh, sigma2 = 0.0, 0.0
     if eta and key is not None:
         sigma2 = eta**2 * (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
-        fresh = jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, number), z.shape, z.dtype)
-    return jnp.sqrt(alpha_next) * z0 + jnp.sqrt(1 - alpha_next - sigma2) * eps + fresh
+        fresh = jnp.sqrt(sigma2) * jax.random.normal(jax.random.fold_in(key, step_index), z.shape, z.dtype)
+    return jnp.sqrt(alpha_next) * x0 + jnp.sqrt(1 - alpha_next - sigma2) * eps + fresh
 
 
-def _follow(
+def _scan(
     denoise: DenoiseFn,
     z: Latents,
-    moves: DDIMSchedule,
+    ddim_schedule: DDIMSchedule,
     schedule: ScheduleConfig,
     eta: float = 0.0,
     key: jax.Array | None = None,
 ) -> Latents:
-    def move(z: Latents, number: Int[Array, ""]) -> tuple[Latents, None]:
-        return step(denoise, z, number, moves, schedule, eta, key), None
+    def one_step(z: Latents, step_index: Int[Array, ""]) -> tuple[Latents, None]:
+        return step(denoise, z, step_index, ddim_schedule, schedule, eta, key), None
 
-    return jax.lax.scan(move, z, jnp.arange(len(moves.t)))[0]
+    return jax.lax.scan(one_step, z, jnp.arange(len(ddim_schedule.t)))[0]

@@ -1,7 +1,7 @@
-"""The noise schedule of Stable Diffusion, and which of its timesteps a sampler visits.
+"""The noise schedule of Stable Diffusion, and the timesteps that a sampler visits.
 
-Notation is DDIM's (Song et al. 2021): alpha_t is the product of (1 - beta_s) over s <= t, so that
-z_t = sqrt(alpha_t) z_0 + sqrt(1 - alpha_t) eps.
+Notation is DDIM's (Song et al. 2021): alpha_t is the product of (1 - beta_s) over s <= t, which diffusers
+calls alphas_cumprod, so that x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps. x is a latent here.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from fyp_jax.errors import UserError
 from fyp_jax.types import Latents
 
-# Each choice that a scheduler_config.json can make and that would change the numbers; only these are built.
+# The fields of a scheduler_config.json that change the numbers, with the values that are implemented.
 SUPPORTED = {
     "beta_schedule": ("scaled_linear", "linear"),
     "prediction_type": ("epsilon", "v_prediction"),
@@ -37,15 +37,16 @@ class ScheduleConfig:
     beta_schedule: str = "scaled_linear"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
-    """What stands behind the last step: alpha = 1, or alpha of training timestep 0."""
+    """True: the last step goes to alpha = 1. False: to alpha of training timestep 0."""
     prediction_type: str = "epsilon"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ScheduleConfig":
-        """From `scheduler_config.json` of any scheduler class; UserError for a process that is not built.
+        """A schedule from the `scheduler_config.json` of any scheduler class.
 
-        SD 1.x ships a PNDM config, whose fields mean the same to DDIM, but for sample clipping: PNDM has
-        none, and a config without the field gets none.
+        SD 1.x ships a PNDM config, whose fields mean the same to DDIM, except for sample clipping: PNDM does
+        not clip, and a config without the field gets no clipping. Raises UserError for a field with a value
+        that is not implemented.
         """
         for name, allowed in SUPPORTED.items():
             if name in values and values[name] not in allowed:
@@ -60,7 +61,7 @@ class ScheduleConfig:
         return cls(**known)
 
     def alphas_cumprod(self) -> np.ndarray:
-        """alpha_t for each training timestep, float32 [num_train_timesteps], falling from 1 to 0."""
+        """alpha_t of each training timestep, float32 [num_train_timesteps], falling from 1 to 0."""
         count = self.num_train_timesteps
         if self.beta_schedule == "scaled_linear":
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, count) ** 2
@@ -68,52 +69,60 @@ class ScheduleConfig:
             betas = np.linspace(self.beta_start, self.beta_end, count)
         return np.cumprod(1 - betas).astype(np.float32)
 
-    def timesteps(self, steps: int) -> np.ndarray:
-        """int32 [steps], falling: every (1000 // steps)-th training timestep, shifted by `steps_offset`.
+    def timesteps(self, num_inference_steps: int) -> np.ndarray:
+        """Timesteps to visit, int32 [num_inference_steps], falling: each (1000 // steps)-th, plus
+        `steps_offset`.
 
-        Raises UserError unless 1 <= steps and the first one is a training timestep.
+        Raises UserError where the number is not 1 or more, or the first timestep would be past the last one
+        of training.
         """
+        steps = num_inference_steps
         if not 1 <= steps <= self.num_train_timesteps:
-            raise UserError(f"steps={steps} is not between 1 and {self.num_train_timesteps}")
+            raise UserError(f"num_inference_steps={steps} is not between 1 and {self.num_train_timesteps}")
         spacing = self.num_train_timesteps // steps
         visited = np.arange(steps - 1, -1, -1) * spacing + self.steps_offset
         if visited[0] >= self.num_train_timesteps:
             largest = (self.num_train_timesteps - 1 - self.steps_offset) // spacing + 1
-            raise UserError(f"steps={steps} would begin at timestep {visited[0]}; use at most {largest}")
+            raise UserError(
+                f"num_inference_steps={steps} would begin at timestep {visited[0]}; use at most {largest}"
+            )
         return visited.astype(np.int32)
 
 
-def add_noise(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
-    """z_t = sqrt(alpha_t) z_0 + sqrt(1 - alpha_t) eps, with a training timestep for each clip."""
+def add_noise(x0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
+    """x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps, with a training timestep for each clip."""
     alpha = jnp.asarray(schedule.alphas_cumprod())[t][:, None, None, None, None]
-    return jnp.sqrt(alpha) * z0 + jnp.sqrt(1 - alpha) * noise
+    return jnp.sqrt(alpha) * x0 + jnp.sqrt(1 - alpha) * noise
 
 
 def correlated_noise(
-    same: Float[Array, "..."], own: Float[Array, "..."], shared: float
+    common: Float[Array, "..."], own: Float[Array, "..."], noise_correlation: float
 ) -> Float[Array, "..."]:
-    """Standard normal, from two such; `shared` is the share of the variance that comes from `same`.
+    """Standard normal noise from two standard normal arrays: `common` to all frames of a clip, and each
+    frame's own.
 
-    Ge et al. 2023 (Preserve Your Own Correlation), section 4.2: `same` for all frames of a clip.
+    `noise_correlation` is the fraction of the variance that is common, and so the correlation of two frames
+    (Ge et al. 2023, Preserve Your Own Correlation, section 4.2).
     """
-    return jnp.sqrt(shared) * same + jnp.sqrt(1 - shared) * own
+    return jnp.sqrt(noise_correlation) * common + jnp.sqrt(1 - noise_correlation) * own
 
 
-def prediction_target(z0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
-    """What a model shall predict at z_t: the noise, or v where the schedule says so (`predict_x0_eps`)."""
+def prediction_target(x0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
+    """What a model learns to predict at x_t: the noise, or v where the schedule says so
+    (`predict_x0_eps`)."""
     if schedule.prediction_type == "epsilon":
         return noise
     alpha = jnp.asarray(schedule.alphas_cumprod())[t][:, None, None, None, None]
-    return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * z0
+    return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * x0
 
 
 def predict_x0_eps(
     prediction: Latents, z: Latents, alpha: Float[Array, ""], prediction_type: str
 ) -> tuple[Latents, Latents]:
-    """The clean latents and the noise that a prediction at z_t stands for.
+    """The clean latents and the noise that a prediction at x_t = `z` stands for.
 
-    Epsilon: z_0 = (z_t - sqrt(1 - alpha) eps) / sqrt(alpha) (DDIM, eq. 9).
-    v = sqrt(alpha) eps - sqrt(1 - alpha) z_0 (Salimans and Ho 2022, section 4).
+    Epsilon: x_0 = (x_t - sqrt(1 - alpha) eps) / sqrt(alpha) (DDIM, eq. 9).
+    v = sqrt(alpha) eps - sqrt(1 - alpha) x_0 (Salimans and Ho 2022, section 4).
     """
     signal, noise = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
     if prediction_type == "v_prediction":

@@ -1,4 +1,4 @@
-"""What the exam found, to be read: a Markdown table, and two figures."""
+"""Results of an evaluation: a Markdown table, and two figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,19 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
+from fyp_jax.errors import wrap_write_errors
 from fyp_jax.evaluation.eval_set import Scores
-from fyp_jax.media.writing import wrap_write_errors
 
 PANELS = (
     ("pose_accuracy", "iou"),
     ("character", "background", "style"),
     ("flicker", "drift"),
 )
-"""Scores that share a scale, and so a panel."""
+"""Scores that share a scale, and so a panel of the figure."""
 
 
-def rows(results: Mapping[str, Scores]) -> Iterator[str]:
-    """A Markdown table, a way of sampling a row."""
+def table_rows(results: Mapping[str, Scores]) -> Iterator[str]:
+    """The lines of a Markdown table with a row for each model or ablation."""
     names = [name.replace("_", " ") for name in Scores._fields]
     yield "| | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"
@@ -33,8 +33,8 @@ def rows(results: Mapping[str, Scores]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def draw_scores(results: Mapping[str, Scores], file: Path) -> None:
-    """A PNG of bars with their intervals: a panel for each scale, a group for each way of sampling."""
+def plot_scores(results: Mapping[str, Scores], file: Path) -> None:
+    """A PNG of bars with their intervals: a panel for each scale, a group for each model or ablation."""
     figure = Figure(figsize=(11, 0.45 * len(results) * 1.6 + 1.5), layout="constrained")
     panels: Any = figure.subplots(1, len(PANELS), sharey=True)
     places = -np.arange(len(results), dtype=float)
@@ -58,8 +58,8 @@ def draw_scores(results: Mapping[str, Scores], file: Path) -> None:
         figure.savefig(file, dpi=100)
 
 
-def draw_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file: Path, frames: int) -> None:
-    """A PNG of the first `frames` frames of clips: a row for each way of sampling, below its name."""
+def plot_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file: Path, frames: int) -> None:
+    """A PNG of the first `frames` frames of clips: a row for each model or ablation, beside its name."""
     clips = len(next(iter(shown.values())))
     figure = Figure(figsize=(1.0 * frames * clips + 2.6, 1.05 * len(shown)), layout="constrained")
     panels: Any = figure.subplots(len(shown), clips, squeeze=False)

@@ -1,7 +1,7 @@
 """How well clips follow poses and prompts of the synthetic world, and how steady they are.
 
-The look of that world is known, so a clip is compared with the world's own rendering of the same joints: no judge
-has to be trained. Clips are uint8 [f h w 3], keypoints [f 17 3] in pixels.
+The look of that world is known, so a clip is compared with the world's own rendering of the same joints: no
+judge has to be trained. Clips are uint8 [f h w 3], keypoints [f 17 3] in pixels.
 """
 
 import functools

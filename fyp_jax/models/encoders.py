@@ -22,8 +22,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from fyp_jax.compilation_cache import cached
 from fyp_jax.errors import UserError
-from fyp_jax.kept import kept
 from fyp_jax.types import Latents, Params, TextEmbeddings
 
 TEXT_SIZES = (
@@ -114,7 +114,7 @@ class LatentEncoders:
             "dtype": str(self.dtype),
             **{f"tokenizer/{file.name}": f"{zlib.crc32(file.read_bytes()):08x}" for file in vocabulary},
         }
-        return kept("latent_encoders", fingerprint, self._make_spec)
+        return cached("latent_encoders", fingerprint, self._make_spec)
 
     def _make_spec(self) -> EncoderSpec:
         from transformers import CLIPTokenizerFast

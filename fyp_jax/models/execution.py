@@ -1,6 +1,8 @@
-"""How a network is computed, as opposed to what it is (`UNet3DConfig`): precision, memory, frames apart."""
+"""How a network is executed, as opposed to what it is (`UNet3DConfig`): precision, memory, attention, frames
+on a mesh."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import flax.linen as nn
@@ -9,23 +11,37 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
+
 Block = TypeVar("Block", bound=type[nn.Module])
 
+AttentionHook = Callable[
+    [str, Array, Sequence[Array], Sequence[Array]], tuple[Array, Sequence[Array], Sequence[Array]]
+]
+"""(path of the layer, queries, keys, values) -> the queries, keys and values that attention takes in their
+place."""
+
 REMAT = {"none": (), "transformers": ("Transformer",), "all": ("Transformer", "ResnetBlock")}
-"""Blocks of which a gradient keeps the input alone, and computes what is inside again."""
+"""Blocks that a gradient rematerialises: it keeps a block's input, and computes what is inside a second
+time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionConfig:
-    """Has no influence on names and shapes of parameters."""
+    """Options that change neither names nor shapes of parameters."""
 
     dtype: DTypeLike = jnp.float32
-    """Of activations; parameters are cast to it where they are used."""
+    """Dtype of activations; parameters are cast to it where they are used."""
     remat: str = "none"
     """One of REMAT."""
     frame_axis: str | None = None
-    """Axis of a `shard_map` or `vmap` over which the frames of each clip are spread, in their order; None
-    where all of them are here."""
+    """Axis of a `shard_map` or `vmap` over which the frames of each clip are divided, in their order; None
+    where all frames are on this device."""
+    attention: AttentionFn = blockwise_attention
+    """How each attention layer computes its scores."""
+    attention_hook: AttentionHook | None = None
+    """A function that sees, and may replace, what each attention layer reads; None traces to the program
+    without it."""
 
     def rematerialised(self, block: Block) -> Block:
         """The same block, with `remat` applied."""
@@ -33,13 +49,14 @@ class ExecutionConfig:
 
 
 DEFAULT = ExecutionConfig()
-"""Float32, everything kept, all frames here."""
+"""Float32, nothing rematerialised, all frames on one device."""
 
 
 def sparse_causal_kv(
     tokens: Float[Array, "b f n c"], axis: str | None = None
 ) -> tuple[Float[Array, "b 1 n c"], Float[Array, "b f n c"]]:
-    """Tokens of frame 0 of each clip, and for each frame those of the one before it (for frame 0 its own)."""
+    """Tokens of each clip's frame 0, and for each frame those of the frame before it (for frame 0 its
+    own)."""
     first = before = tokens[:, :1]
     if axis is not None:
         index, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
@@ -50,7 +67,7 @@ def sparse_causal_kv(
 
 
 def frames_to_tokens_all_to_all(x: Float[Array, "b f n c"], axis: str | None) -> Float[Array, "b g m c"]:
-    """All frames of some tokens, where there were all tokens of some frames; zeros fill up the last share."""
+    """All tokens of some frames -> all frames of some tokens; zeros fill up the last device's tokens."""
     if axis is None:
         return x
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % jax.lax.axis_size(axis)), (0, 0)))
@@ -60,7 +77,7 @@ def frames_to_tokens_all_to_all(x: Float[Array, "b f n c"], axis: str | None) ->
 def tokens_to_frames_all_to_all(
     x: Float[Array, "b g m c"], axis: str | None, tokens: int
 ) -> Float[Array, "b f {tokens} c"]:
-    """The way back from `frames_to_tokens_all_to_all`."""
+    """The inverse of `frames_to_tokens_all_to_all`, for so many tokens."""
     if axis is None:
         return x
     return jax.lax.all_to_all(x, axis, split_axis=1, concat_axis=2, tiled=True)[:, :, :tokens]

@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fyp_jax.kept import kept
+from fyp_jax.compilation_cache import cached
 from fyp_jax.models.resnet import conv3x3
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import FeatureMaps
@@ -86,4 +86,4 @@ def pose_encoder_shapes(config: UNet3DConfig) -> dict[str, Any]:
     def shapes() -> dict[str, Any]:
         return jax.eval_shape(lambda: init_pose_encoder(config, jax.random.key(0)))
 
-    return kept("pose_encoder_shapes", {"config": str(config)}, shapes)
+    return cached("pose_encoder_shapes", {"config": str(config)}, shapes)

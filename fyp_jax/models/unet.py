@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from fyp_jax.kept import kept
+from fyp_jax.compilation_cache import cached
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.resnet import conv3x3, video_group_norm
@@ -129,4 +129,4 @@ def unet_shapes(config: UNet3DConfig) -> dict[str, Any]:
     def shapes() -> dict[str, Any]:
         return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
 
-    return kept("unet_shapes", {"config": str(config)}, shapes)
+    return cached("unet_shapes", {"config": str(config)}, shapes)

@@ -1,4 +1,4 @@
-"""Joining the processes of a run: by Cloud TPU's own means, or by an address in the config."""
+"""Connecting the processes of a run: by Cloud TPU's metadata, or by an address in the config."""
 
 import os
 import urllib.request
@@ -10,15 +10,17 @@ from fyp_jax.errors import UserError, reason
 from fyp_jax.parallel.config import MeshConfig
 
 DEVICES, TPU_CHIPS = Path("/dev"), ("accel[0-9]*", "vfio/[0-9]*")
-"""Where a TPU VM has its chips, up to v4 and from v5e on."""
+"""Device files of a TPU VM: up to v4, and from v5e on."""
 
 
 def initialize(config: MeshConfig) -> None:
-    """Join the other processes, before JAX touches a device: on Cloud TPU by itself, elsewhere by the config.
+    """Connect the processes of a run, before JAX uses a device: by Cloud TPU's metadata, or by the config's
+    address.
 
-    Raises UserError where only some of the three fields are given, or the others cannot be reached.
+    Raises UserError where only some of the three fields are given, or where the processes cannot be
+    connected.
     """
-    flags = {name: getattr(config, name) for name in ("coordinator", "processes", "process")}
+    flags = {name: getattr(config, name) for name in ("coordinator", "num_processes", "process_id")}
     given = [name for name, value in flags.items() if value is not None]
     if given and len(given) < len(flags):
         missing = [f"mesh.{name}" for name in flags if name not in given]
@@ -27,16 +29,18 @@ def initialize(config: MeshConfig) -> None:
         return
     try:
         if given:
-            jax.distributed.initialize(config.coordinator, config.processes, config.process)
+            jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
         else:
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         where = f"mesh.coordinator={config.coordinator}" if given else "the TPU pod"
-        raise UserError(f"{where}: the processes do not find each other ({reason(error)})") from error
+        raise UserError(
+            f"{where}: jax.distributed could not connect the processes ({reason(error)})"
+        ) from error
 
 
 def _on_tpu_pod() -> bool:
-    """Whether this host has others beside it: GKE says so in the environment, a TPU VM where it is asked."""
+    """Whether this host is one of several: GKE says so in the environment, a TPU VM in its metadata."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
     if hosts is None and any(next(DEVICES.glob(chips), None) for chips in TPU_CHIPS):
         hosts = _metadata("worker-network-endpoints")
@@ -44,7 +48,7 @@ def _on_tpu_pod() -> bool:
 
 
 def _metadata(name: str) -> str:
-    """An attribute of this virtual machine, empty on any other machine."""
+    """An attribute of this virtual machine; empty on other machines."""
     server = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})

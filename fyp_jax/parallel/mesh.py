@@ -1,7 +1,7 @@
 """The mesh of devices, and which shard of each array a device holds.
 
-Axes: `data` and `fsdp` divide the clips of a batch, `frame` the frames of each clip. Large parameters, and all
-arrays of their shape, are divided over `fsdp`; every device holds all of the rest.
+Axes: `data` and `fsdp` divide the clips of a batch, `frame` the frames of each clip. Large parameters, and
+all arrays of their shape, are divided over `fsdp`; every device holds all of the rest.
 """
 
 import math
@@ -21,11 +21,12 @@ BATCH_AXES = ("data", "fsdp")
 """Axes that divide the clips of a batch, the first one slowest."""
 
 MIN_SHARD_SIZE = 2**14
-"""Elements from which on a parameter is divided: below, a message costs more than what it saves."""
+"""Parameters with fewer elements are not divided: the message would cost more than the memory saves."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Of all devices, or of these; neighbours in `frame` are nearest. UserError where they do not fit."""
+    """A mesh of all devices, or of these; neighbours along `frame` are nearest. UserError where sizes do not
+    fit."""
     devices = jax.devices() if devices is None else devices
     count, shape = len(devices), {axis: getattr(config, axis) for axis in AXES}
     text = " ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
@@ -39,7 +40,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def parameter_spec(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> P:
-    """Divides the largest dimension that can be (of equal ones the last) over axes; none of a small array."""
+    """A spec that divides the largest dimension that divides (of equal ones the last) over axes; none of a
+    small array."""
     size = math.prod(mesh.shape[axis] for axis in axes)
     fitting = [i for i, length in enumerate(shape) if length % size == 0]
     if size == 1 or math.prod(shape) < MIN_SHARD_SIZE or not fitting:
@@ -49,7 +51,7 @@ def parameter_spec(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...] = (
 
 
 def parameter_specs(tree: Any, mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> Any:
-    """`parameter_spec` of each leaf, for parameters, gradients and optimizer moments alike."""
+    """`parameter_spec` of each leaf, for parameters, gradients and optimizer state alike."""
     return jax.tree.map(lambda leaf: parameter_spec(tuple(leaf.shape), mesh, axes), tree)
 
 
@@ -59,7 +61,8 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
 
 
 def shard_params(tree: Any, mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> Any:
-    """Arrays that every process holds whole -> the same, each device with its share (`parameter_spec`)."""
+    """Arrays that every process holds whole -> global arrays, each device with its shard
+    (`parameter_spec`)."""
 
     def one(leaf: Any) -> jax.Array:
         sharding = NamedSharding(mesh, parameter_spec(leaf.shape, mesh, axes))
@@ -70,23 +73,23 @@ def shard_params(tree: Any, mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> An
 
 
 def clip_spec(axes: int) -> P:
-    """Of an array of a batch: clips first and, if it has more than two axes, frames second."""
+    """The spec of an array of a batch: clips come first and, if it has more than two axes, frames second."""
     return P(BATCH_AXES, "frame") if axes > 2 else P(BATCH_AXES)
 
 
-def check_divisible(batch_size: int, frames: int, mesh: Mesh) -> None:
-    """Raise UserError where clips or frames cannot be shared out evenly."""
-    shares = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size % shares:
+def check_divisible(batch_size: int, num_frames: int, mesh: Mesh) -> None:
+    """Raise UserError where clips or frames do not divide evenly over the mesh."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % shards:
         raise UserError(
-            f"data.batch_size={batch_size} is not a multiple of {shares} (mesh.data times mesh.fsdp)"
+            f"data.batch_size={batch_size} is not a multiple of {shards} (mesh.data times mesh.fsdp)"
         )
-    if frames % mesh.shape["frame"]:
-        raise UserError(f"data.frames={frames} is not a multiple of mesh.frame={mesh.shape['frame']}")
+    if num_frames % mesh.shape["frame"]:
+        raise UserError(f"data.num_frames={num_frames} is not a multiple of mesh.frame={mesh.shape['frame']}")
 
 
 def process_batch_range(batch_size: int, mesh: Mesh) -> range:
-    """Which clips of a global batch this process has to load: those of which a device of it holds a part."""
+    """The clips of a global batch that this process loads: those of which one of its devices holds a part."""
     sharding = NamedSharding(mesh, P(BATCH_AXES))
     rows = [index[0].indices(batch_size)[:2] for index in _local_indices(sharding, (batch_size,)).values()]
     first, last = min(start for start, _ in rows), max(stop for _, stop in rows)
@@ -98,28 +101,32 @@ def _local_indices(sharding: NamedSharding, shape: tuple[int, ...]) -> Mapping[A
 
 
 def shard_batch(batch: Any, rows: range, batch_size: int, mesh: Mesh) -> Any:
-    """Arrays with this process's `rows` of a batch -> global arrays, clips and frames shared out."""
+    """Arrays with this process's `rows` of a batch -> global arrays, with clips and frames divided over the
+    mesh."""
 
     def one(leaf: np.ndarray) -> jax.Array:
         shape = (batch_size, *leaf.shape[1:])
         sharding = NamedSharding(mesh, clip_spec(leaf.ndim))
 
-        def share(index: Any) -> np.ndarray:  # a slice for each axis
+        def shard(index: Any) -> np.ndarray:  # a slice for each axis
             start, stop, _ = index[0].indices(batch_size)
             return leaf[(slice(start - rows.start, stop - rows.start), *index[1:])]
 
-        return jax.make_array_from_callback(shape, sharding, share)
+        return jax.make_array_from_callback(shape, sharding, shard)
 
     return jax.tree.map(one, batch)
 
 
-def shard_stop_signal(vote: int, mesh: Mesh) -> jax.Array:
-    """One vote for each device of the mesh, those of this process's devices being `vote`."""
+def shard_stop_signal(stop_signal: int, mesh: Mesh) -> jax.Array:
+    """A global array with one stop signal per device of the mesh; this process's devices have
+    `stop_signal`."""
     sharding = NamedSharding(mesh, P(AXES))
-    return jax.make_array_from_callback((mesh.size,), sharding, lambda index: np.full(1, vote, np.int32))
+    return jax.make_array_from_callback(
+        (mesh.size,), sharding, lambda index: np.full(1, stop_signal, np.int32)
+    )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of the mesh, whole, on this process's first device. All processes take part."""
+    """Arrays of the mesh, whole, on this process's first device. All processes must call it."""
     everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)

@@ -1,54 +1,102 @@
-"""What a run leaves behind: a folder of its own, and for each clip an mp4, a GIF, a sheet and a record."""
+"""What a run of sample.py leaves behind: a folder of its own; for each clip an mp4, a GIF, an image grid, a
+record."""
 
+import dataclasses
 import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float32
+import jax
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fyp_jax.errors import UserError
-from fyp_jax.media.images import Clip, image_grid
-from fyp_jax.media.writing import wrap_write_errors, write_gif, write_mp4, write_png
+from fyp_jax.config import save_config
+from fyp_jax.errors import UserError, reason, wrap_write_errors
+from fyp_jax.parallel.cluster import initialize
+from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.params import sampling_params
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline, PipelineOutput
+from fyp_jax.pose.loading import find_pose, load_configured_pose
+from fyp_jax.versions import versions
 
 NAME_LENGTH = 48
 
 
-def new_run_folder(out: Path) -> Path:
-    """Make the folder `out/NNNN` with the next free number; an earlier run is never written to."""
+def sample_to_files(config: SampleConfig) -> Iterator[Path]:
+    """Make the clips of a config, one for each prompt, in a new folder below `config.output_dir`.
+
+    Yields the mp4 of each clip when its four files are written. Raises UserError as its parts do. Of several
+    processes the first one writes.
+    """
+    initialize(config.mesh)
+    poses = load_configured_pose(config.pose, config.num_frames, config.height, config.width)
+    pipeline = FollowYourPosePipeline.from_config(config, use_cache=True)
+    pipeline.programs.schedule.timesteps(
+        config.num_inference_steps
+    )  # a wrong number is told before a folder is made
+    folder = new_run_folder(Path(config.output_dir)) if jax.process_index() == 0 else None
+    pose, pose_record = config.pose, None
+    if pose.path is not None and poses is not None:
+        pose_file = find_pose(pose.path).absolute()
+        pose_record = {"file": str(pose_file), "crc32": zlib.crc32(poses.data)}
+        # config.yaml names a pose by its whole path, so that the run can be repeated from another folder.
+        bundled = not Path(pose.path).exists()
+        pose = pose if bundled else dataclasses.replace(pose, path=str(pose_file))
+    if folder is not None:
+        save_config(dataclasses.replace(config, pose=pose), folder / "config.yaml")
+    record = {
+        "pose": pose_record,
+        "weights": pipeline.weights,
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+    }
+    total = config.num_inference_steps * len(config.prompt)
+    with tqdm(total=total, unit="step") as bar, logging_redirect_tqdm():
+        for number, prompt in enumerate(config.prompt):
+            bar.set_description(prompt[:32])
+            output = pipeline(prompt, poses, sampling_params(config), on_step=bar.update)
+            if folder is not None:
+                own = {"prompt": prompt, "seed": config.seed}
+                yield write_clip(folder, number, prompt, output, config.fps, own | record)
+
+
+def new_run_folder(output_dir: Path) -> Path:
+    """Make the folder `output_dir/NNNN` with the next free number, so that no earlier run is ever
+    overwritten."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name) for path in out.iterdir() if path.name.isdigit()), default=-1)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name) for path in output_dir.iterdir() if path.name.isdigit()), default=-1)
         while True:
-            folder = out / f"{number:04d}"
+            folder = output_dir / f"{number:04d}"
             try:
                 folder.mkdir()
-            except FileExistsError:  # another run was faster
+            except FileExistsError:  # another run made it first
                 number += 1
             else:
                 return folder
     except OSError as error:
-        raise UserError(f"{out}: no folder can be made here ({error.strerror})") from error
+        raise UserError(
+            f"{output_dir}: no folder can be made here ({error.strerror or reason(error)})"
+        ) from error
 
 
 def write_clip(
     folder: Path,
     number: int,
     prompt: str,
-    video: Clip,
-    poses: Float32[np.ndarray, "f h w 3"] | None,
-    fps: int | float,
+    output: PipelineOutput,
+    fps: float,
     record: Mapping[str, Any],
 ) -> Path:
-    """Write NUMBER-PROMPT.mp4, .gif, .png (poses, if any, above; frames below) and .json; returns the mp4."""
+    """Write NUMBER-PROMPT.mp4, .gif, .png (a grid: skeletons, if any, above frames) and .json; gives the
+    mp4."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:NAME_LENGTH].strip("-")
     stem = folder / (f"{number:02d}-{words}" if words else f"{number:02d}")
-    write_mp4(stem.with_suffix(".mp4"), video, fps)
-    write_gif(stem.with_suffix(".gif"), video, fps)
-    rows = [video] if poses is None else [np.round(poses * 255).astype(np.uint8), video]
-    write_png(stem.with_suffix(".png"), image_grid(rows))
+    for suffix in (".mp4", ".gif", ".png"):
+        output.save(stem.with_suffix(suffix), fps)
     with wrap_write_errors(stem.with_suffix(".json")) as file:
         file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return stem.with_suffix(".mp4")

@@ -17,6 +17,5 @@ class PoseConfig:
         "skeleton video, folder of images, keypoint .json, or 'dance': our own clip; "
         "null: no pose, text alone",
     )
-    frames: int = config_field(8, "how many frames to take")
     stride: int = config_field(5, "take every n-th frame of the pose clip")
     start: int = config_field(0, "the first frame to take, counted from 0")

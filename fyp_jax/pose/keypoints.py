@@ -3,8 +3,8 @@
     {"width": 512, "height": 512, "fps": 30, "frames": [[person, ...], ...]}
 
 Each frame is a list of persons, which may be empty. A person is 17 joints in COCO's order (`JOINTS`), each
-`[x, y, confidence]`: x and y in pixels of width x height from the upper left corner, the confidence in 0..1. The
-numbers of a person are nested as 17x3 or flat as 51. Nothing here reads `fps`: time is counted in frames.
+`[x, y, confidence]`: x and y in pixels of width x height from the upper left corner, the confidence in 0..1.
+The numbers of a person are nested as 17x3 or flat as 51. Nothing here reads `fps`: time is counted in frames.
 """
 
 import json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float32
+from jaxtyping import UInt8
 
 from fyp_jax.media.errors import MissingFileError
 from fyp_jax.media.images import Image, resize_center_crop
@@ -19,7 +19,7 @@ from fyp_jax.pose.keypoints import BadPoseError, read_keypoint_images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def pose_path(name: str) -> Path:
+def find_pose(name: str) -> Path:
     """Where a pose is: the file or folder of this name, else our own clip of this (bare) name.
 
     Raises MissingFileError, naming our own clips, where a bare name is neither.
@@ -34,15 +34,15 @@ def pose_path(name: str) -> Path:
 
 
 def load_pose(
-    path: str | os.PathLike[str], *, frames: int, stride: int, start: int, height: int, width: int
-) -> Float32[np.ndarray, "{frames} {height} {width} 3"]:
+    path: str | os.PathLike[str], *, num_frames: int, stride: int, start: int, height: int, width: int
+) -> UInt8[np.ndarray, "{num_frames} {height} {width} 3"]:
     """Frames start, start + stride, ... of a pose, scaled to cover height x width, cropped to the centre.
 
     Returns RGB in [0, 1]. `path` as `pose_path` gives it: a video, a folder of images in natural order
     (2 before 10), or a keypoint `.json`. Raises UserError: MediaError and its kinds, ClipTooShort among
     them, for what is at the path; a plain one for frames, stride or start out of range.
     """
-    path, indices = Path(path), frame_indices(frames, stride, start)
+    path, indices = find_pose(os.fspath(path)), frame_indices(num_frames, stride, start)
     if os.path.isdir(path):
         pictures = _read_folder(path, indices)
     elif path.suffix.lower() == ".json":
@@ -50,21 +50,21 @@ def load_pose(
     else:
         pictures = iter(read_frames(path, indices))
     clip = np.concatenate([resize_center_crop(picture[None], height, width) for picture in pictures])
-    return clip.astype(np.float32) / 255
+    return clip
 
 
-def configured_pose(
-    config: PoseConfig, height: int, width: int
-) -> Float32[np.ndarray, "{config.frames} {height} {width} 3"] | None:
+def load_configured_pose(
+    config: PoseConfig, num_frames: int, height: int, width: int
+) -> UInt8[np.ndarray, "{num_frames} {height} {width} 3"] | None:
     """The clip that a config asks for, as `load_pose` gives it; None where it asks for none.
 
     Raises UserError as `pose_path` and `load_pose` do, for numbers out of range without a pose too.
     """
     if config.path is None:
-        frame_indices(config.frames, config.stride, config.start)
+        frame_indices(num_frames, config.stride, config.start)
         return None
-    numbers = {"frames": config.frames, "stride": config.stride, "start": config.start}
-    return load_pose(pose_path(config.path), **numbers, height=height, width=width)
+    numbers = {"num_frames": num_frames, "stride": config.stride, "start": config.start}
+    return load_pose(find_pose(config.path), **numbers, height=height, width=width)
 
 
 def _read_folder(folder: Path, indices: range) -> Iterator[Image]:

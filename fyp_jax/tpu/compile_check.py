@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fyp_jax.compiled import save_programs
-from fyp_jax.config import SampleConfig
+from fyp_jax.compilation_cache import save_programs
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.models.pose_encoder import DOWNSCALE
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.tpu.program_stats import OutOfMemory, ProgramStats, compile_and_measure
 from fyp_jax.tpu.programs import bundled_sizes, sampling_programs, training_programs
 from fyp_jax.tpu.topologies import topology_devices

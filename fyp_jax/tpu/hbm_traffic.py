@@ -72,7 +72,7 @@ def _fusion_bytes_written(fusion: Computation, results: list[Buffer]) -> int:
 
 
 def _fusion_bytes_read(fusion: Computation, index: int, size: int) -> int:
-    """Bytes that a fusion reads of its operand `index`: all `size` bytes, or only the slices that it takes."""
+    """Bytes that a fusion reads of its operand `index`: all `size` of them, or the slices that it takes."""
     parameter = [
         name
         for name, item in fusion.instructions.items()

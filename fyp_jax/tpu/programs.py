@@ -1,10 +1,9 @@
-"""The programs of a run, with shapes in place of arrays: the training step, and what sampling is made of."""
+"""The programs of a run, with shapes in place of arrays: the training step, and the programs of sampling."""
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,34 +12,39 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from fyp_jax.checkpoints.inference import inference_shapes
-from fyp_jax.compiled import Fingerprint
-from fyp_jax.config import SampleConfig
+from fyp_jax.compilation_cache import Fingerprint
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.models import attention
+from fyp_jax.models.attention_functions import blockwise_attention, plain_attention
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
-from fyp_jax.pipeline.pipeline import (
+from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.programs import (
     AbstractCall,
-    FollowYourPosePipeline,
-    make_sampler,
+    SamplingPrograms,
+    devices_of,
+    make_programs,
     sampling_fingerprint,
     sampling_mesh,
-    used_devices,
 )
 from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops
 from fyp_jax.training.config import TrainConfig
-from fyp_jax.training.init import start_shapes
-from fyp_jax.training.losses import OBJECTIVES, Models, NoiseSample
+from fyp_jax.training.init import initial_shapes
+from fyp_jax.training.losses import LOSSES, Models, NoiseSample
 from fyp_jax.training.optimizer import make_optimizer
-from fyp_jax.training.stages import stage
+from fyp_jax.training.stages import get_stage
 from fyp_jax.training.state import state_shapes
 from fyp_jax.training.step import configured_step, train_step_fingerprint
 from fyp_jax.types import Batch, Params
 
-PART = {"encode_text": "text_encoder", "encode_pose": "pose_encoder", "denoise": "unet", "decode": "vae"}
-"""Whose parameters a program of sampling uses; the others stand by."""
+MODEL_OF_PROGRAM = {
+    "encode_text": "text_encoder",
+    "encode_pose": "pose_encoder",
+    "denoise": "unet",
+    "decode": "vae",
+}
+"""The model whose parameters a program of sampling uses; the others stay in memory beside it."""
 
 SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
-"""Hub ids of models that have the sizes of our `sd14`."""
+"""Hub ids of models that have the sizes of the bundled `sd14`."""
 
 
 class Program(NamedTuple):
@@ -50,10 +54,10 @@ class Program(NamedTuple):
     lower: Callable[[], jax.stages.Lowered]
     runs: int
     """How often it runs for a step, or for a clip."""
-    needed: int
-    """FLOPs of matrix products and convolutions that the maths needs in one run, on all devices together."""
-    beside: int
-    """Bytes on each device that are held while it runs, and are no argument of it."""
+    model_flops: int
+    """FLOPs of matrix products and convolutions of one run that the model needs, on all devices together."""
+    resident_bytes: int
+    """Bytes on each device that stay in memory while it runs, and are no argument of it."""
 
 
 class Programs(NamedTuple):
@@ -61,137 +65,117 @@ class Programs(NamedTuple):
 
     programs: list[Program]
     devices: int
-    """That share the work."""
+    """Number of devices that run them together."""
     fingerprint: Fingerprint
-    """What `compiled=FILE` compares (fyp_jax.compiled)."""
+    """What `aot_path=FILE` compares (fyp_jax.compilation_cache)."""
 
 
-def own_sizes(pretrained: str) -> tuple[str, str | None]:
-    """The name of a folder with the sizes of `pretrained`, and what to tell the user if it is another one."""
+def bundled_sizes(pretrained: str) -> tuple[str, str | None]:
+    """The name of a folder with the sizes of `pretrained`, and a note for the user if that is another one."""
     if pretrained in SD14:
-        return "sd14", f"{pretrained}: only shapes are needed, taken from our own sizes, pretrained=sd14"
+        return (
+            "sd14",
+            f"{pretrained}: only shapes are needed; they come from the bundled sizes, pretrained=sd14",
+        )
     return pretrained, None
 
 
 def training_programs(
-    config: TrainConfig, devices: Sequence[Any], plain: bool = False, donate: bool | None = None
+    config: TrainConfig, devices: Sequence[Any], baseline: bool = False, donate: bool | None = None
 ) -> Programs:
     """The step of a config. Raises UserError as a run would.
 
-    `plain`: written as one would at first, all of the UNet (and of the pose encoder) trained, in float32,
-    nothing computed again, nothing donated (but with `donate`), and all scores of an attention at once.
+    With `baseline`, the step is written as one would write it at first: all of the UNet (and of the pose
+    encoder) is trained, in float32, nothing is rematerialised, nothing is donated (unless `donate`), and
+    attention computes all scores at once.
     """
     config.check()
-    mesh, this_stage = make_mesh(config.mesh, devices), stage(config.stage)
-    check_divisible(config.data.batch_size, config.data.frames, mesh)
-    needed = config.data.batch_size * _needed_for_a_clip(config)
-    if plain:
+    mesh, stage = make_mesh(config.mesh, devices), get_stage(config.stage)
+    check_divisible(config.data.batch_size, config.data.num_frames, mesh)
+    model_flops = config.data.batch_size * _model_flops_per_clip(config)
+    if baseline:
         config = dataclasses.replace(config, dtype="float32", frozen_dtype="float32", remat="none")
-        trained = (r"(unet|pose_encoder)/.*",) if this_stage.uses_pose else (r"unet/.*",)
-        frozen_parts = (r"(vae|text_encoder)/.*",) if this_stage.uses_pose else (r"(?!unet/).*",)
-        this_stage = dataclasses.replace(this_stage, trained=trained, frozen=frozen_parts)
-    donate = not plain if donate is None else donate
+        trainable_models = r"(unet|pose_encoder)/.*" if stage.uses_pose else r"unet/.*"
+        stage = dataclasses.replace(stage, trainable=(trainable_models,))
+    donate = not baseline if donate is None else donate
+    attention = plain_attention if baseline else blockwise_attention
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    models, trainable, frozen = start_shapes(config, this_stage, frame_axis)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema is not None)
+    models, trainable, frozen = initial_shapes(config, stage, frame_axis, attention)
+    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
+    state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema_decay is not None)
     batch = batch_shapes(config, models, config.data.batch_size)
-    votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
+    stop_signals = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
 
     def lower() -> jax.stages.Lowered:
-        step: Any = configured_step(
-            config, models, mesh, state, donate=not plain if donate is None else donate
-        )
-        with plain_attention() if plain else contextlib.nullcontext():
-            return step.lower(state, batch, votes)
+        step: Any = configured_step(config, models, mesh, state, donate=donate)
+        return step.lower(state, batch, stop_signals)
 
     fingerprint = train_step_fingerprint(config, models, mesh)
-    return Programs([Program("step", lower, 1, needed, 0)], mesh.size, fingerprint)
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """While it is open, attention is traced as softmax(q k^T / sqrt(d)) v, all groups and heads at once."""
-
-    def blockwise_attention(
-        q: jax.Array, keys: Sequence[jax.Array], values: Sequence[jax.Array]
-    ) -> jax.Array:
-        k, v = (attention.concat_kv(parts, q.shape[1]) for parts in (keys, values))
-        scores = jnp.einsum("gfnhd,gfmhd->gfhnm", q, k) * q.shape[-1] ** -0.5
-        return jnp.einsum("gfhnm,gfmhd->gfnhd", jax.nn.softmax(scores, axis=-1), v)
-
-    ours, attention.blockwise_attention = attention.blockwise_attention, blockwise_attention
-    try:
-        yield
-    finally:
-        attention.blockwise_attention = ours
+    return Programs([Program("step", lower, 1, model_flops, 0)], mesh.size, fingerprint)
 
 
 def batch_shapes(config: TrainConfig, models: Models, clips: int) -> Batch:
-    """What the loader of a run gives, for so many clips."""
+    """Shapes of a batch of so many clips, as the loader of a run gives it."""
     data = config.data
-    video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.float32)
-    length = models.frozen.tokenize("")[0].shape[1]
-    skeleton = None if models.pose_encoder is None else video
-    return Batch(video, jax.ShapeDtypeStruct((clips, length), jnp.int32), skeleton)  # pyright: ignore
+    video = jax.ShapeDtypeStruct((clips, data.num_frames, data.height, data.width, 3), jnp.float32)
+    input_ids = jax.ShapeDtypeStruct((clips, models.encoders.spec.tokens), jnp.int32)
+    return Batch(video, input_ids, None if models.pose_encoder is None else video)  # pyright: ignore
 
 
-def _needed_for_a_clip(config: TrainConfig) -> int:
-    """FLOPs of loss and gradient of one clip, nothing computed twice."""
-    this_stage = stage(config.stage)
-    plain = dataclasses.replace(config, remat="none")
-    models, trainable, frozen = start_shapes(plain, this_stage, None)
-    batch = batch_shapes(plain, models, 1)
+def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bool = False) -> Programs:
+    """The programs that make one clip, with a pose or without, on a config's mesh; `baseline` as for a
+    step."""
+    if baseline:
+        config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.num_frames)
+    folder, mesh = PipelineFolder(config.pretrained, parts=()), sampling_mesh(config, devices)
+    parts = folder.latent_encoders(), folder.schedule(), folder.unet_config()
+    attention = plain_attention if baseline else blockwise_attention
+    programs = make_programs(config, *parts, mesh, attention)
+    # The same programs on one device: what the model needs is counted on these.
+    on_one_device = make_programs(config, *parts, None, plain_attention)
+    used = devices_of(mesh, devices)
+    runs = {"encode_text": 2, "denoise": config.num_inference_steps}
+
+    def placed(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+        if mesh is None:
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=SingleDeviceSharding(devices[0]))
+        sharding = NamedSharding(mesh, parameter_spec(leaf.shape, mesh, AXES))
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    params = jax.tree.map(lambda leaf: placed(leaf, config.dtype), inference_shapes(parts[2]))
+    params |= jax.tree.map(lambda leaf: placed(leaf, jnp.float32), parts[0].spec.shapes)
+
+    def program(name: str, call: AbstractCall) -> Program:
+        # The function inside of the jitted one: what is traced here must not come from its cache.
+        function = functools.partial(
+            getattr(SamplingPrograms, name).__wrapped__, on_one_device, **call.static
+        )
+        model_flops = total_flops(count_products(function, *call.args))
+        others = {part: tree for part, tree in call.args[0].items() if part != MODEL_OF_PROGRAM[name]}
+        resident = sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(others))
+        lower = functools.partial(programs.lower, name, call)
+        return Program(name, lower, runs.get(name, 1), model_flops, resident)
+
+    found = [program(name, call) for name, call in programs.abstract_calls(config, params, used).items()]
+    return Programs(found, len(used), sampling_fingerprint(config, programs, used))
+
+
+def _model_flops_per_clip(config: TrainConfig) -> int:
+    """FLOPs of loss and gradient of one clip, without rematerialisation."""
+    stage = get_stage(config.stage)
+    config = dataclasses.replace(config, remat="none")
+    models, trainable, frozen = initial_shapes(config, stage, None, plain_attention)
+    batch = batch_shapes(config, models, 1)
     _, frames, height, width, _ = batch.video.shape
-    down, channels = models.frozen.spec.downscale, models.unet.config.in_channels
+    down, channels = models.encoders.spec.downscale, models.unet.config.in_channels
     latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
     noise_sample = NoiseSample(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
 
     def loss(trainable: Params, frozen: Params, batch: Batch, noise_sample: NoiseSample) -> jax.Array:
         params = unflatten_dict({**trainable, **frozen}, sep="/")
-        return OBJECTIVES[this_stage.objective](models, params, batch, noise_sample).sum()
+        return LOSSES[stage.loss](models, params, batch, noise_sample).sum()
 
-    with plain_attention():
-        return gradient_flops(loss, trainable, frozen, batch, noise_sample)
-
-
-def sampling_programs(config: SampleConfig, devices: Sequence[Any], plain: bool = False) -> Programs:
-    """The programs that make one clip, with a pose or without, on a config's mesh; `plain` as for a step."""
-    if plain:
-        config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.pose.frames)
-    folder, mesh = PipelineFolder(config.pretrained, parts=()), sampling_mesh(config, devices)
-    frozen, unet_config = folder.latent_encoders(), folder.unet_config()
-    sampler = make_sampler(config, frozen, folder.schedule(), unet_config, mesh)
-    # The same, as if there were one device: how much there is to do.
-    alone = make_sampler(config, frozen, folder.schedule(), unet_config, None)
-    used = used_devices(mesh, devices)
-    runs = {"encode_text": 2, "denoise": config.steps}
-
-    def stored(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-        if mesh is None:
-            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=SingleDeviceSharding(devices[0]))
-        spec = parameter_spec(leaf.shape, mesh, AXES)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=NamedSharding(mesh, spec))
-
-    own, theirs = inference_shapes(unet_config), frozen.spec.shapes
-    params = jax.tree.map(lambda leaf: stored(leaf, config.dtype), own)
-    params |= jax.tree.map(lambda leaf: stored(leaf, jnp.float32), theirs)
-
-    def program(name: str, call: AbstractCall) -> Program:
-        def lower() -> jax.stages.Lowered:
-            with plain_attention() if plain else contextlib.nullcontext():
-                return sampler.lower(name, call)
-
-        # Not the jitted function itself: what is traced here must not be found in its cache.
-        counted = functools.partial(getattr(FollowYourPosePipeline, name).__wrapped__, alone, **call.static)
-        with plain_attention():
-            flops = total_flops(count_products(counted, *call.args))
-        others = {part: tree for part, tree in call.args[0].items() if part != PART[name]}
-        beside = sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(others))
-        return Program(name, lower, runs.get(name, 1), flops, beside)
-
-    found = [program(name, call) for name, call in sampler.calls(config, params, used).items()]
-    return Programs(found, len(used), sampling_fingerprint(config, sampler, used))
+    return gradient_flops(loss, trainable, frozen, batch, noise_sample)
 
 
 def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:

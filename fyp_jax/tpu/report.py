@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fyp_jax.config import SampleConfig
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.tpu.compile_check import Variant
 from fyp_jax.tpu.program_stats import GIB, OutOfMemory, ProgramStats
 from fyp_jax.tpu.topologies import Chip
@@ -139,8 +139,8 @@ def _suggestions(config: TrainConfig | SampleConfig) -> Iterator[str]:
     if isinstance(config, SampleConfig):
         if config.decode_chunk_size > 1:
             yield f"decode_chunk_size={max(1, config.decode_chunk_size // 2)}"
-        if config.pose.frames > 1:
-            yield f"pose.frames={config.pose.frames // 2}"
+        if config.num_frames > 1:
+            yield f"num_frames={config.num_frames // 2}"
         return
     if config.frozen_dtype != "bfloat16":
         yield "frozen_dtype=bfloat16"
@@ -148,8 +148,9 @@ def _suggestions(config: TrainConfig | SampleConfig) -> Iterator[str]:
         yield "remat=transformers" if config.remat == "none" else "remat=all"
     if config.mesh.fsdp == 1:
         yield "mesh.fsdp=4 (shards parameters and optimizer state)"
-    steps = config.optimizer.accumulate
-    yield f"optimizer.accumulate={2 * steps} or a smaller data.batch_size, if a chip has several clips"
-    if config.data.frames > 1:
+    steps = config.optimizer.grad_accumulation_steps
+    accumulation = f"optimizer.grad_accumulation_steps={2 * steps}"
+    yield f"{accumulation} or a smaller data.batch_size, if a chip has several clips"
+    if config.data.num_frames > 1:
         yield f"mesh.frame={2 * max(1, config.mesh.frame)} (shards the frames of a clip over chips)"
-        yield f"data.frames={config.data.frames // 2}"
+        yield f"data.num_frames={config.data.num_frames // 2}"

@@ -1,79 +1,99 @@
-"""What a training run is made of: the parts' own configs, composed; `train.py --help` lists every field."""
+"""The config of train.py: the configs of its parts, composed; `train.py --help` lists every field."""
 
 import math
 from dataclasses import dataclass, field
 
-from fyp_jax.config import LATENT_GRID
-from fyp_jax.data.loader import DataConfig
+from fyp_jax.config import config_field
+from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import REMAT
-from fyp_jax.options import config_field
 from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.pipeline.config import PRETRAINED_HELP
+from fyp_jax.pipeline.params import LATENT_GRID, SamplingParams
 from fyp_jax.pose.config import PoseConfig
-from fyp_jax.training.logs import LogConfig
-from fyp_jax.training.stages import stage
+from fyp_jax.training.stages import get_stage
 
 MODELS = ("unet", "pose_encoder", "vae", "text_encoder")
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW; the published motion stage has the defaults."""
+    """AdamW; the defaults are those of the published motion stage."""
 
     lr: float = config_field(3e-5, "learning rate")
-    lr_schedule: str = config_field("constant", "constant or cosine (to 0) after the warm-up")
+    lr_schedule: str = config_field("constant", "learning rate after the warm-up: constant, or cosine to 0")
     warmup_steps: int = config_field(0, "updates over which the learning rate rises from 0")
     beta1: float = config_field(0.9, "decay of the mean of gradients")
     beta2: float = config_field(0.999, "decay of the mean of squared gradients")
     eps: float = config_field(1e-8, "added to the root of that mean")
-    weight_decay: float = config_field(1e-2, "times the learning rate, of each parameter at each update")
-    max_grad_norm: float | None = config_field(1.0, "largest global norm of a gradient; null does not clip")
+    weight_decay: float = config_field(
+        1e-2, "decay of each parameter at each update, times the learning rate"
+    )
+    max_grad_norm: float | None = config_field(1.0, "gradients are clipped to this global norm; null: never")
     grad_accumulation_steps: int = config_field(
-        1, "parts in which a batch is computed one after the other, to save memory"
+        1, "a batch is computed in so many parts, one after the other, to save memory"
     )
     ema_decay: float | None = config_field(
-        None, "decay of a moving average of the weights, which sampling then uses"
+        None, "decay of a moving average of the weights, which sampling then uses; null: none"
     )
 
     def check(self) -> None:
         """Raise UserError for values that cannot train."""
-        for name, fits in {
+        for name, in_range in {
             "lr": 0 < self.lr < math.inf,
-            "schedule": self.schedule in ("constant", "cosine"),
-            "warmup": self.warmup >= 0,
+            "lr_schedule": self.lr_schedule in ("constant", "cosine"),
+            "warmup_steps": self.warmup_steps >= 0,
             "beta1": 0 <= self.beta1 < 1,
             "beta2": 0 <= self.beta2 < 1,
             "eps": 0 < self.eps < math.inf,
             "weight_decay": 0 <= self.weight_decay < math.inf,
-            "clip": self.clip is None or 0 < self.clip < math.inf,
-            "accumulate": self.accumulate >= 1,
-            "ema": self.ema is None or 0 < self.ema < 1,
+            "max_grad_norm": self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
+            "grad_accumulation_steps": self.grad_accumulation_steps >= 1,
+            "ema_decay": self.ema_decay is None or 0 < self.ema_decay < 1,
         }.items():
-            if not fits:
-                raise UserError(f"optimizer.{name}={getattr(self, name)} is out of range (train.py --help)")
+            if not in_range:
+                raise UserError(
+                    f"optimizer.{name}={getattr(self, name)} is out of range (see train.py --help)"
+                )
 
 
 @dataclass
 class CheckpointConfig:
-    """Which steps are kept."""
+    """When checkpoints are saved, and which stay."""
 
-    folder: str | None = config_field(None, "where they stand, gs://BUCKET/... too; null: OUT/checkpoints")
-    every: int = config_field(1000, "steps from one checkpoint to the next; there is one at the end, too")
-    keep: int = config_field(
-        2, "how many of the last ones are kept; the one with the lowest loss stays as well"
+    folder: str | None = config_field(
+        None, "folder of the checkpoints, gs://... too; null: OUTPUT_DIR/checkpoints"
+    )
+    save_interval: int = config_field(1000, "steps between checkpoints; the last step is saved too")
+    max_to_keep: int = config_field(
+        2, "the newest checkpoints that stay; the one with the lowest loss stays too"
     )
 
 
 @dataclass
-class ValidationConfig:
-    """Clips that are sampled on the way, to be looked at."""
+class LogConfig:
+    """How often a run writes its metrics."""
 
-    every: int = config_field(0, "steps from one look to the next, 0 for none")
-    prompt: list[str] = field(default_factory=list, metadata={"help": "one clip is made for each"})
+    log_interval: int = config_field(10, "steps between rows of metrics.csv")
+
+
+@dataclass
+class ValidationConfig(SamplingParams):
+    """Clips that are sampled during training. Height and width are those of the data."""
+
+    sample_interval: int = config_field(0, "steps between validation clips; 0: none")
+    prompt: list[str] = field(default_factory=list, metadata={"help": "texts; each makes one clip"})
     pose: PoseConfig = field(default_factory=PoseConfig)
-    steps: int = config_field(20, "DDIM steps")
-    guidance: float = config_field(12.5, "as in sampling")
-    seed: int = config_field(0, "of the starting noise")
+    num_inference_steps: int = config_field(20, "DDIM steps")
+    noise_correlation: float | None = config_field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "fraction of the initial noise's variance that all frames have in common; null: as in training"
+    )
+    height: int | None = config_field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "pixels; null: data.height"
+    )
+    width: int | None = config_field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "pixels; null: data.width"
+    )
 
 
 @dataclass
@@ -82,34 +102,40 @@ class TrainConfig:
 
     stage: str = config_field(
         "motion",
-        "pose: the pose encoder, from images; motion: temporal layers, from videos; "
-        "autoencoder, image: a Stable Diffusion from nothing; video: all of the UNet",
+        "pose: pose encoder, from images; motion: temporal layers and queries, from videos; autoencoder, "
+        "image: a Stable Diffusion from nothing; video: all of the UNet",
     )
-    pretrained: str = config_field("mini", "pipeline folder, Hub id, or a size of ours: mini, sd14")
-    init: str | None = config_field(
-        None, "checkpoint of an earlier stage to start from; null: the pipeline's UNet"
+    pretrained: str = config_field("mini", PRETRAINED_HELP.removesuffix(", or checkpoint of ours"))
+    init_checkpoint: str | None = config_field(
+        None, "checkpoint of an earlier stage to start from; null: start from `pretrained`"
     )
-    fresh: list[str] = field(
+    reinit: list[str] = field(
         default_factory=list,
-        metadata={"help": f"models that start untrained, whatever else is there, of {', '.join(MODELS)}"},
+        metadata={
+            "help": f"models that start untrained, even if there are weights for them: {', '.join(MODELS)}"
+        },
     )
-    random_init: bool = config_field(False, "draw weights, always the same; of `pretrained` take the sizes")
+    random_init: bool = config_field(
+        False, "initialise all weights at random, the same each time; only sizes come from `pretrained`"
+    )
     zero_init_temporal: bool = config_field(
-        True, "temporal attention that was never trained starts at 0; false: as the reference draws it"
+        True, "temporal attention that was never trained starts at 0; false: at the published initialisation"
     )
     noise_correlation: float = config_field(
-        0.0, "share of the noise that all frames of a clip have in common, 0 to 1"
+        0.0, "fraction of the noise's variance that all frames of a clip have in common, 0 to 1"
     )
-    out: str = config_field("runs/train", "folder of the run; where it was stopped, it goes on")
-    steps: int = config_field(10000, "steps in all, those before a restart too")
-    seed: int = config_field(0, "of the order of data, of noise and of what starts fresh")
-    dtype: str = config_field("float32", "of activations: float32 or bfloat16; what is trained stays float32")
-    frozen_dtype: str = config_field("float32", "of the weights that are not trained: float32 or bfloat16")
+    output_dir: str = config_field("runs/train", "folder of the run; the same command resumes what is there")
+    num_train_steps: int = config_field(10000, "steps in all, those before a restart included")
+    seed: int = config_field(0, "seed of the data's order, of noise and of models that start untrained")
+    dtype: str = config_field(
+        "float32", "dtype of activations: float32 or bfloat16; trained weights stay float32"
+    )
+    frozen_dtype: str = config_field("float32", "dtype of weights that are not trained: float32 or bfloat16")
     remat: str = config_field(
-        "none", f"blocks that a gradient computes again to save memory: {', '.join(REMAT)}"
+        "none", f"blocks that are rematerialised for the gradient, to save memory: {', '.join(REMAT)}"
     )
-    compiled: str | None = config_field(
-        None, "the step, written by scripts/compile_tpu.py --save; null: compile"
+    aot_path: str | None = config_field(
+        None, "compiled step that scripts/compile_tpu.py --save wrote; null: compile now"
     )
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -120,11 +146,27 @@ class TrainConfig:
 
     @property
     def checkpoint_folder(self) -> str:
-        return self.checkpoint.folder or f"{self.out}/checkpoints"
+        """The folder of the run's checkpoints."""
+        return self.checkpoint.folder or f"{self.output_dir}/checkpoints"
+
+    def validation_sampling(self) -> SamplingParams:
+        """The options of validation clips: what the config leaves open is as in training."""
+        chosen, open_fields = (
+            self.validation,
+            {
+                "noise_correlation": self.noise_correlation,
+                "height": self.data.height,
+                "width": self.data.width,
+            },
+        )
+        values = {name: getattr(chosen, name) for name in SamplingParams.__dataclass_fields__}
+        for name, value in open_fields.items():
+            values[name] = value if values[name] is None else values[name]
+        return SamplingParams(**values)
 
     def check(self) -> None:
-        """Raise UserError for values that have the right type and train nothing."""
-        stage(self.stage)
+        """Raise UserError for values that have the right type but train nothing."""
+        get_stage(self.stage)
         self.optimizer.check()
         self.data.check()
         for name in ("height", "width"):
@@ -135,25 +177,27 @@ class TrainConfig:
                 raise UserError(f"{name}={getattr(self, name)} is not float32 or bfloat16")
         if self.remat not in REMAT:
             raise UserError(f"remat={self.remat} is not one of {', '.join(REMAT)}")
-        if unknown := [name for name in self.fresh if name not in MODELS]:
-            raise UserError(f"fresh={unknown[0]}: the models are {', '.join(MODELS)}")
-        if self.fresh and self.random_init:
-            raise UserError(f"fresh={','.join(self.fresh)} and random_init=true: which of them?")
-        if self.init is not None and self.random_init:
-            raise UserError(f"init={self.init} and random_init=true: which of them?")
+        if unknown := [name for name in self.reinit if name not in MODELS]:
+            raise UserError(f"reinit={unknown[0]}: the models are {', '.join(MODELS)}")
+        for name, value in (("reinit", ",".join(self.reinit)), ("init_checkpoint", self.init_checkpoint)):
+            if value and self.random_init:
+                raise UserError(f"{name}={value} and random_init=true exclude each other: leave one out")
         if not 0 <= self.noise_correlation <= 1:
             raise UserError(f"noise_correlation={self.noise_correlation} is not between 0 and 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
         for name, value, least in (
-            ("steps", self.steps, 1),
-            ("checkpoint.every", self.checkpoint.every, 1),
-            ("checkpoint.keep", self.checkpoint.keep, 1),
-            ("log.every", self.log.every, 1),
-            ("validation.every", self.validation.every, 0),
-            ("validation.steps", self.validation.steps, 1),
+            ("num_train_steps", self.num_train_steps, 1),
+            ("checkpoint.save_interval", self.checkpoint.save_interval, 1),
+            ("checkpoint.max_to_keep", self.checkpoint.max_to_keep, 1),
+            ("log.log_interval", self.log.log_interval, 1),
+            ("validation.sample_interval", self.validation.sample_interval, 0),
         ):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
-        if self.validation.every and not self.validation.prompt:
-            raise UserError("validation.every is given, but validation.prompt is empty")
+        if self.validation.sample_interval and not self.validation.prompt:
+            raise UserError("validation.sample_interval is given, but validation.prompt is empty")
+        try:
+            self.validation_sampling().check()
+        except UserError as error:
+            raise UserError(f"validation.{error}") from error

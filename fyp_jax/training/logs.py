@@ -1,12 +1,12 @@
-"""What a training run tells: a progress bar, `metrics.csv`, TensorBoard files, and validation pictures.
+"""What a training run reports: a progress bar, `metrics.csv`, TensorBoard files, and validation images.
 
-In the folder of a run stand, after a while:
+The folder of a run holds:
 
-    metrics.csv                 one row every few steps, the columns are `COLUMNS`
-    tensorboard/                the same as scalars, the pictures, the config
-    validation/000500-NAME.png  the pictures
+    metrics.csv                 one row every few steps; its columns are `COLUMNS`
+    tensorboard/                the same numbers as scalars, the validation images, the config
+    validation/000500-NAME.png  the validation images
 
-Steps count from 0. A resumed run goes on in the same files.
+Steps count from 0. A resumed run appends to the same files.
 """
 
 import math
@@ -16,7 +16,6 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,26 +29,26 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, wrap_write_errors
 from fyp_jax.media.images import Image
-from fyp_jax.media.writing import wrap_write_errors, write_png
-from fyp_jax.options import config_field
+from fyp_jax.media.writing import write_png
+from fyp_jax.training.config import LogConfig
 
 Metrics = Mapping[str, float | int]
 
 MEANS = {
     "loss": "loss/all",
-    "loss_quarter_0": "loss/timesteps_0_249",
-    "loss_quarter_1": "loss/timesteps_250_499",
-    "loss_quarter_2": "loss/timesteps_500_749",
-    "loss_quarter_3": "loss/timesteps_750_999",
+    "timestep_bin_loss_0": "loss/timesteps_0_249",
+    "timestep_bin_loss_1": "loss/timesteps_250_499",
+    "timestep_bin_loss_2": "loss/timesteps_500_749",
+    "timestep_bin_loss_3": "loss/timesteps_750_999",
     "grad_norm": "norm/gradient",
     "param_norm": "norm/parameters",
     "lr": "optimizer/learning_rate",
     "step_time": "speed/step_seconds",
     "data_wait": "speed/data_wait_seconds",
 }
-"""A metric of a step, and the column that has its mean over the steps of a row."""
+"""The metrics of a step, each with the column that holds its mean over the steps of a row."""
 
 COLUMNS = (
     "step",
@@ -59,32 +58,26 @@ COLUMNS = (
     "memory/device_GiB",
     "memory/host_GiB",
 )
-"""Of metrics.csv; all but the first are TensorBoard's tags too."""
+"""The columns of metrics.csv. All but the first are TensorBoard's tags too."""
 
 GIB = 2**30
 
 
-@dataclass
-class LogConfig:
-    """How often a training run tells how it does."""
-
-    every: int = config_field(10, "steps from one row of metrics.csv to the next")
-
-
 class TrainingLog:
-    """Tells of the steps `first_step` to `last_step`, both included, of one training loop; a context manager.
+    """Reports steps `first_step` to `last_step`, both included, of one training loop; a context manager.
 
-    What an earlier run wrote of `first_step` and later ones is dropped from metrics.csv, and hidden by
-    TensorBoard. Where `active` is false (all processes but the first) nothing is shown or written.
-    Raises UserError where the disk says no, for an `every` below 1, and for a metrics.csv of other columns.
+    Rows that an earlier run wrote of `first_step` and later steps are dropped from metrics.csv, and
+    TensorBoard hides them. Where `active` is false (in all processes but the first) nothing is shown or
+    written. Raises UserError where a file cannot be written, for an interval below 1, and for a metrics.csv
+    with other columns.
     """
 
     def __init__(self, folder: Path, first_step: int, last_step: int, config: LogConfig, active: bool):
-        if config.every < 1:
-            raise UserError(f"log.every={config.every} must be at least 1")
+        if config.log_interval < 1:
+            raise UserError(f"log.log_interval={config.log_interval} must be at least 1")
         self._folder = folder.absolute()  # tensorboardX would read "s3:run" as a bucket
         self._csv, self._events_folder = self._folder / "metrics.csv", self._folder / "tensorboard"
-        self._first, self._last, self._every = first_step, last_step, config.every
+        self._first, self._last, self._interval = first_step, last_step, config.log_interval
         self._active = active
         self._steps: list[Metrics] = []  # of the row to come
         self._step = first_step
@@ -120,11 +113,12 @@ class TrainingLog:
             self._stack.__exit__(kind, error, traceback)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Move the bar; every few steps, and at the last, write the row of all steps since the row before.
+        """Report a step: move the bar, and every few steps, and at the last, write a row of all steps since
+        the last row.
 
-        `metrics` has the keys of `MEANS`, `skipped` (steps left out so far, as their gradients were not
-        finite) and `clips` (of the global batch); other keys are left alone. NaN is "there was none" and
-        stays out of the means. `step_time` is the time from one step to the next, `data_wait` a part of it,
+        `metrics` has the keys of `MEANS`, `skipped` (number of steps so far whose gradient was not finite)
+        and `clips` (of the global batch); other keys are ignored. NaN means that there was no value, and is
+        left out of the means. `step_time` is the time from one step to the next and `data_wait` a part of it,
         both in seconds.
         """
         if not self._active:
@@ -135,18 +129,18 @@ class TrainingLog:
             f"loss {metrics['loss']:.4g}, step {metrics['step_time']:.3g}s", refresh=False
         )
         self._bar.update()
-        if step % self._every == 0 or step == self._last:
+        if step % self._interval == 0 or step == self._last:
             self._write_row()
 
-    def pictures(self, step: int, name: str, sheet: Image) -> None:
-        """Show a picture in TensorBoard, and write it as validation/STEP-NAME.png."""
+    def images(self, step: int, name: str, grid: Image) -> None:
+        """Show an image in TensorBoard, and write it as validation/STEP-NAME.png."""
         if not self._active:
             return
-        write_png(self._folder / "validation" / f"{step:06d}-{name}.png", sheet)
-        self._write_event(step, summary=summary.image(f"validation/{name}", sheet, dataformats="HWC"))
+        write_png(self._folder / "validation" / f"{step:06d}-{name}.png", grid)
+        self._write_event(step, summary=summary.image(f"validation/{name}", grid, dataformats="HWC"))
 
     def text(self, name: str, value: str) -> None:
-        """Show a text in TensorBoard, as it stands."""
+        """Show a text in TensorBoard without Markdown."""
         if not self._active:
             return
         as_code = textwrap.indent(value, "    ", lambda line: True)  # TensorBoard reads Markdown

@@ -16,52 +16,59 @@ Arrays = dict[str, Float[Array, "..."]]
 
 
 class TrainState(NamedTuple):
-    """Gradient and optimizer see `trainable` alone; `frozen` is no part of a checkpoint's training item."""
+    """The arrays of a run. Gradient and optimizer see `trainable` alone; a checkpoint's train item has no
+    `frozen`."""
 
     step: Int[Array, ""]
-    """Steps done; the number of the next one, as they count from 0."""
+    """Number of steps done, which is the index of the next step."""
     trainable: Arrays
-    """Float32."""
+    """Parameters that are trained, float32."""
     frozen: Arrays
+    """Parameters that are not trained."""
     opt_state: Any
-    average: Arrays | None
-    """Moving average of `trainable`, or None for a run without one."""
+    ema_params: Arrays | None
+    """Exponential moving average of `trainable`, or None for a run without one."""
     skipped: Int[Array, ""]
-    """Steps without an update, as their gradient was not finite: in all ..."""
+    """Number of steps that changed nothing, as their gradient was not finite."""
     skipped_in_row: Int[Array, ""]
-    """... and since the last update."""
+    """Number of such steps since the last update."""
 
-    def averaged(self) -> Arrays:
-        """The trained parameters that sampling should use."""
-        return self.trainable if self.average is None else self.average
+    def sampling_params(self) -> Arrays:
+        """The trained parameters that sampling uses: the moving average where there is one."""
+        return self.trainable if self.ema_params is None else self.ema_params
 
 
 def state_specs(state: TrainState, mesh: Mesh) -> TrainState:
-    """Where each array (or its shape) of a state stands: by its size, whatever its role."""
+    """Partition specs of each array (or its shape) of a state: they depend on its size, whatever its role."""
     return parameter_specs(state, mesh)
 
 
 def init_state(
-    trainable: Arrays, frozen: Arrays, optimizer: optax.GradientTransformation, average: bool, mesh: Mesh
+    trainable: Arrays,
+    frozen: Arrays,
+    optimizer: optax.GradientTransformation,
+    use_ema: bool,
+    mesh: Mesh,
 ) -> TrainState:
-    """Step 0 from parameters that are placed on the mesh; moments are made where they belong."""
-    shapes = state_shapes(trainable, frozen, optimizer, average)._replace(trainable={}, frozen={})
-    placed = shardings(parameter_specs(shapes, mesh), mesh)
-    make = jax.jit(functools.partial(_rest, optimizer=optimizer, average=average), out_shardings=placed)
-    rest = make(trainable)
-    return rest._replace(trainable=trainable, frozen=frozen)
+    """The state of step 0, from parameters that are on the mesh; optimizer state is made in its shardings."""
+    shapes = state_shapes(trainable, frozen, optimizer, use_ema)._replace(trainable={}, frozen={})
+    out_shardings = shardings(parameter_specs(shapes, mesh), mesh)
+    make = jax.jit(
+        functools.partial(_without_params, optimizer=optimizer, use_ema=use_ema), out_shardings=out_shardings
+    )
+    return make(trainable)._replace(trainable=trainable, frozen=frozen)
 
 
 def state_shapes(
-    trainable: Any, frozen: Any, optimizer: optax.GradientTransformation, average: bool
+    trainable: Any, frozen: Any, optimizer: optax.GradientTransformation, use_ema: bool
 ) -> TrainState:
-    """Shapes of `init_state`, from parameters or their shapes."""
-    rest = jax.eval_shape(functools.partial(_rest, optimizer=optimizer, average=average), trainable)
+    """Shapes of the arrays of `init_state`, from parameters or their shapes."""
+    rest = jax.eval_shape(functools.partial(_without_params, optimizer=optimizer, use_ema=use_ema), trainable)
     return rest._replace(trainable=trainable, frozen=frozen)
 
 
-def _rest(trainable: Arrays, optimizer: optax.GradientTransformation, average: bool) -> TrainState:
-    """A state of step 0 but for its parameters."""
-    copy = jax.tree.map(jnp.copy, trainable) if average else None
+def _without_params(trainable: Arrays, optimizer: optax.GradientTransformation, use_ema: bool) -> TrainState:
+    """A state of step 0 without its parameters."""
+    copy = jax.tree.map(jnp.copy, trainable) if use_ema else None
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(step, {}, {}, optimizer.init(trainable), copy, skipped, in_row)

@@ -1,8 +1,7 @@
-"""Clips sampled in the course of training, to be looked at."""
+"""Clips that a run samples during training."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
@@ -12,7 +11,8 @@ from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.pose.loading import configured_pose
+from fyp_jax.pipeline.programs import SamplingPrograms
+from fyp_jax.pose.loading import load_configured_pose
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import TrainingLog
 from fyp_jax.training.losses import Models
@@ -20,31 +20,27 @@ from fyp_jax.training.state import TrainState
 
 
 class Validation:
-    """The sampler of a run's own models; poses are those of `validation.pose`, or none."""
+    """Samples the validation prompts of a config with a run's own models and weights."""
 
     def __init__(self, config: TrainConfig, models: Models, mesh: Mesh):
-        """Raises UserError where the pose clip cannot be read."""
-        dtype, sizes = jnp.dtype(config.dtype), models.unet.config
-        unet, pose_encoder = UNet3D(sizes, ExecutionConfig(dtype)), PoseEncoder(sizes, dtype)
-        self._sampler = FollowYourPosePipeline(models.frozen, models.schedule, unet, pose_encoder)
-        self._config, self._mesh = config, mesh
-        self._poses = configured_pose(config.validation.pose, config.data.height, config.data.width)
+        """Raises UserError where the pose sequence cannot be read."""
+        dtype, unet_config = jnp.dtype(config.dtype), models.unet.config
+        unet, pose_encoder = UNet3D(unet_config, ExecutionConfig(dtype)), PoseEncoder(unet_config, dtype)
+        self._programs = SamplingPrograms(models.encoders, models.schedule, unet, pose_encoder)
+        self._prompts, self._mesh = config.validation.prompt, mesh
+        self._sampling = config.validation_sampling()
+        size = self._sampling.num_frames, self._sampling.height, self._sampling.width
+        self._poses = load_configured_pose(config.validation.pose, *size)
 
-    def look(self, done: int, state: TrainState, training_log: TrainingLog) -> None:
-        """Sample each prompt behind step `done`, on one device of the first process; all have to call."""
-        params = replicate(unflatten_dict(state.averaged() | state.frozen, sep="/"), self._mesh)
+    def run(self, done: int, state: TrainState, training_log: TrainingLog) -> None:
+        """Sample each prompt after `done` steps, on one device of the first process. All processes must call
+        it."""
+        flat = state.sampling_params() | state.frozen
+        params = replicate(unflatten_dict(flat, sep="/"), self._mesh)
         if jax.process_index() != 0:
             return
-        config, chosen = self._config.validation, self._config.data
-        for number, prompt in enumerate(config.prompt):
-            video = self._sampler(
-                params,
-                prompt,
-                self._poses,
-                size=None if self._poses is not None else (config.pose.frames, chosen.height, chosen.width),
-                seed=config.seed,
-                steps=config.steps,
-                guidance=config.guidance,
-            )
-            poses = [] if self._poses is None else [np.round(self._poses * 255).astype(np.uint8)]
-            training_log.pictures(done, f"{number:02d}", image_grid([*poses, video]))
+        pipeline = FollowYourPosePipeline(self._programs, params, self._sampling)
+        for number, prompt in enumerate(self._prompts):
+            output = pipeline(prompt, self._poses)
+            rows = [x for x in (output.pose_images, output.frames) if x is not None]
+            training_log.images(done, f"{number:02d}", image_grid(rows))

@@ -9,9 +9,9 @@ import argparse
 
 import jax
 import jax.numpy as jnp
-from benchmarks.timing import in_turns
 from einops import rearrange
 
+from benchmarks.timing import in_turns
 from fyp_jax.models.attention import blockwise_attention
 
 

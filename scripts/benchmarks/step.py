@@ -21,7 +21,6 @@ except ImportError:
     sys.exit("this benchmark compares with PyTorch: pip install -e '.[torch]'")
 
 from benchmarks.timing import in_turns, seconds
-
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes

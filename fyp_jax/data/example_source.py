@@ -1,0 +1,1 @@
+from fyp_jax.data.loader import RecordSource as RecordSource

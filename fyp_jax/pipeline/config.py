@@ -1,0 +1,50 @@
+"""The config of sample.py."""
+
+from dataclasses import dataclass, field
+
+from fyp_jax.config import config_field
+from fyp_jax.errors import UserError
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pose.config import PoseConfig
+
+PRETRAINED_HELP = "bundled model (mini; sd14 has sizes alone), pipeline folder, Hub id, or checkpoint of ours"
+
+
+@dataclass
+class SampleConfig(SamplingParams):
+    """One run of sample.py: weights, prompts, a pose sequence, and where the clips go."""
+
+    pretrained: str = config_field("mini", PRETRAINED_HELP)
+    checkpoint: str | None = config_field(None, "checkpoint of ours with UNet and pose encoder")
+    random_init: bool = config_field(
+        False, "initialise all weights at random, the same each time; only sizes come from `pretrained`"
+    )
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    prompt: list[str] = field(default_factory=list, metadata={"help": "texts; each makes one clip"})
+    dtype: str = config_field("float32", "dtype of UNet and pose encoder: float32 or bfloat16")
+    aot_path: str | None = config_field(
+        None, "compiled programs that scripts/compile_tpu.py --save wrote; null: compile now"
+    )
+    fps: float = config_field(8.0, "frames per second of the files written")
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
+    output_dir: str = config_field("runs", "folder in which each run makes a new folder")
+
+    def check(self) -> None:
+        """Raise UserError for values that have the right type but make no clip."""
+        super().check()
+        if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
+            raise UserError("the prompt is empty: give --prompt TEXT, or set prompt in the config")
+        if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
+            raise UserError(
+                f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: sampling "
+                "takes mesh.data=1 or 2 (the two branches of guidance), any mesh.frame, and mesh.fsdp=1"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
+        if not 0 < self.fps <= 50:
+            raise UserError(f"fps={self.fps} is not between 0 and 50")
+        if self.checkpoint is not None and self.random_init:
+            raise UserError(
+                f"checkpoint={self.checkpoint} and random_init=true exclude each other: leave one out"
+            )

@@ -1,0 +1,60 @@
+"""The options of one clip, as the command line, validation, evaluation and scripts pass them on."""
+
+import dataclasses
+import math
+from typing import Any
+
+from fyp_jax.config import config_field
+from fyp_jax.errors import UserError
+
+LATENT_GRID = 64
+"""Height and width are multiples of this: 8 pixels a latent, halved three times in the UNet."""
+
+
+@dataclasses.dataclass
+class SamplingParams:
+    """Size, sampler, guidance and noise of one clip. The defaults are the published ones."""
+
+    num_frames: int = config_field(8, "frames of the clip")
+    height: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
+    width: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
+    num_inference_steps: int = config_field(50, "DDIM steps")
+    guidance_scale: float = config_field(12.5, "classifier-free guidance; 1 turns it off")
+    negative_prompt: str = config_field("", "the text that guidance leads away from")
+    pose_guidance: bool = config_field(
+        False, "apply guidance to the pose too: the unconditional branch gets no pose"
+    )
+    noise_correlation: float = config_field(
+        0.0, "fraction of the initial noise's variance that all frames have in common, 0 to 1"
+    )
+    eta: float = config_field(0.0, "noise that each step adds: 0 is DDIM, 1 is DDPM")
+    seed: int = config_field(0, "seed of the initial noise, the same for each prompt")
+    decode_chunk_size: int = config_field(
+        4, "frames that the VAE decodes at a time; fewer frames need less memory"
+    )
+
+    def check(self) -> None:
+        """Raise UserError for values that have the right type but make no clip."""
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 1 or value % LATENT_GRID:
+                near = max(LATENT_GRID, round(value / LATENT_GRID) * LATENT_GRID)
+                raise UserError(f"{name}={value} is not a multiple of {LATENT_GRID}; {near} is the nearest")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale={self.guidance_scale} is not a finite number")
+        for name in ("eta", "noise_correlation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} is not between 0 and 1")
+        for name in ("num_frames", "num_inference_steps", "decode_chunk_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
+
+
+SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+
+
+def sampling_params(config: Any, **changes: Any) -> SamplingParams:
+    """The sampling fields of any config that has them all, with some of them changed."""
+    return SamplingParams(**{name: getattr(config, name) for name in SAMPLING_FIELDS} | changes)

@@ -1,0 +1,287 @@
+"""The compiled programs that sampling consists of. They hold models, and take all weights as arguments."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, UInt8
+
+from fyp_jax.compilation_cache import Fingerprint, Programs, environment_fingerprint
+from fyp_jax.diffusion import ddim
+from fyp_jax.diffusion.schedule import ScheduleConfig, correlated_noise
+from fyp_jax.errors import UserError
+from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
+from fyp_jax.models.encoders import LatentEncoders
+from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
+from fyp_jax.models.unet import UNet3D, UNet3DConfig
+from fyp_jax.parallel.mesh import make_mesh
+from fyp_jax.parallel.sharded_params import fsdp_shard_map
+from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.guidance import cfg_denoiser
+from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.types import FeatureMaps, Latents, Params, TextEmbeddings
+
+STATIC_PARAMS = ("num_inference_steps", "pose_guidance", "eta", "decode_chunk_size")
+"""Fields of SamplingParams that the programs are compiled for; the others are arguments of theirs."""
+
+
+class AbstractCall(NamedTuple):
+    """How a program is called: shapes in place of arrays, and its static arguments."""
+
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplingPrograms:
+    """Text encoding, pose encoding, one denoising step, decoding, and encoding of frames, each a jitted
+    method.
+
+    `params` is {"unet", "pose_encoder", "vae", "text_encoder"} throughout; a clip from text alone needs no
+    "pose_encoder".
+    """
+
+    encoders: LatentEncoders
+    schedule: ScheduleConfig
+    unet: UNet3D
+    pose_encoder: PoseEncoder
+    mesh: Mesh | None = None
+    """Devices that compute a clip together; None: one device computes all of it."""
+    compiled: Programs = dataclasses.field(default_factory=dict)
+    """Programs by their method's name that were compiled before, and run in its place."""
+    compiled_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The STATIC_PARAMS that `compiled` was compiled for."""
+
+    def __post_init__(self):
+        """Raises UserError where the UNet does not fit the VAE or the text encoder."""
+        config, spec = self.unet.config, self.encoders.spec
+        for what, ours, theirs in (
+            ("text width", config.cross_attention_dim, spec.text_width),
+            ("latent channels", config.in_channels, spec.latent_channels),
+            ("pixels per latent", DOWNSCALE, spec.downscale),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"the UNet does not fit the VAE and text encoder: {what} {ours} against {theirs}"
+                )
+
+    def run(self, name: str, *args: Any, **static: Any) -> Any:
+        """Call a program by name. One that was compiled before already holds its static arguments."""
+        program = self.compiled.get(name)
+        return getattr(self, name)(*args, **static) if program is None else program(*args)
+
+    def check_compiled_for(self, sampling: SamplingParams) -> None:
+        """Raise UserError where `compiled` is for other sampling options."""
+        for name, value in self.compiled_for.items():
+            if getattr(sampling, name) != value:
+                raise UserError(
+                    f"the compiled programs are for {name}={value}, not {getattr(sampling, name)}"
+                )
+
+    @functools.partial(jax.jit, static_argnames=("self",))
+    def encode_text(self, params: Params, input_ids: Int[Array, "b l"]) -> TextEmbeddings:
+        text = self.encoders.encode_text(params, input_ids)
+        if self.mesh is None:
+            return text
+        return jax.lax.with_sharding_constraint(text, NamedSharding(self.mesh, P()))
+
+    @functools.partial(jax.jit, static_argnames=("self",))
+    def encode_pose(self, params: Params, pose_images: Float[Array, "b f H W 3"]) -> list[FeatureMaps]:
+        """Feature maps of RGB in [0, 1]. They do not depend on the timestep, so they are computed once a
+        clip."""
+
+        def encode(params: Params, pose_images: Float[Array, "b f H W 3"]) -> list[FeatureMaps]:
+            return self.pose_encoder.apply({"params": params}, pose_images)  # pyright: ignore
+
+        maps = self._shard_over_frames(encode, pose_images.shape[1])(params["pose_encoder"], pose_images)
+        if self.mesh is None:
+            return maps
+        # Both branches of guidance get all maps.
+        return jax.lax.with_sharding_constraint(maps, NamedSharding(self.mesh, P(None, "frame")))
+
+    @functools.partial(
+        jax.jit,
+        static_argnames=("self", "num_inference_steps", "pose_guidance", "eta", "inverse"),
+        donate_argnames="z",
+    )
+    def denoise(
+        self,
+        params: Params,
+        z: Latents,
+        step_index: Int[Array, ""],
+        text: TextEmbeddings,
+        negative: TextEmbeddings,
+        pose_features: Sequence[FeatureMaps] | None,
+        guidance_scale: Float[Array, ""],
+        key: Array,
+        *,
+        num_inference_steps: int,
+        pose_guidance: bool = False,
+        eta: float = 0.0,
+        inverse: bool = False,
+    ) -> Latents:
+        """The latents after one DDIM step, counted from 0; `inverse` steps towards noise. `z` is donated."""
+        denoise = cfg_denoiser(
+            self.unet,
+            params["unet"],
+            text,
+            negative,
+            pose_features,
+            guidance_scale,
+            pose_guidance,
+            self.mesh,
+        )
+        ddim_schedule = ddim.make_ddim_schedule(self.schedule, num_inference_steps)
+        ddim_schedule = ddim.reverse(ddim_schedule) if inverse else ddim_schedule
+        return ddim.step(denoise, z, step_index, ddim_schedule, self.schedule, eta, key)
+
+    @functools.partial(jax.jit, static_argnames=("self", "chunk"))
+    def decode(self, params: Params, latents: Latents, *, chunk: int) -> UInt8[Array, "b f H W 3"]:
+        """RGB in 0..255 of latents, `chunk` frames at a time."""
+
+        def decode(vae: Params, latents: Latents) -> Any:
+            return self.encoders.decode_latents({"vae": vae}, latents, chunk)
+
+        video = self._shard_over_frames(decode, latents.shape[1])(params["vae"], latents)
+        return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    @functools.partial(jax.jit, static_argnames=("self",))
+    def encode_frames(self, params: Params, video: UInt8[Array, "b f H W 3"]) -> Latents:
+        """Latents of RGB in 0..255: the mean of the VAE's posterior, times the scaling factor."""
+
+        def encode(vae: Params, video: Array) -> Latents:
+            return self.encoders.encode_images({"vae": vae}, video.astype(jnp.float32) / 127.5 - 1)
+
+        return self._shard_over_frames(encode, video.shape[1])(params["vae"], video)
+
+    def _shard_over_frames(
+        self, function: Callable[[Params, Any], Any], frames: int
+    ) -> Callable[[Params, Any], Any]:
+        """A function of a model's parameters and a clip, computed frame by frame on the mesh's devices.
+
+        Where the frames do not divide over both axes of the mesh, the devices along `data` compute the same.
+        """
+        if self.mesh is None:
+            return function
+        mesh = self.mesh
+        axes = ("frame", "data") if frames % mesh.size == 0 else ("frame",)
+
+        def on_mesh(params: Params, clip: Any) -> Any:
+            spec = P(None, axes)
+            return fsdp_shard_map(function, params, mesh, (spec,), spec)(params, clip)
+
+        return on_mesh
+
+    def abstract_calls(
+        self, config: SampleConfig, params: Params, devices: Sequence[Any]
+    ) -> dict[str, AbstractCall]:
+        """How the clips of a config call the four programs of sampling, or three of them without a pose.
+
+        `params` are arrays or their shapes, with their shardings.
+        """
+
+        def shaped(
+            shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P | None = None
+        ) -> jax.ShapeDtypeStruct:
+            sharding = (
+                NamedSharding(self.mesh, spec or P()) if self.mesh else SingleDeviceSharding(devices[0])
+            )
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        frames, height, width = config.num_frames, config.height, config.width
+        by_frames, spec = P(None, "frame"), self.encoders.spec
+        noise = shaped(self.latent_shape(frames, height, width), spec=by_frames)
+        input_ids = shaped((1, spec.tokens), jnp.int32)
+        text = shaped((1, spec.tokens, spec.text_width))
+        step_index, scale, key = shaped((), jnp.int32), shaped(()), shaped((), jax.random.key(0).dtype)
+        calls, features = {"encode_text": AbstractCall((params, input_ids), {})}, None
+        if config.pose.path is not None:
+            pose_images = shaped((1, frames, height, width, 3), spec=by_frames)
+            calls["encode_pose"] = AbstractCall((params, pose_images), {})
+            maps = jax.eval_shape(self.pose_encoder.apply, {"params": params["pose_encoder"]}, pose_images)
+            features = [shaped(x.shape, x.dtype, by_frames) for x in maps]
+        static = {name: getattr(config, name) for name in ("num_inference_steps", "pose_guidance", "eta")}
+        calls["denoise"] = AbstractCall((params, noise, step_index, text, text, features, scale, key), static)
+        calls["decode"] = AbstractCall((params, noise), {"chunk": config.decode_chunk_size})
+        return calls
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+        """The shape of the latents of a clip of so many pixels."""
+        return (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
+
+    def lower(self, name: str, call: AbstractCall) -> jax.stages.Lowered:
+        """A program, traced for a call and not yet compiled."""
+        return getattr(type(self), name).lower(self, *call.args, **call.static)
+
+
+def prepare_latents(
+    key: jax.Array, shape: tuple[int, int, int, int, int], noise_correlation: float
+) -> Latents:
+    """Standard normal noise [b f h w c]; frames of a clip have `noise_correlation` of its variance in
+    common."""
+    own = jax.random.normal(key, shape)
+    if not noise_correlation:
+        return own
+    common = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, *shape[2:]))
+    return correlated_noise(common, own, noise_correlation)
+
+
+def make_programs(
+    config: SampleConfig,
+    encoders: LatentEncoders,
+    schedule: ScheduleConfig,
+    unet_config: UNet3DConfig,
+    mesh: Mesh | None,
+    attention: AttentionFn = blockwise_attention,
+) -> SamplingPrograms:
+    """The programs of a config, on a mesh or on one device."""
+    dtype = jnp.dtype(config.dtype)
+    frame_axis = "frame" if mesh is not None and mesh.shape["frame"] > 1 else None
+    unet = UNet3D(unet_config, ExecutionConfig(dtype, frame_axis=frame_axis, attention=attention))
+    return SamplingPrograms(encoders, schedule, unet, PoseEncoder(unet_config, dtype), mesh)
+
+
+def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
+    """A mesh of the first devices, as many as a config asks for; None for a single device.
+
+    Raises UserError where there are fewer devices, or where the frames do not divide over them.
+    """
+    size = config.mesh.data * config.mesh.frame
+    if size == 1:
+        return None
+    if size > len(devices):
+        raise UserError(
+            f"mesh.data={config.mesh.data} mesh.frame={config.mesh.frame} needs {size} devices; "
+            f"there are {len(devices)}"
+        )
+    if config.num_frames % config.mesh.frame:
+        raise UserError(f"num_frames={config.num_frames} is not a multiple of mesh.frame={config.mesh.frame}")
+    return make_mesh(config.mesh, devices[:size])
+
+
+def devices_of(mesh: Mesh | None, devices: Sequence[Any]) -> list[Any]:
+    """The devices of a mesh; without a mesh the first of `devices`."""
+    return list(devices[:1] if mesh is None else mesh.devices.flatten())
+
+
+def sampling_fingerprint(
+    config: SampleConfig, programs: SamplingPrograms, devices: Sequence[Any]
+) -> Fingerprint:
+    """All that the compiled programs of a config depend on."""
+    clip = f"{config.num_frames} frames of {config.height}x{config.width}"
+    return {
+        "clip": clip + (" from text alone" if config.pose.path is None else " with a pose"),
+        **{name: str(getattr(config, name)) for name in (*STATIC_PARAMS, "dtype")},
+        "unet": str(programs.unet.config.sizes()),
+        **programs.encoders.spec.sizes,
+        "schedule": str(programs.schedule),
+        "mesh": f"data={config.mesh.data} frame={config.mesh.frame}",
+        **environment_fingerprint(devices),
+    }
