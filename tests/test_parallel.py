@@ -14,12 +14,12 @@ import optax
 import pytest
 
 import tiny_models
-from fyp_jax.collectives import collectives
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_batch
+from fyp_jax.tpu.hlo import collectives
 from fyp_jax.training.losses import OBJECTIVES
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import state_specs
@@ -136,7 +136,7 @@ def test_frames_apart_are_never_in_one_place():
     assert kinds == {"all-reduce", "all-to-all", "collective-permute"}, "no all-gather, and each way is used"
     pixels = (SIDE // 8) ** 2
     share = CLIPS * FRAMES // 8 * pixels * max(tiny_models.UNET.block_out_channels)
-    largest = max(math.prod(shape) for item in moved for shape in item.arrays)
+    largest = max(math.prod(shape) for item in moved for shape in item.shapes)
     parameters = max(math.prod(x.shape) for x in on_one_device("motion")[0].values())
     assert largest <= max(share, parameters)
     # Nor does the program hold a whole clip of latents or wider anywhere else.

@@ -32,7 +32,7 @@ from fyp_jax.data.ingest.shards import (
     write_shard,
 )
 from fyp_jax.errors import UserError
-from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.errors import wrap_write_errors
 
 
 class Report(NamedTuple):
