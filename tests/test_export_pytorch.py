@@ -34,7 +34,7 @@ from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.convert import verify as verifying
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
-from fyp_jax.convert.lazy import Weights, to_lazy_tree, read_tree
+from fyp_jax.convert.lazy import Weights, read_tree, to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_files import find_weights, read_weights
@@ -675,4 +675,6 @@ def test_sizes_that_nothing_says(exported: Path, tmp_path: Path):
 
 
 def test_image_part_is_what_an_image_model_has(params: dict[str, Any], pipeline_folder: Path):
-    assert sorted(image_unet_to_torch(params["unet"])) == sorted(read_weights(find_weights(pipeline_folder / "unet")))
+    assert sorted(image_unet_to_torch(params["unet"])) == sorted(
+        read_weights(find_weights(pipeline_folder / "unet"))
+    )

@@ -17,8 +17,8 @@ from statistics import median
 
 import av
 import numpy as np
-from benchmarks.timing import seconds
 
+from benchmarks.timing import seconds
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.decoding import Record, sample_window

@@ -31,8 +31,7 @@ from fyp_jax.data.ingest.shards import (
     write_rejected,
     write_shard,
 )
-from fyp_jax.errors import UserError
-from fyp_jax.errors import wrap_write_errors
+from fyp_jax.errors import UserError, wrap_write_errors
 
 
 class Report(NamedTuple):
