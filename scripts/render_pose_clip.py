@@ -9,12 +9,12 @@ wave in turn and then together. The clip loops after 150 frames.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import wrap_write_errors
 from fyp_jax.media.images import image_grid
 from fyp_jax.media.writing import write_gif, write_png
 from fyp_jax.pose.skeleton import JOINTS, draw_skeleton
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -21,13 +21,12 @@ three forms:
 """
 
 import argparse
-import logging
 import os
-import sys
 from pathlib import Path
 
+from fyp_jax.console import run_console
 from fyp_jax.data.ingest.ingest import ingest
-from fyp_jax.errors import run_cli
+from fyp_jax.errors import printable
 
 KINDS = {"videos": "captioned_videos", "images": "pose_images"}
 MAX_NAMES = 5  # shown for each reason
@@ -71,12 +70,10 @@ def main() -> None:
     if report.rejected:
         print(f"{len(report.rejected)} rejected, listed in {report.folder / 'refused.csv'}:")
         for why, names in report.by_reason():
-            print(
-                f"{len(names):6}  {why}: {', '.join(names[:MAX_NAMES])}{', ...' * (len(names) > MAX_NAMES)}"
-            )
+            shown = ", ".join(names[:MAX_NAMES]) + ", ..." * (len(names) > MAX_NAMES)
+            print(printable(f"{len(names):6}  {why}: {shown}"))
 
 
 def console() -> None:
     """The command fyp-prepare-data, and scripts/prepare_data.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)
