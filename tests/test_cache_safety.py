@@ -28,14 +28,14 @@ class Planted:
         return Path.touch, (self.file,)
 
 
-def test_cached_value_of_shapes_comes_back_equal(kept_folder: Path):
+def test_cached_value_of_shapes_comes_back_equal(cache_folder: Path):
     value = {"a": {"b": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, "n": 4, "x": 0.18215, "t": "text"}
     assert cached("value", {"k": "1"}, lambda: value) == value
     assert cached("value", {"k": "1"}, dict) == value
     assert cached("value", {"k": "2"}, dict) == {}
 
 
-def test_planted_pickle_in_the_cache_is_not_opened(kept_folder: Path, tmp_path: Path):
+def test_planted_pickle_in_the_cache_is_not_opened(cache_folder: Path, tmp_path: Path):
     file = cache_file("value", {"k": "1"})
     assert file is not None
     file.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
@@ -75,10 +75,10 @@ def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
             check_private(file)
 
 
-def test_cache_folder_that_others_may_write_is_refused(kept_folder: Path):
-    kept_folder.mkdir(exist_ok=True)
-    kept_folder.chmod(0o777)
+def test_cache_folder_that_others_may_write_is_refused(cache_folder: Path):
+    cache_folder.mkdir(exist_ok=True)
+    cache_folder.chmod(0o777)
     with pytest.raises(UserError, match="can be written by other users.*JAX_COMPILATION_CACHE_DIR"):
         enable_compilation_cache()
-    kept_folder.chmod(0o700)
+    cache_folder.chmod(0o700)
     enable_compilation_cache()

@@ -66,7 +66,7 @@ finally:
 """
 
 
-def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple, kept_programs: Path):
+def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple, program_cache: Path):
     """Programs, and what else has to be known of the models, are there from the first start."""
     _, out = default_run
     record = json.loads((out / "0000" / "00-a-robot-on-the-beach.json").read_text())
@@ -76,13 +76,13 @@ def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple,
     assert set(record["weights"]["provenance"]) == {"motion", "pose"}
     assert record["config"]["steps"] == 20
     words = [str(ROOT / "sample.py"), "--config", str(out / "0000" / "config.yaml")]
-    kept = {file.name for file in kept_programs.iterdir() if not file.name.endswith("-atime")}
+    kept = {file.name for file in program_cache.iterdir() if not file.name.endswith("-atime")}
     assert len(kept) > 4
     again = subprocess.run(
         [sys.executable, "-c", SECOND_START, *words], capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    assert {file.name for file in kept_programs.iterdir() if not file.name.endswith("-atime")} == kept
+    assert {file.name for file in program_cache.iterdir() if not file.name.endswith("-atime")} == kept
     assert clip_files(out) == ["0000", "0001"]  # the first run is still there
     for name in ("00-a-robot-on-the-beach.mp4", "00-a-robot-on-the-beach.gif"):
         assert (out / "0000" / name).read_bytes() == (out / "0001" / name).read_bytes()

@@ -118,15 +118,15 @@ def write_images(folder: Path, count: int, side: int = 64) -> Path:
     return ingest("pose_images", source, folder / "records").folder
 
 
-def networks(stage: str, execution: ExecutionConfig) -> Models:
+def models(stage: str, execution: ExecutionConfig) -> Models:
     pose_encoder = PoseEncoder(UNET) if STAGES[stage].uses_pose else None
-    frozen = LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
-    return Models(frozen, ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
+    encoders = LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
+    return Models(encoders, ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
 
 
-def params(models: Models) -> dict[str, Any]:
-    """By path; nothing is zero, so that each gradient is felt."""
-    return flatten_dict(random_params(inference_shapes(UNET) | models.frozen.spec.shapes, seed=0), sep="/")
+def params(parts: Models) -> dict[str, Any]:
+    """Parameters by path, none of them zero, so that no gradient is zero for that reason."""
+    return flatten_dict(random_params(inference_shapes(UNET) | parts.encoders.spec.shapes, seed=0), sep="/")
 
 
 def state(models: Models, stage: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -134,7 +134,7 @@ def state(models: Models, stage: str, optimizer: optax.GradientTransformation, m
     trained = STAGES[stage].trains(arrays)
     parts = [{path: x for path, x in arrays.items() if trained[path] is k} for k in (True, False)]
     trainable, frozen = (shard_params(part, mesh) for part in parts)
-    return init_state(trainable, frozen, optimizer, average=False, mesh=mesh)
+    return init_state(trainable, frozen, optimizer, use_ema=False, mesh=mesh)
 
 
 def batch(stage: str, clips: int, frames: int, side: int = 32) -> Batch:
@@ -145,5 +145,5 @@ def batch(stage: str, clips: int, frames: int, side: int = 32) -> Batch:
     return Batch(video, input_ids, pose_images)
 
 
-def votes(mesh: Mesh) -> jax.Array:
+def stop_signals(mesh: Mesh) -> jax.Array:
     return jnp.zeros(mesh.size, jnp.int32)
