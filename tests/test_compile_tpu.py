@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
@@ -59,6 +60,21 @@ def check_motion(pipeline: Path) -> Callable[..., CompileCheck]:
         return done[topology, *overrides]
 
     return check
+
+
+@pytest.mark.tpu_compile
+def test_a_product_over_a_sharded_axis_has_its_flops_divided_and_one_all_reduce():
+    mesh = make_mesh(MeshConfig(), topology_devices("v5e:2x2")[1])
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "data")))
+    w = jax.ShapeDtypeStruct((1024, 128), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    product = jax.jit(lambda x, w: x @ w, out_shardings=NamedSharding(mesh, P()))
+    model_flops = 2 * 256 * 1024 * 128
+    program = Program("product", lambda: product.lower(x, w), 1, model_flops, 0)
+    stats, _ = compile_and_measure(program, mesh.size, {})
+    assert stats.hardware_flops == stats.model_flops == model_flops / 4
+    assert stats.collectives == {"all-reduce": (1, 4 * 256 * 128)}
+    assert stats.ici_bytes == 2 * 4 * 256 * 128
+    assert stats.argument_size_in_bytes == 4 * (256 + 128) * 1024 / 4
 
 
 @pytest.mark.tpu_compile

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the state of the pod, the state of the training on each host, and the end of each log. --follow follows host 0.
+# Prints the state of the pod and of the training on each host, and the end of each log; --follow shows host 0's log.
 #
 #     scripts/tpu/watch.sh --project P --zone Z --name N --run sd14_motion [--follow]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
