@@ -10,13 +10,13 @@ time. Exit status 1: the config does not fit; the message says what to try.
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from fyp_jax.config import load_config
-from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import wrap_write_errors
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.training.config import TrainConfig
 
@@ -67,5 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -20,7 +20,7 @@ from fyp_jax import trees
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
-from fyp_jax.data.loader import DataConfig
+from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.config import MeshConfig
@@ -65,7 +65,7 @@ def equal_programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -
 def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     data = DataConfig(
         path=str(world / "records" / "captioned_videos"),
-        frames=FRAMES,
+        num_frames=FRAMES,
         stride=2,
         height=64,
         width=64,
@@ -159,7 +159,7 @@ def test_a_finished_run_has_nothing_to_do(
 def test_other_data_is_no_going_on(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(UserError, match="cannot go on with other data: seed was 0, is 1"):
+    with pytest.raises(UserError, match="cannot resume with other data: seed was 0, is 1"):
         train_on(1, a_config(world, whole_run[0], steps=6, seed=1), monkeypatch)
 
 
@@ -209,10 +209,11 @@ def test_captions_of_every_clip_count(stepped: tuple, one_device: jax.sharding.M
     batch = tiny_models.batch("motion", CLIPS, FRAMES)
     found = set()
     for clip in (None, 0, CLIPS - 1):
-        ids = np.array(batch.ids)
+        input_ids = np.array(batch.input_ids)
         if clip is not None:
-            ids[clip] = (ids[clip] + 1) % 512
-        found.add(float(step(make(), batch._replace(ids=ids), tiny_models.votes(one_device))[1]["loss"]))
+            input_ids[clip] = (input_ids[clip] + 1) % 512
+        changed = batch._replace(input_ids=input_ids)
+        found.add(float(step(make(), changed, tiny_models.votes(one_device))[1]["loss"]))
     assert len(found) == 3
 
 
@@ -276,13 +277,13 @@ def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_last_and_the_best_are_kept(tmp_path: Path):
     config = tiny_models.UNET
     params = unflatten_dict({path: jnp.zeros(1) for path in ("unet/x", "pose_encoder/x")}, sep="/")
-    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+    with TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.3), (4, np.inf), (5, 0.4)):
             about = {"unet": config.to_json(), "provenance": {}}
             train = {"w": jnp.full(3, step)}
             checkpoints.save(step, train=train, inference=params, data={}, config=about, loss=loss)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5]
-    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+    with TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:
         saved = checkpoints.restore({"w": jnp.zeros(3)})
         assert saved is not None
         assert (saved.step, saved.train["w"].tolist()) == (5, [5, 5, 5])
@@ -299,7 +300,7 @@ def test_buckets_reach_orbax_as_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "_make", lambda folder: folder)
     monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", refuse)
     with pytest.raises(RuntimeError, match="^gs://bucket/run$"):
-        TrainingCheckpoints("gs://bucket/run", keep=1)
+        TrainingCheckpoints("gs://bucket/run", max_to_keep=1)
 
 
 def test_temporal_layers_begin_as_the_stage_wants(

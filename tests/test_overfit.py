@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 def test_a_clip_is_learned_by_heart(tmp_path: Path):
     """Half of the script's own frames and steps."""
-    options = ["data.frames=4", "steps=300", "log.every=10"]
+    options = ["data.num_frames=4", "steps=300", "log.every=10"]
     command = [sys.executable, "scripts/overfit.py", "--out", str(tmp_path), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -183,7 +183,7 @@ def test_batches_that_do_not_fit():
     assert process_batch_range(8, mesh) == range(8)
     with pytest.raises(UserError, match="data.batch_size=6 is not a multiple of 4"):
         check_divisible(6, 8, mesh)
-    with pytest.raises(UserError, match="data.frames=5 is not a multiple of mesh.frame=2"):
+    with pytest.raises(UserError, match="data.num_frames=5 is not a multiple of mesh.frame=2"):
         check_divisible(8, 5, mesh)
 
 

@@ -62,5 +62,5 @@ def test_a_pair_of_which_one_finds_too_many_broken_records_ends(world: Path, tmp
     assert [len(lines) for lines in errors] == [1, 1], said
     assert "the run ends: another process has no data to go on with" in errors[0][0]
     assert f"{broken}: " in errors[1][0]
-    assert "records are broken" in errors[1][0]
+    assert "records are corrupt" in errors[1][0]
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))

@@ -27,7 +27,7 @@ from fyp_jax.pipeline.pipeline import (
     sample_to_files,
 )
 from fyp_jax.pose.config import PoseConfig
-from fyp_jax.pose.loading import load_pose, pose_path
+from fyp_jax.pose.loading import load_pose
 from fyp_jax.tpu.flops import count_products, total_flops
 
 MINI = SampleConfig(random_init=True, prompt=["a robot"])
@@ -40,7 +40,7 @@ def loaded() -> tuple[FollowYourPosePipeline, dict[str, Any], dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def poses() -> np.ndarray:
-    return load_pose(pose_path("dance"), frames=3, stride=5, start=0, height=64, width=64)
+    return load_pose("dance", num_frames=3, stride=5, start=0, height=64, width=64)
 
 
 def make(loaded: tuple, poses: np.ndarray | None, prompt: str = "a robot", **options: Any) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_what_changes_a_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray,
 
 
 def test_another_pose_changes_a_clip(loaded: tuple, poses: np.ndarray, clip: np.ndarray):
-    other = load_pose(pose_path("dance"), frames=3, stride=5, start=40, height=64, width=64)
+    other = load_pose("dance", num_frames=3, stride=5, start=40, height=64, width=64)
     assert np.abs(make(loaded, other).astype(int) - clip).mean() > 0.5
 
 
@@ -144,7 +144,7 @@ def test_each_step_is_told(loaded: tuple, poses: np.ndarray, clip: np.ndarray):
 
 
 def test_a_wide_clip(loaded: tuple):
-    poses = load_pose(pose_path("dance"), frames=1, stride=1, start=0, height=64, width=128)
+    poses = load_pose("dance", num_frames=1, stride=1, start=0, height=64, width=128)
     assert make(loaded, poses, steps=1).shape == (1, 64, 128, 3)
 
 

@@ -22,8 +22,8 @@ from fyp_jax import trees
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import save_config
-from fyp_jax.data.datasets import Records, open_records
-from fyp_jax.data.loader import TooManyBadFiles
+from fyp_jax.data.datasets import TfdsRecordSource, open_records
+from fyp_jax.data.loader import TooManyCorruptRecords
 from fyp_jax.errors import UserError, run_cli
 from fyp_jax.training import loop
 from fyp_jax.training.config import TrainConfig
@@ -36,7 +36,7 @@ __all__ = ["equal_programs_are_compiled_once", "world"]  # fixtures
 class SomeBroken:
     """Records, some of which have half of their video only."""
 
-    def __init__(self, records: Records, broken: set[int]):
+    def __init__(self, records: TfdsRecordSource, broken: set[int]):
         self.records, self.broken = records, broken
         self.kind, self.fingerprint = records.kind, records.fingerprint
 
@@ -82,7 +82,7 @@ class Ending(TrainingCheckpoints):
 
 def pose_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     config = a_config(world, out, stage="pose", random_init=False, pretrained=str(world / "weights"))
-    data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), frames=1)
+    data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), num_frames=1)
     return dataclasses.replace(config, data=data, **changes)
 
 
@@ -123,7 +123,7 @@ def test_the_pose_stage_trains_the_pose_encoder_from_silence(pose_run: tuple[Pat
     encoder = begin.networks.pose_encoder
     assert encoder is not None
     params = {path.removeprefix("pose_encoder/"): x for path, x in begin.trainable.items()}
-    skeleton = tiny_models.batch("pose", 1, 1).skeleton
+    skeleton = tiny_models.batch("pose", 1, 1).pose_images
     maps = encoder.apply({"params": unflatten_dict(params, sep="/")}, jnp.asarray(skeleton))
     assert not any(np.any(x) for x in jax.tree.leaves(maps)), "the untouched image model begins"
     after = arrays(out)
@@ -184,7 +184,9 @@ def test_too_many_broken_records_end_a_run(world: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(loop, "open_records", breaking({0, 1, 2}))
     config = a_config(world, tmp_path)
     config.data.max_corrupt_fraction = 0.4
-    with pytest.raises(TooManyBadFiles, match=r"3 of 5 records are broken.*allows 2: \d\.mp4: ") as caught:
+    with pytest.raises(
+        TooManyCorruptRecords, match=r"3 of 5 records are corrupt.*allows 2: \d\.mp4: "
+    ) as caught:
         train_on(1, config, monkeypatch)
     assert "\n" not in str(caught.value)
 
@@ -225,7 +227,7 @@ def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureF
         (["data.batch_size=6"], "data.batch_size=6 is not a multiple of 8"),
         (
             ["mesh.data=-1", "mesh.frame=4"],
-            "data.frames=2 is not a multiple of mesh.frame=4",
+            "data.num_frames=2 is not a multiple of mesh.frame=4",
         ),
         (["mesh.fsdp=3"], "does not fit the 8 devices"),
         (["mesh.process=1"], "mesh.process is given, but not mesh.coordinator and mesh.processes"),

@@ -13,7 +13,6 @@ each model and ablation. The same weights give the same scores on the same machi
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fyp_jax.config import load_config
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.console import run_console
+from fyp_jax.errors import UserError
 from fyp_jax.pipeline.config import SampleConfig
 
 CONFIG = "configs/mini/sample.yaml"
@@ -76,7 +76,7 @@ def main() -> None:
     from fyp_jax.evaluation.eval_set import Scores, make_eval_cases, score
     from fyp_jax.evaluation.report import plot_clips, plot_scores, table_rows
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-    from fyp_jax.synthetic.scenes import draw_frames
+    from fyp_jax.synthetic.scenes import render_frames
 
     pipeline = FollowYourPosePipeline.from_config(config)
     models = sample_functions(config, pipeline, args.ablations, dict(x.split("=", 1) for x in args.compare))
@@ -91,7 +91,7 @@ def main() -> None:
     shown: dict[str, list[np.ndarray]] = {}
     for part in parts:
         cases = make_eval_cases(args.clips, part.frames, part.held_out_pairs)
-        rendered = [draw_frames(case.scene, case.keypoints) for case in cases]
+        rendered = [render_frames(case.scene, case.keypoints) for case in cases]
         results[GROUND_TRUTH + part.suffix] = score(rendered, cases, encode)
         if not part.suffix:
             shown["given pose"] = [case.pose_images for case in cases[:SHOWN]]
@@ -149,5 +149,4 @@ def sample_functions(
 
 def console() -> None:
     """The command fyp-evaluate, and scripts/evaluate.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)
