@@ -226,6 +226,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_videos(tmp_path_factory.mktemp("videos"), 5)
 
 
+@pytest.mark.slow
 def test_training_with_a_saved_step_has_the_losses_of_training_without(
     pipeline: Path, records: Path, tmp_path: Path
 ):
@@ -258,7 +259,7 @@ def test_sampling_with_saved_programs_makes_the_clip_of_sampling_without(pipelin
             SCRIPT, "sample", "--config", SAMPLE, "--topology", "here", "--save", file, *overrides
         )
         assert run.status == 0, run
-    pose, calls, videos = np.ones((2, 64, 64, 3), np.float32), [], []
+    pose, calls, videos = np.full((2, 64, 64, 3), 255, np.uint8), [], []
     for extra in ([], [f"aot_path={file}"]):
         config = load_config(SampleConfig, SAMPLE, [*overrides, *extra])
         pipe = FollowYourPosePipeline.from_config(config)
@@ -267,7 +268,7 @@ def test_sampling_with_saved_programs_makes_the_clip_of_sampling_without(pipelin
     assert np.array_equal(*videos)
     assert len(calls) == 6, "the progress bar does not reach its end"
     with pytest.raises(UserError, match="does not fit this run"):
-        pipe("x", np.ones((3, 64, 64, 3), np.float32), **options)
+        pipe("x", np.full((3, 64, 64, 3), 255, np.uint8), **options)
     with pytest.raises(UserError, match="num_inference_steps=3, not 4"):
         pipe("x", pose, num_inference_steps=4, pose_guidance=True)
     with pytest.raises(UserError, match="num_inference_steps=3, here 4"):
