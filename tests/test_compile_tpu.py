@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
@@ -62,6 +63,22 @@ def check_motion(pipeline: Path) -> Callable[..., CompileCheck]:
 
 
 @pytest.mark.tpu_compile
+def test_a_product_over_a_sharded_axis_has_its_flops_divided_and_one_all_reduce():
+    mesh = make_mesh(MeshConfig(), topology_devices("v5e:2x2")[1])
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "data")))
+    w = jax.ShapeDtypeStruct((1024, 128), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    product = jax.jit(lambda x, w: x @ w, out_shardings=NamedSharding(mesh, P()))
+    model_flops = 2 * 256 * 1024 * 128
+    program = Program("product", lambda: product.lower(x, w), 1, model_flops, 0)
+    stats, _ = compile_and_measure(program, mesh.size, {})
+    assert stats.hardware_flops == stats.model_flops == model_flops / 4
+    assert stats.collectives == {"all-reduce": (1, 4 * 256 * 128)}
+    assert stats.ici_bytes == 2 * 4 * 256 * 128
+    assert stats.argument_size_in_bytes == 4 * (256 + 128) * 1024 / 4
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compile
 def test_a_larger_pod_needs_the_same_memory_per_chip_and_reduces_only_trainable_gradients(check_motion: Any):
     (small,), (large,) = (check_motion(name).variants["config"].programs for name in ("v5e:2x2", "v5e:4x4"))
     models = tiny_models.models("motion", tiny_models.ExecutionConfig())
@@ -75,6 +92,7 @@ def test_a_larger_pod_needs_the_same_memory_per_chip_and_reduces_only_trainable_
     assert large.hardware_flops == pytest.approx(small.hardware_flops, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_rematerialised_layers_gather_fsdp_parameters_again_and_compute_the_same(check_motion: Any):
     replicated, sharded = (
@@ -86,6 +104,7 @@ def test_rematerialised_layers_gather_fsdp_parameters_again_and_compute_the_same
     assert set(sharded.collectives) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_all_chips_have_the_same_argument_size_and_flops(check_motion: Any, topology: str):
@@ -94,6 +113,7 @@ def test_all_chips_have_the_same_argument_size_and_flops(check_motion: Any, topo
     assert other.hardware_flops == pytest.approx(v5e.hardware_flops, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_hardware_flops_of_a_step_are_close_to_its_model_flops(check_motion: Any):
     (stats,) = check_motion("v5e:2x2").variants["config"].programs
@@ -105,6 +125,7 @@ def test_hardware_flops_of_a_step_are_close_to_its_model_flops(check_motion: Any
     assert stats.alias_size_in_bytes > 0.9 * stats.output_size_in_bytes, "the state is not donated"
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_check_of_sampling_prints_a_table_and_writes_json(pipeline: Path, tmp_path: Path):
     file = tmp_path / "check.json"
@@ -205,6 +226,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_videos(tmp_path_factory.mktemp("videos"), 5)
 
 
+@pytest.mark.slow
 def test_training_with_a_saved_step_has_the_losses_of_training_without(
     pipeline: Path, records: Path, tmp_path: Path
 ):
@@ -237,7 +259,7 @@ def test_sampling_with_saved_programs_makes_the_clip_of_sampling_without(pipelin
             SCRIPT, "sample", "--config", SAMPLE, "--topology", "here", "--save", file, *overrides
         )
         assert run.status == 0, run
-    pose, calls, videos = np.ones((2, 64, 64, 3), np.float32), [], []
+    pose, calls, videos = np.full((2, 64, 64, 3), 255, np.uint8), [], []
     for extra in ([], [f"aot_path={file}"]):
         config = load_config(SampleConfig, SAMPLE, [*overrides, *extra])
         pipe = FollowYourPosePipeline.from_config(config)
@@ -246,7 +268,7 @@ def test_sampling_with_saved_programs_makes_the_clip_of_sampling_without(pipelin
     assert np.array_equal(*videos)
     assert len(calls) == 6, "the progress bar does not reach its end"
     with pytest.raises(UserError, match="does not fit this run"):
-        pipe("x", np.ones((3, 64, 64, 3), np.float32), **options)
+        pipe("x", np.full((3, 64, 64, 3), 255, np.uint8), **options)
     with pytest.raises(UserError, match="num_inference_steps=3, not 4"):
         pipe("x", pose, num_inference_steps=4, pose_guidance=True)
     with pytest.raises(UserError, match="num_inference_steps=3, here 4"):

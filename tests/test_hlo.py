@@ -91,12 +91,7 @@ ENTRY %main (x: f32[2,8,8,4], w: f32[3,3,4,6]) -> f32[2,8,8,6] {{
 @pytest.mark.parametrize(
     ("window", "kernel", "out", "taps"),
     [
-        (
-            "size=3x3 pad=1_1x1_1",
-            "3,3,4,6",
-            "2,8,8,6",
-            22 * 22,
-        ),  # 3 taps x 8 outputs, 2 in padding
+        ("size=3x3 pad=1_1x1_1", "3,3,4,6", "2,8,8,6", 22 * 22),  # 3 x 8, 2 of them in the padding
         ("size=3x3 stride=2x2 pad=0_1x0_1", "3,3,4,6", "2,4,4,6", 11 * 11),
         ("size=3x3 pad=1_2x1_2 lhs_dilate=2x2", "3,3,4,6", "2,16,16,6", 23 * 23),
         ("size=1x1", "1,1,4,6", "2,8,8,6", 64),

@@ -117,7 +117,7 @@ def _json_of_programs(programs: Sequence[ProgramStats], chip: Chip | None) -> di
     }
 
 
-def _totals(programs: Sequence[ProgramStats]) -> dict[str, float]:
+def _totals(programs: Sequence[ProgramStats]) -> dict[str, Any]:
     return {name: sum(item.runs * getattr(item, name) for item in programs) for name in TOTALS}
 
 
