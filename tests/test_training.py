@@ -332,7 +332,7 @@ def test_checkpoint_lacks_the_weights_that_pretrained_has(pose_run: tuple[Path, 
         ({"reinit": ["unett"]}, "reinit=unett: the models are unet, pose_encoder, vae, text_encoder"),
         (
             {"reinit": ["unet"], "random_init": True},
-            "reinit=unet and random_init=true: exclude each other: leave one out",
+            "reinit=unet and random_init=true exclude each other: leave one out",
         ),
     ],
 )
