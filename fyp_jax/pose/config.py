@@ -13,5 +13,8 @@ class PoseConfig:
         "dance",
         "skeleton video, folder of images, keypoint .json, or bundled clip (dance); null: no pose",
     )
+    size: str | None = config_field(
+        None, "WIDTHxHEIGHT of the film, for keypoints whose file does not say it (OpenPose, MMPose, ...)"
+    )
     stride: int = config_field(5, "take every n-th frame of the pose clip")
     start: int = config_field(0, "first frame to take, counted from 0")
