@@ -11,7 +11,7 @@ class PoseConfig:
 
     path: str | None = config_field(
         "dance",
-        "skeleton video, folder of images, keypoint .json, or bundled clip (dance); null: no pose",
+        "skeleton video, folder of images, keypoints (ours, OpenPose, MMPose, ...), or dance; null: no pose",
     )
     size: str | None = config_field(
         None, "WIDTHxHEIGHT of the film, for keypoints whose file does not say it (OpenPose, MMPose, ...)"

@@ -133,16 +133,21 @@ def look_like_fractions(frames: Sequence[People], size: tuple[int, int] | None) 
     return len(places) > 0 and bool(places.max() <= limit)
 
 
-def check_people(frames: Sequence[People], width: int, height: int) -> None:
-    """Check that keypoints are pixels, and that at least one of them is seen in an image of width x height.
-
-    Raises KeypointError.
-    """
+def check_unit(frames: Sequence[People], width: int, height: int) -> None:
+    """Raise KeypointError where keypoints are fractions of an image of width x height, and not pixels."""
     if look_like_fractions(frames, (width, height)):
         raise KeypointError(
             "its keypoints look like fractions of the image size; they must be in pixels: multiply x by the "
             "width and y by the height"
         )
+
+
+def check_people(frames: Sequence[People], width: int, height: int) -> None:
+    """Check that keypoints are pixels, and that at least one of them is seen in an image of width x height.
+
+    Raises KeypointError.
+    """
+    check_unit(frames, width, height)
     if not any(len(people) for people in frames):
         raise KeypointError("its keypoints contain no person")
     places = confident_places(frames)

@@ -36,6 +36,7 @@ from fyp_jax.pose.keypoints import (
     KeypointError,
     People,
     check_people,
+    check_unit,
     confident_places,
     look_like_fractions,
     parse_people,
@@ -129,10 +130,15 @@ def load_keypoints(path: str | os.PathLike[str], size: str | None = None) -> Key
 def render_keypoints(path: Path, indices: range, size: str | None = None) -> Iterator[Image]:
     """Render frames of keypoints as skeletons, at the size of their image.
 
-    Raises UserError as `load_keypoints` does, and ClipTooShort. Notes of the clip are logged as warnings.
+    Raises UserError as `load_keypoints` does, BadPoseError where nobody is seen, and ClipTooShort. Notes of
+    the clip are logged as warnings.
     """
     clip = load_keypoints(path, size)
     require_frames(path, len(clip.frames), indices)
+    try:
+        check_people(clip.frames, clip.width, clip.height)
+    except KeypointError as error:
+        raise BadPoseError(path, str(error)) from error
     for note in clip.notes:
         log.warning("%s: %s", path, note)
     frames = [clip.frames[index] for index in indices]
@@ -160,6 +166,7 @@ def parse_image_keypoints(text: str | bytes, width: int, height: int) -> People:
     frames = settle(read_document(document), (width, height)).frames
     if len(frames) != 1:
         raise KeypointError(f"its keypoints have {len(frames)} frames, but an image has one")
+    check_people(frames, width, height)
     return frames[0]
 
 
@@ -175,10 +182,10 @@ def read_document(document: object) -> PoseDocument:
 
 
 def settle(document: PoseDocument, given: tuple[int, int] | None) -> KeypointClip:
-    """Bring the joints of a document to pixels of one size of image, and check them.
+    """Bring the joints of a document to pixels of one size of image.
 
     `given` is the (width, height) that the user says. Raises KeypointError where the document says another
-    size, or none is known, and as `check_people` does.
+    size or none is known, and where joints are fractions in a form of pixels.
     """
     form, frames, size = document.form, document.frames, document.size or given
     if document.size and given and document.size != given:
@@ -193,8 +200,7 @@ def settle(document: PoseDocument, given: tuple[int, int] | None) -> KeypointCli
     )
     if fractions:
         frames = [people * (*size, 1) for people in frames]
-    if frames:
-        check_people(frames, *size)
+    check_unit(frames, *size)
     return KeypointClip(*size, frames, form, document.notes)
 
 

@@ -71,7 +71,8 @@ def _bodies(frame: Any) -> list[list] | None:
     if not isinstance(frame, list):
         return None
     bodies = [body["landmark"] if isinstance(body, dict) and "landmark" in body else body for body in frame]
-    return bodies if all(_is_body(body) for body in bodies) else None
+    known = [body for body in bodies if _is_body(body)]
+    return known if len(known) == len(bodies) else None
 
 
 def _is_body(value: object) -> TypeGuard[list]:
