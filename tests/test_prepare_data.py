@@ -327,11 +327,11 @@ def test_ingest_rejects_broken_images_and_poses_with_a_reason(tmp_path):
             "listed.png": "no such skeleton",
             "nobody.png": "no person",
             "ragged.png": "keypoints are not JSON of 17x3",
-            "shape.png": r"shape \(1, 1, 3\)",
+            "shape.png": r"person 0: needs 17x3 or 51 numbers, got the shape \(1, 3\)",
             "fractions.png": "fractions",
             "elsewhere.png": "no keypoint .* is inside the image of 32x48",
             "unsure.png": "no keypoint with a confidence of at least 0.3",
-            "nan.png": "not finite",
+            "nan.png": "no keypoint with a confidence of at least 0.3",
         },
     )
 

@@ -5,7 +5,6 @@ of `pool.py`, or a pipeline such as Apache Beam.
 """
 
 import io
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,8 @@ from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.ingest.items import Blob, Item, ItemError, Rejection
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.reading import inspect_video
-from fyp_jax.pose.skeleton import MIN_CONFIDENCE
+from fyp_jax.pose.keypoints import KeypointError
+from fyp_jax.pose.reading import parse_image_keypoints
 
 MAX_BYTES = 2**31 - 2**20
 """Largest file that is ingested: a record is a protocol buffer, which holds less than 2 GiB."""
@@ -115,32 +115,11 @@ def _check_image(data: bytes, what: str) -> tuple[int, int]:
 
 
 def parse_keypoints(text: str | bytes, height: int, width: int) -> Float32[np.ndarray, "p 17 3"]:
-    """Parse people from JSON, in pixels of an image of height x width: 17x3 or 51 numbers, or a list of them.
+    """Parse people from JSON, in pixels of an image of height x width, as `parse_image_keypoints` does.
 
     Raises ItemError for other JSON, numbers out of range, and where no confident keypoint is in the image.
     """
     try:
-        value = json.loads(text)
-        value = value["keypoints"] if isinstance(value, dict) else value
-        numbers = np.asarray(value, np.float32)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise ItemError(f"its keypoints are not JSON of 17x3 numbers per person ({reason(error)})") from error
-    if numbers.size == 0:
-        raise ItemError("its keypoints contain no person")
-    if not (numbers.shape[-2:] == (17, 3) and numbers.ndim <= 3) and not (
-        numbers.shape[-1:] == (51,) and numbers.ndim <= 2
-    ):
-        raise ItemError(f"its keypoints have the shape {numbers.shape}, not (people, 17, 3)")
-    people = numbers.reshape(-1, 17, 3)
-    if not (np.abs(people) < 1e6).all():  # false for NaN too
-        raise ItemError("its keypoints contain a number that is not finite, or not below a million")
-    confident = people[people[..., 2] >= MIN_CONFIDENCE]
-    inside = (confident[:, :2] >= 0).all(1) & (confident[:, :2] < (width, height)).all(1)
-    if not inside.any():
-        raise ItemError(
-            f"no keypoint with a confidence of at least {MIN_CONFIDENCE} "
-            f"is inside the image of {width}x{height}"
-        )
-    if confident[:, :2].max() <= 1:
-        raise ItemError("its keypoints look like fractions of the image size; they must be in pixels")
-    return people
+        return parse_image_keypoints(text, width, height).astype(np.float32)
+    except KeypointError as error:
+        raise ItemError(str(error)) from error
