@@ -7,16 +7,21 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from jaxtyping import UInt8
 
+from fyp_jax.media.display import picture_to_rgb
 from fyp_jax.media.errors import MissingFileError
 from fyp_jax.media.images import Image, resize_center_crop
+from fyp_jax.media.pictures import PICTURE_ERRORS, open_picture
 from fyp_jax.media.reading import frame_indices, read_frames, require_frames
 from fyp_jax.pose.config import PoseConfig
 from fyp_jax.pose.keypoints import BadPoseError, render_keypoint_file
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"} | {
+    ".avif",
+    ".heic",
+    ".heif",
+}
 
 
 def find_pose(name: str) -> Path:
@@ -50,7 +55,7 @@ def load_pose(
     elif path.suffix.lower() == ".json":
         images = render_keypoint_file(path, indices)
     else:
-        images = iter(read_frames(path, indices))
+        images = iter(read_frames(path, indices, background="black"))
     return np.concatenate([resize_center_crop(image[None], height, width) for image in images])
 
 
@@ -78,12 +83,11 @@ def _read_folder(folder: Path, indices: range) -> Iterator[Image]:
     require_frames(folder, len(image_files), indices)
     for file in image_files[indices.start : indices.stop : indices.step]:
         try:
-            with PIL.Image.open(file) as opened:
-                black = PIL.Image.new("RGBA", opened.size, "black")
-                image = PIL.Image.alpha_composite(black, opened.convert("RGBA")).convert("RGB")
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            with open_picture(file) as picture:
+                image = picture_to_rgb(picture, "black")
+        except PICTURE_ERRORS as error:
             raise BadPoseError(file, f"cannot be opened as an image ({error})") from error
-        yield np.asarray(image)
+        yield image
 
 
 def _natural_order(file: Path) -> tuple[list[tuple[str, int]], str]:
