@@ -7,12 +7,13 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from jaxtyping import UInt8
 
 from fyp_jax.errors import UserError
+from fyp_jax.media.display import picture_to_rgb
 from fyp_jax.media.errors import MissingFileError
 from fyp_jax.media.images import Image, resize_center_crop
+from fyp_jax.media.pictures import PICTURE_ERRORS, open_picture
 from fyp_jax.media.reading import frame_indices, read_frames, require_frames
 from fyp_jax.pose.config import PoseConfig
 from fyp_jax.pose.formats.document import natural_order
@@ -21,7 +22,11 @@ from fyp_jax.pose.reading import is_keypoint_file, keypoint_files, render_keypoi
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"} | {
+    ".avif",
+    ".heic",
+    ".heif",
+}
 BLACK = 32
 """A pixel is black where no channel is above this; compression leaves it up to about 20."""
 
@@ -67,7 +72,9 @@ def load_pose(
         return np.concatenate([resize_center_crop(image[None], height, width) for image in images])
     if size is not None:
         raise UserError(f"{path}: a size (pose.size) is for keypoints only, and these are images")
-    images = _read_folder(path, indices) if is_folder else iter(read_frames(path, indices))
+    images = (
+        _read_folder(path, indices) if is_folder else iter(read_frames(path, indices, background="black"))
+    )
     clip = np.concatenate([resize_center_crop(image[None], height, width) for image in images])
     _require_black(path, clip)
     return clip
@@ -118,9 +125,8 @@ def _read_folder(folder: Path, indices: range) -> Iterator[Image]:
     require_frames(folder, len(image_files), indices)
     for file in image_files[indices.start : indices.stop : indices.step]:
         try:
-            with PIL.Image.open(file) as opened:
-                black = PIL.Image.new("RGBA", opened.size, "black")
-                image = PIL.Image.alpha_composite(black, opened.convert("RGBA")).convert("RGB")
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            with open_picture(file) as picture:
+                image = picture_to_rgb(picture, "black")
+        except PICTURE_ERRORS as error:
             raise BadPoseError(file, f"cannot be opened as an image ({error})") from error
-        yield np.asarray(image)
+        yield image
