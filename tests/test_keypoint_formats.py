@@ -237,7 +237,7 @@ def test_load_keypoints_of_what_cannot_be_drawn_says_what_it_is(tmp_path, docume
 
 
 def test_load_pose_of_keypoints_in_which_nobody_is_seen_is_refused(tmp_path):
-    far = [[person + (5000, 0, 0) for person in people] for people in DANCE]
+    far = [[(*person, 5000, 0, 0) for person in people] for people in DANCE]
     doubtful = [[person * [1, 1, 0.2] for person in people] for people in DANCE]
     for dance, says in (
         ([[], []], "contain no person"),

@@ -39,6 +39,22 @@ def frame_indices(num_frames: int, stride: int, start: int) -> range:
     return range(start, start + num_frames * stride, stride)
 
 
+def iterate_frames(path: str | os.PathLike[str]) -> Iterator[Image]:
+    """All frames of a video in turn, as `read_frames` gives them, with one frame in memory at a time.
+
+    Raises MissingFileError, NotAVideoError, and BrokenVideoError also where the frame size changes.
+    """
+    shape = None
+    for image in _decode(path, range(2**62)):
+        assert image is not None
+        if image.shape != (shape or image.shape):
+            raise BrokenVideoError(path, "the frame size changes")
+        shape = image.shape
+        yield image
+    if shape is None:
+        raise NotAVideoError(path, "no frame of its video stream can be decoded")
+
+
 def require_frames(path: str | os.PathLike[str], clip_length: int, indices: range) -> None:
     """Raise ClipTooShort where a clip of `clip_length` frames lacks one of the indices."""
     if indices[-1] >= clip_length:
