@@ -1,53 +1,27 @@
-"""Nested dictionaries of arrays: paths, rules on paths, and a check of names and shapes."""
+"""Parameter paths: regular expressions that choose some, and a check of names and shapes."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from fyp_jax.errors import UserError
 
-SHOWN = 8
-"""Names that an error lists of each kind; the rest is counted."""
-
-
-Value = TypeVar("Value")
+MAX_LISTED = 8
+"""Number of names of each kind that an error lists; it says how many more there are."""
 
 
 class RuleMismatch(UserError):  # noqa: N818  (names the fact)
-    """Paths and rules do not belong together."""
+    """A pattern matches no parameter."""
 
 
 class TreeMismatch(UserError):  # noqa: N818  (names the fact)
     """Two sets of named arrays differ in names or shapes."""
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}"""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{path}": leaf for path, leaf in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}"""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
     """Raise TreeMismatch, with the names, unless both have the same paths and shapes.
 
-    `found` and `expected` map paths to anything with a `shape`; `what` opens the message.
+    `found` and `expected` map paths to objects with a `shape`; the message starts with `what`.
     """
     problems = [
         _listed("missing", sorted(set(expected) - set(found))),
@@ -80,5 +54,5 @@ def match_patterns(patterns: Sequence[str], paths: Iterable[str]) -> dict[str, b
 def _listed(kind: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{more})"
+    more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{len(names)} {kind} ({', '.join(names[:MAX_LISTED])}{more})"

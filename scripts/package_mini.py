@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.convert.delta_weights import delta_weights
-from fyp_jax.convert.lazy import all_in_memory
-from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
+from fyp_jax.convert.lazy import to_lazy_tree
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
 from fyp_jax.convert.weight_writer import WeightWriter
 from fyp_jax.errors import run_cli
 from fyp_jax.pipeline.loading import SAMPLING_DEFAULTS
@@ -40,12 +40,13 @@ def main() -> None:
     # Each model comes from the run that trained it: the motion stage passes the pose encoder on unchanged.
     params = {"unet": motion["unet"], "pose_encoder": pose["pose_encoder"]}
     parts = delta_weights(params, image["unet"], jnp.float16, {"motion": provenance, "pose": pose_provenance})
-    contents = folder.contents(torch_weights(all_in_memory({part: image[part] for part in WEIGHTED})), {})
+    weights = pipeline_state_dicts(to_lazy_tree({part: image[part] for part in PARTS_WITH_WEIGHTS}))
+    plan = folder.export_plan(weights, {})
     defaults = {SAMPLING_DEFAULTS: (folder.path / SAMPLING_DEFAULTS).read_text()}
-    contents = contents._replace(weights=[*contents.weights, parts], texts={**contents.texts, **defaults})
+    plan = plan._replace(weights=[*plan.weights, parts], text_files={**plan.text_files, **defaults})
     with tempfile.TemporaryDirectory(dir=args.out.parent) as place:
         written = WeightWriter(jnp.float16).write_folder(
-            contents, Path(place) / "mini", {"step": provenance["step"]}
+            plan, Path(place) / "mini", {"step": provenance["step"]}
         )
         if args.out.exists():
             args.out.rename(Path(place) / "before")

@@ -1,4 +1,5 @@
-"""Checkpoints that are damaged, half-written or of another run: one line says so, and whole ones count."""
+"""Checkpoints that are damaged, incomplete or of another run are refused in one line; the latest complete one
+is used."""
 
 import re
 import shutil
@@ -25,7 +26,7 @@ TRAIN = {"trainable": {"w": jnp.arange(6000.0)}, "step": jnp.asarray(0)}
 
 def write(folder: Path, *steps: int) -> Path:
     inference = random_params(inference_shapes(tiny_models.UNET), seed=0)
-    with TrainingCheckpoints(folder, keep=len(steps)) as checkpoints:
+    with TrainingCheckpoints(folder, max_to_keep=len(steps)) as checkpoints:
         for step in steps:
             checkpoints.save(
                 step,
@@ -49,7 +50,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 
 def restore(folder: Path, train: Any = TRAIN) -> Any:
-    with TrainingCheckpoints(folder, keep=2) as checkpoints:
+    with TrainingCheckpoints(folder, max_to_keep=2) as checkpoints:
         return checkpoints.restore(train)
 
 
@@ -61,26 +62,26 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def test_the_newest_is_gone_on_with(folder: Path):
-    saved = restore(folder)
-    assert (saved.step, int(saved.train["step"]), saved.data) == (2, 2, {"step": 2})
-    np.testing.assert_array_equal(saved.train["trainable"]["w"], TRAIN["trainable"]["w"])
+def test_restore_gives_the_latest_step(folder: Path):
+    restored = restore(folder)
+    assert (restored.step, int(restored.train["step"]), restored.data) == (2, 2, {"step": 2})
+    np.testing.assert_array_equal(restored.train["trainable"]["w"], TRAIN["trainable"]["w"])
 
 
-def test_without_checkpoints_there_is_nothing_to_go_on_with(tmp_path: Path):
+def test_restore_without_checkpoints_gives_none(tmp_path: Path):
     assert restore(tmp_path / "new") is None
 
 
-@pytest.mark.parametrize("state", ["renamed", "empty", "without a name"])
-def test_leftovers_of_a_write_are_no_checkpoint(folder: Path, state: str):
-    """Orbax writes beside and renames; neither a run nor sampling takes what was not renamed."""
-    left = folder / "3.orbax-checkpoint-tmp-7"
+@pytest.mark.parametrize("state", ["complete", "empty", "incomplete"])
+def test_step_that_was_not_renamed_is_ignored(folder: Path, state: str):
+    """Orbax writes a step under another name and renames it at the end. Training and sampling ignore the rest."""
+    leftover = folder / "3.orbax-checkpoint-tmp-7"
     if state == "empty":
-        left.mkdir()
-    elif state == "renamed":
-        shutil.copytree(folder / "2", left)
+        leftover.mkdir()
+    elif state == "complete":
+        shutil.copytree(folder / "2", leftover)
     else:
-        shutil.copytree(folder / "2" / "train", left / "train.orbax-checkpoint-tmp-8")
+        shutil.copytree(folder / "2" / "train", leftover / "train.orbax-checkpoint-tmp-8")
     assert load_inference(folder)[2]["step"] == 2
     assert restore(folder).step == 2
 
@@ -99,7 +100,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named(folder: Path, damage: str):
+def test_restore_of_damaged_step_raises_its_name_in_one_line(folder: Path, damage: str):
     DAMAGE[damage](folder / "2")
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: step 2 ") as caught:
         restore(folder)
@@ -118,24 +119,27 @@ def test_a_damaged_checkpoint_is_named(folder: Path, damage: str):
     ],
     ids=["more", "less", "another shape"],
 )
-def test_a_checkpoint_of_another_run_is_refused(folder: Path, other: Any, says: str):
+def test_restore_with_other_arrays_lists_the_differences(folder: Path, other: Any, says: str):
     with pytest.raises(TreeMismatch, match=f"^{re.escape(str(folder))}: step 2 is of another run: {says}"):
         restore(folder, other)
 
 
-def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path):
+def test_restore_of_weights_alone_says_how_to_use_them(tmp_path: Path):
     save_inference(
         tmp_path, 7, tiny_models.UNET, random_params(inference_shapes(tiny_models.UNET), seed=0), {}
     )
-    with pytest.raises(CheckpointError, match="step 7 has no state to go on with"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"step 7 holds no training state .* set init_checkpoint={re.escape(str(tmp_path))}",
+    ):
         restore(tmp_path)
 
 
-def test_the_names_of_an_optimizer_are_those_that_orbax_writes(tmp_path: Path):
-    """Its state is of tuples, named and not, with empty ones among them."""
+def test_optimizer_state_is_restored_with_its_structure(tmp_path: Path):
+    """The state has tuples, named and unnamed, some of them empty; Orbax saves these as lists and dicts."""
     optimizer = make_optimizer(OptimizerConfig(), 10)
     train = {"trainable": TRAIN["trainable"], "opt_state": optimizer.init(TRAIN["trainable"])}
-    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+    with TrainingCheckpoints(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(1, train=train, inference={"x": jnp.zeros(1)}, data={}, config={}, loss=0.0)
-    saved = restore(tmp_path, train)
-    assert jax.tree.structure(saved.train) == jax.tree.structure(train)
+    restored = restore(tmp_path, train)
+    assert jax.tree.structure(restored.train) == jax.tree.structure(train)

@@ -33,12 +33,12 @@ from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.convert import verify as verifying
-from fyp_jax.convert.export_formats import FORMS
-from fyp_jax.convert.lazy import Weights, all_in_memory, read_all
+from fyp_jax.convert.export_formats import EXPORT_FORMATS
+from fyp_jax.convert.lazy import Weights, to_lazy_tree, read_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_files import find_weights, read_weights
-from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, image_part
+from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, image_unet_to_torch
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import MANIFEST, WeightWriter
 from fyp_jax.diffusion import ddim
@@ -97,7 +97,7 @@ def checkpoint(
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In all forms, by the script."""
     out = tmp_path_factory.mktemp("exported") / "out"
-    run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", *FORMS)
+    run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", *EXPORT_FORMATS)
     assert run.status == 0, run.err
     return out
 
@@ -173,7 +173,7 @@ def test_published_names(oracle: Oracle, pipeline_folder: Path, tmp_path: Path):
 
 
 def test_manifest_and_table(exported: Path, checkpoint: Path, config: UNet3DConfig):
-    for form in FORMS:
+    for form in EXPORT_FORMATS:
         manifest = json.loads((exported / form / MANIFEST).read_text())
         assert (manifest["form"], manifest["step"], manifest["dtype"]) == (form, STEP, "float32")
         assert manifest["checkpoint"] == str(checkpoint)
@@ -238,7 +238,7 @@ def test_adapter_of_published_size(tmp_path: Path):
     """As PyTorch's defaults have it, 77.4 M parameters."""
     config = UNet3DConfig()
     params = random_params({"pose_encoder": pose_encoder_shapes(config)}, seed=0)
-    weights = Weights(config, all_in_memory(params), {})
+    weights = Weights(config, to_lazy_tree(params), {})
     (written,) = WeightWriter().write_folder(t2i_plan(weights), tmp_path / "adapter", {})
     assert round(written.parameters / 1e6, 1) == 77.4
     adapter, info = T2IAdapter.from_pretrained(tmp_path / "adapter", output_loading_info=True)
@@ -314,7 +314,7 @@ def training_checkpoint(
     folder: Path, config: UNet3DConfig, inference: dict[str, Any], stage: str, pipeline: Path
 ) -> Path:
     about = {"unet": config.to_json(), "provenance": {"stage": stage, "pretrained": str(pipeline)}}
-    with TrainingCheckpoints(folder, keep=1) as checkpoints:
+    with TrainingCheckpoints(folder, max_to_keep=1) as checkpoints:
         train = {"step": jnp.zeros((), jnp.int32)}
         checkpoints.save(STEP, train=train, inference=inference, data={}, config=about, loss=1.0)
     return folder
@@ -454,7 +454,7 @@ def test_without_torch(
     """All forms are written, our own is verified and read again."""
     monkeypatch.setitem(sys.modules, "torch", None)
     out = tmp_path / "out"
-    args = "--checkpoint", checkpoint, "--out", out, "--format", *FORMS
+    args = "--checkpoint", checkpoint, "--out", out, "--format", *EXPORT_FORMATS
     assert export_pytorch(*args).status == 0
     run = export_pytorch(
         "--checkpoint", checkpoint, "--out", tmp_path / "own", "--format", "safetensors", "--verify"
@@ -509,7 +509,7 @@ def test_checkpoint_that_is_cut_off_while_it_is_read(checkpoint: Path, tmp_path:
     weights = open_inference(folder)
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match="step 7 cannot be read whole"):
-        read_all(weights.models)
+        read_tree(weights.models)
 
 
 def test_stage_without_a_pose_encoder(
@@ -675,4 +675,4 @@ def test_sizes_that_nothing_says(exported: Path, tmp_path: Path):
 
 
 def test_image_part_is_what_an_image_model_has(params: dict[str, Any], pipeline_folder: Path):
-    assert sorted(image_part(params["unet"])) == sorted(read_weights(find_weights(pipeline_folder / "unet")))
+    assert sorted(image_unet_to_torch(params["unet"])) == sorted(read_weights(find_weights(pipeline_folder / "unet")))

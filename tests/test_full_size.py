@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import synthesise
-from fyp_jax.convert.torch_key_mapping import from_torch_2d
+from fyp_jax.convert.torch_key_mapping import inflate_unet
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def test_image_unet_agrees_with_pytorch():
         expected = theirs(images, 321, torch.from_numpy(text).float()).sample.numpy()
     del theirs
 
-    params = from_torch_2d(state_dict, config, seed=0)
+    params = inflate_unet(state_dict, config, seed=0)
     apply = jax.jit(UNet3D(config).apply)
     eps = apply({"params": params}, jnp.asarray(latents), jnp.array([321]), jnp.asarray(text, jnp.float32))
     error = np.abs(np.asarray(eps)[:, 0].transpose(0, 3, 1, 2) - expected).max() / np.abs(expected).max()

@@ -276,13 +276,13 @@ def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_last_and_the_best_are_kept(tmp_path: Path):
     config = tiny_models.UNET
     params = unflatten_dict({path: jnp.zeros(1) for path in ("unet/x", "pose_encoder/x")}, sep="/")
-    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+    with TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.3), (4, np.inf), (5, 0.4)):
             about = {"unet": config.to_json(), "provenance": {}}
             train = {"w": jnp.full(3, step)}
             checkpoints.save(step, train=train, inference=params, data={}, config=about, loss=loss)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5]
-    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+    with TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:
         saved = checkpoints.restore({"w": jnp.zeros(3)})
         assert saved is not None
         assert (saved.step, saved.train["w"].tolist()) == (5, [5, 5, 5])
@@ -299,7 +299,7 @@ def test_buckets_reach_orbax_as_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "_make", lambda folder: folder)
     monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", refuse)
     with pytest.raises(RuntimeError, match="^gs://bucket/run$"):
-        TrainingCheckpoints("gs://bucket/run", keep=1)
+        TrainingCheckpoints("gs://bucket/run", max_to_keep=1)
 
 
 def test_temporal_layers_begin_as_the_stage_wants(

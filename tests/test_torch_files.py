@@ -37,7 +37,7 @@ def assert_same(found: Arrays, expected: Arrays) -> None:
 
 # ---- forms that mean the same
 
-FORMS = {
+SAVE_OPTIONS = {
     "safetensors": {},
     "pickle": {"safe_serialization": False},
     "sharded safetensors": {"max_shard_size": "40KB"},
@@ -46,14 +46,14 @@ FORMS = {
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SAVE_OPTIONS)
 @pytest.mark.parametrize(("part", "kind"), [("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)])
 def test_forms(pipeline_folder: Path, tmp_path: Path, part: str, kind: Any, form: str, variant: str | None):
     """As diffusers and transformers write them; fp16 becomes float32 without a change of value."""
     model = kind.from_pretrained(pipeline_folder / part)
     if variant == "fp16":
         model = model.half()
-    model.save_pretrained(tmp_path, variant=variant, **FORMS[form])
+    model.save_pretrained(tmp_path, variant=variant, **SAVE_OPTIONS[form])
     file = find_weights(tmp_path)
     assert (file.suffix == ".json") == form.startswith("sharded"), f"{file.name} is not the form to be tested"
     expected = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}

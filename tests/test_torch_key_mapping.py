@@ -12,7 +12,7 @@ from fyp_jax.convert.torch_key_mapping import (
     POSE_PREFIX,
     TEMPORAL,
     from_torch,
-    from_torch_2d,
+    inflate_unet,
     to_torch,
     torch_layout,
 )
@@ -143,7 +143,7 @@ def test_image_unet_is_inflated(oracle: Oracle):
     image = {name: value for name, value in unet.items() if not TEMPORAL.search(name)}
     assert len(unet) - len(image) == 16 * 9  # attention 5, norm 2, convolution 2 in each of 16 transformers
     inflated, spatial = (
-        flatten_dict(from_torch_2d(image, oracle.config, seed=0), sep="/"),
+        flatten_dict(inflate_unet(image, oracle.config, seed=0), sep="/"),
         flatten_dict(oracle.params["unet"], sep="/"),
     )
     for path, leaf in inflated.items():
@@ -154,7 +154,7 @@ def test_image_unet_is_inflated(oracle: Oracle):
         elif path.endswith("conv_temporal/down/kernel"):
             assert np.std(leaf) == pytest.approx(1 / leaf.shape[-1], rel=0.1), path
     with pytest.raises(UserError, match="unexpected"):
-        from_torch_2d(unet, oracle.config, seed=0)
+        inflate_unet(unet, oracle.config, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import tiny_models
 from conftest import synthesise
 from fyp_jax.checkpoints.inference import inference_shapes
-from fyp_jax.convert.lazy import LazyArray, Weights, all_in_memory, in_memory
+from fyp_jax.convert.lazy import LazyArray, Weights, to_lazy_tree, to_lazy
 from fyp_jax.convert.native_safetensors import native_plan, open_native, read_native
 from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
 from fyp_jax.convert.torch_files import open_weights, read_weights
@@ -39,7 +39,7 @@ ARRAYS = {
     "half": synthesise("half", (9,)).astype(np.float16),
     "brain": synthesise("brain", (3, 3)).astype(jnp.bfloat16),
 }
-STORED = {name: in_memory(array) for name, array in ARRAYS.items()}
+STORED = {name: to_lazy(array) for name, array in ARRAYS.items()}
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -123,7 +123,7 @@ def contents(ending: str = ".safetensors", arrays: dict[str, LazyArray] = STORED
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
 def test_shards(tmp_path: Path, ending: str):
     """As their index says, none larger than asked for but where one array is."""
-    written = WeightWriter(max_shard=200).write_folder(contents(ending), tmp_path / "out", {})
+    written = WeightWriter(max_shard_size=200).write_folder(contents(ending), tmp_path / "out", {})
     index = tmp_path / "out" / "part" / f"model{ending}.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     assert sorted(weight_map) == sorted(ARRAYS)
@@ -150,11 +150,11 @@ def test_manifest_has_a_checksum_for_each_array(tmp_path: Path):
 
 
 def test_numbers_that_float16_has_not(tmp_path: Path):
-    large = {"layer.weight": in_memory(np.asarray([1e5, np.inf], np.float32))}
+    large = {"layer.weight": to_lazy(np.asarray([1e5, np.inf], np.float32))}
     with pytest.raises(UserError, match=r"layer\.weight: .* too large for float16"):
         WeightWriter(np.float16).write_folder(contents(arrays=large), tmp_path / "out", {})
     assert not any(tmp_path.iterdir())
-    infinite = {"layer.weight": in_memory(np.asarray([np.inf], np.float32))}
+    infinite = {"layer.weight": to_lazy(np.asarray([np.inf], np.float32))}
     WeightWriter(np.float16).write_folder(contents(arrays=infinite), tmp_path / "out", {})
 
 
@@ -198,7 +198,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path):
 def weights() -> Weights:
     flat = flatten_dict(inference_shapes(tiny_models.UNET), sep="/")
     arrays = unflatten_dict({path: synthesise(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
-    return Weights(tiny_models.UNET, all_in_memory(arrays), {"stage": "motion", "step": 12})
+    return Weights(tiny_models.UNET, to_lazy_tree(arrays), {"stage": "motion", "step": 12})
 
 
 def write_own(weights: Weights, folder: Path, writer: WeightWriter = WeightWriter()) -> Path:  # noqa: B008
@@ -206,10 +206,10 @@ def write_own(weights: Weights, folder: Path, writer: WeightWriter = WeightWrite
     return folder
 
 
-@pytest.mark.parametrize("max_shard", [10**9, 20_000])
-def test_own_form_and_back(weights: Weights, tmp_path: Path, max_shard: int):
+@pytest.mark.parametrize("max_shard_size", [10**9, 20_000])
+def test_own_form_and_back(weights: Weights, tmp_path: Path, max_shard_size: int):
     config, params, provenance = read_native(
-        write_own(weights, tmp_path / "out", WeightWriter(max_shard=max_shard))
+        write_own(weights, tmp_path / "out", WeightWriter(max_shard_size=max_shard_size))
     )
     assert (config, provenance) == (weights.config, weights.provenance)
     flat = flatten_dict(params, sep="/")
@@ -240,13 +240,13 @@ def test_own_form_that_is_not_whole(weights: Weights, tmp_path: Path):
     with pytest.raises(WeightsError, match=f"^{file}: no such file"):
         read_native(folder)
     arrays = {
-        path: in_memory(x.read()) for path, x in flatten_dict(weights.models["pose_encoder"], sep="/").items()
+        path: to_lazy(x.read()) for path, x in flatten_dict(weights.models["pose_encoder"], sep="/").items()
     }
     write_safetensors(file, arrays, {"format": "pt"})
     with pytest.raises(WeightsError, match=f"^{file}: not in our form"):
         read_native(folder)
     metadata = native_plan(weights).weights[1].metadata
-    extra = arrays | {"surprise": in_memory(np.zeros(1))}
+    extra = arrays | {"surprise": to_lazy(np.zeros(1))}
     del extra["conv_in/bias"]
     write_safetensors(file, extra, metadata)
     with pytest.raises(TreeMismatch, match=r"missing \(conv_in/bias\); .* unexpected \(surprise\)"):

@@ -1,4 +1,4 @@
-"""The weights that sampling reads."""
+"""The items `inference` and `config` of a checkpoint: weights for sampling, and the UNet's sizes."""
 
 import asyncio
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from fyp_jax.checkpoints.manager import (
     Folder,
     make_folder,
     open_manager,
-    require_step,
+    resolve_step,
 )
 from fyp_jax.convert.lazy import LazyArray, Weights
 from fyp_jax.errors import UserError, reason
@@ -30,30 +30,29 @@ from fyp_jax.models.unet import UNet3DConfig, unet_shapes
 
 
 def inference_shapes(config: UNet3DConfig) -> dict[str, Any]:
-    """Names and shapes of all that sampling needs."""
+    """Nested shapes of the parameters of both models, {"unet": ..., "pose_encoder": ...}."""
     return {"unet": unet_shapes(config), "pose_encoder": pose_encoder_shapes(config)}
 
 
-def require_free(folder: Folder, step: int) -> None:
-    """Raise CheckpointError where a step cannot be written: it is there already, or no number of a step."""
+def check_new_step(folder: Folder, step: int) -> None:
+    """Raise CheckpointError where a step exists already, or is negative."""
     if step < 0:
         raise CheckpointError(f"{folder}: a step is 0 or more, not {step}")
     if (epath.Path(folder) / str(step)).exists():
-        raise CheckpointError(f"{folder}: has a step {step} already, and is not overwritten")
+        raise CheckpointError(f"{folder}: step {step} exists already and is not overwritten")
 
 
 def save_inference(
     folder: Folder, step: int, config: UNet3DConfig, params: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> None:
-    """Write the parameters that sampling reads; `provenance` says where they are from.
+    """Write a step that sampling can read, without training state.
 
-    Raises CheckpointError where the folder has this step already or cannot be made, TreeMismatch where the
-    parameters are not those of `config`.
+    `provenance` says where the parameters are from, in values that JSON can hold. Raises CheckpointError
+    where the folder has this step already or cannot be created, TreeMismatch where the parameters do not have
+    the names and shapes of `config`.
     """
-    trees.check_same(
-        flatten_dict(params, sep="/"), flatten_dict(_expected(config, params), sep="/"), str(folder)
-    )
-    require_free(folder, step)
+    _check_shapes(config, params, str(folder))
+    check_new_step(folder, step)
     make_folder(folder)
     items = {
         "inference": ocp.args.StandardSave(dict(params)),
@@ -66,54 +65,68 @@ def save_inference(
 def load_inference(
     folder: Folder, dtype: DTypeLike = jnp.float32
 ) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
-    """The newest step of a checkpoint: sizes, parameters as `dtype`, and where they are from.
+    """The latest step of a checkpoint: the UNet's config, all parameters as `dtype`, and their provenance.
 
-    Raises CheckpointError where there is none that can be read, TreeMismatch where the arrays are not of
-    the sizes that the checkpoint itself states.
+    The parameters are {"unet": ..., "pose_encoder": ...}, and encoders if the checkpoint has any. The
+    provenance also has the `step`. Raises CheckpointError where there is no step that can be read,
+    TreeMismatch where the arrays do not have the shapes of the config in the checkpoint.
     """
     folder = epath.Path(folder)
-    step = require_step(folder)
+    step = resolve_step(folder)
     try:
         return _load_step(folder, step, dtype)
     except UserError:
         raise
     except ORBAX_ERRORS as error:
-        raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
+        raise CheckpointError(
+            f"{folder}: step {step} is not a complete checkpoint ({reason(error)})"
+        ) from error
 
 
 def open_inference(folder: Folder, step: int | None = None) -> Weights:
-    """What `load_inference` reads, of a step or the newest one, with its arrays still in the checkpoint.
+    """The same as `load_inference` gives, for any step (None: the latest), but no array is read yet.
 
-    Each array is read whole, on whatever mesh it was written. Raises as `load_inference`, and CheckpointError
-    when an array is read that cannot be.
+    Each array is read as a whole, however it was sharded when it was written. Raises as `load_inference`;
+    reading an array raises CheckpointError where it is damaged.
     """
     folder = epath.Path(folder)
-    step = require_step(folder, step)
+    step = resolve_step(folder, step)
     try:
         with open_manager(folder, create=False) as manager:
-            saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-            found = manager.item_metadata(step)["inference"]
-        config = UNet3DConfig.from_json(saved["unet"])
-        if found is None:
-            raise CheckpointError(f"{folder}: step {step} has no inference parameters")
-        flat = flatten_dict(found.tree, sep="/")
-        trees.check_same(flat, flatten_dict(_expected(config, found.tree), sep="/"), f"{folder}, step {step}")
+            config, provenance, tree = _open_step(manager, folder, step)
+        flat: dict[str, Any] = flatten_dict(tree, sep="/")
         reader = _ArrayReader(f"{folder}: step {step}", next(iter(flat.values())).directory)
-        models = unflatten_dict({path: reader.stored(leaf) for path, leaf in flat.items()}, sep="/")
-        return Weights(config, models, {**saved["provenance"], "step": step})
+        models = unflatten_dict({path: reader.lazy_array(leaf) for path, leaf in flat.items()}, sep="/")
+        return Weights(config, models, provenance)
     except UserError:
         raise
     except ORBAX_ERRORS as error:
-        raise CheckpointError(f"{folder}: step {step} is not a whole checkpoint ({reason(error)})") from error
+        raise CheckpointError(
+            f"{folder}: step {step} is not a complete checkpoint ({reason(error)})"
+        ) from error
 
 
-def _expected(config: UNet3DConfig, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What an inference item has to hold; encoders, which a run may have of its own, as they are found."""
-    return inference_shapes(config) | {name: tree for name, tree in found.items() if name in ENCODERS}
+def _open_step(
+    manager: ocp.CheckpointManager, folder: Folder, step: int
+) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
+    """The UNet's config, the provenance, and Orbax's metadata of the arrays, nested by name."""
+    saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+    config = UNet3DConfig.from_json(saved["unet"])
+    found = manager.item_metadata(step)["inference"]
+    if found is None:
+        raise CheckpointError(f"{folder}: step {step} has no inference parameters")
+    _check_shapes(config, found.tree, f"{folder}, step {step}")
+    return config, {**saved["provenance"], "step": step}, found.tree
+
+
+def _check_shapes(config: UNet3DConfig, tree: Mapping[str, Any], what: str) -> None:
+    """Raise TreeMismatch unless UNet and pose encoder have the shapes of `config`. Encoders may have any."""
+    expected = inference_shapes(config) | {name: part for name, part in tree.items() if name in ENCODERS}
+    trees.check_same(flatten_dict(tree, sep="/"), flatten_dict(expected, sep="/"), what)
 
 
 class _ArrayReader:
-    """Reads single arrays of one item, which Orbax's own restore does only with all names of the item."""
+    """Reads single arrays of one item. Orbax's own restore needs the names of all arrays of the item."""
 
     def __init__(self, what: str, directory: epath.Path):
         self._what = what
@@ -122,7 +135,7 @@ class _ArrayReader:
         self._ocdbt = type_handlers.is_ocdbt_checkpoint(directory)
         self._context = type_handlers.get_ts_context(use_ocdbt=self._ocdbt)
 
-    def stored(self, leaf: Any) -> LazyArray:
+    def lazy_array(self, leaf: Any) -> LazyArray:
         info = type_handlers.ParamInfo(
             name=leaf.name,
             parent_dir=leaf.directory,
@@ -134,13 +147,13 @@ class _ArrayReader:
     def _read(self, info: type_handlers.ParamInfo) -> np.ndarray:
         arrays: list[np.ndarray] = []
 
-        async def read() -> None:  # gives nothing back, as asyncio writes down what a task gives: slow
+        async def read() -> None:  # returns nothing: asyncio would format the returned array, which is slow
             arrays.extend(await self._handler.deserialize([info]))
 
         try:
             self._runner.run(read())
-        except Exception as error:  # as above
-            raise CheckpointError(f"{self._what} cannot be read whole ({reason(error)})") from error
+        except Exception as error:  # Orbax raises no narrower class for files that are missing or truncated
+            raise CheckpointError(f"{self._what} cannot be read completely ({reason(error)})") from error
         return arrays[0]
 
 
@@ -148,20 +161,14 @@ def _load_step(
     folder: Folder, step: int, dtype: DTypeLike
 ) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
     with open_manager(folder, create=False) as manager:
-        saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        config = UNet3DConfig.from_json(saved["unet"])
-        found = manager.item_metadata(step)["inference"]
-        if found is None:
-            raise CheckpointError(f"{folder}: step {step} has no inference parameters")
-        shapes = _expected(config, found.tree)
-        trees.check_same(
-            flatten_dict(found.tree, sep="/"), flatten_dict(shapes, sep="/"), f"{folder}, step {step}"
-        )
+        config, provenance, tree = _open_step(manager, folder, step)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes)
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), tree)
         restore = ocp.args.Composite(inference=ocp.args.StandardRestore(target))
         try:
             params = manager.restore(step, args=restore)["inference"]
-        except Exception as error:  # Orbax raises no narrower class for files that are missing or cut off
-            raise CheckpointError(f"{folder}: step {step} cannot be read whole ({reason(error)})") from error
-        return config, params, {**saved["provenance"], "step": step}
+        except Exception as error:  # Orbax raises no narrower class for files that are missing or truncated
+            raise CheckpointError(
+                f"{folder}: step {step} cannot be read completely ({reason(error)})"
+            ) from error
+        return config, params, provenance

@@ -1,4 +1,4 @@
-"""The forms in which weights leave: what each one's folder has, and which weights it is for."""
+"""The export formats: the contents of each one's folder, and the weights that each one is meant for."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from fyp_jax import trees
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.native_safetensors import native_plan
-from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder, torch_weights
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
 from fyp_jax.convert.t2i_adapter import t2i_plan
-from fyp_jax.convert.torch_key_mapping import to_torch, to_torch_like
+from fyp_jax.convert.torch_key_mapping import params_to_torch, to_torch
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
@@ -26,107 +26,120 @@ STABLE_DIFFUSION = "stable-diffusion"
 
 
 def checkpoint_name(weights: Weights) -> str:
-    """The published sampling reads the step off this name."""
+    """The folder name of a published checkpoint, from which the published sampling code reads the step."""
     return f"checkpoint-{weights.provenance.get('step', 0)}"
 
 
-def pipeline_plan(weights: Weights, pipeline: PipelineFolder, ending: str = ".safetensors") -> ExportPlan:
-    """The pipeline with the image part of our UNet, and with those encoders that a stage has trained."""
-    classed = {"_class_name": "UNet2DConditionModel", "_diffusers_version": metadata.version("diffusers")}
-    replaced = torch_weights({name: tree for name, tree in weights.models.items() if name in WEIGHTED})
-    own = [name for name in ENCODERS if name in weights.models]
-    shapes = pipeline.latent_encoders().spec.shapes if own else {}
-    for name in own:
+def pipeline_plan(weights: Weights, pipeline: PipelineFolder, suffix: str = ".safetensors") -> ExportPlan:
+    """The pipeline with the UNet's spatial layers, and with those encoders that a stage has trained.
+
+    Raises UserError where the pipeline does not fit the UNet, TreeMismatch where a trained encoder does not
+    fit the pipeline.
+    """
+    trained = {name: tree for name, tree in weights.models.items() if name in PARTS_WITH_WEIGHTS}
+    trained_encoders = [name for name in ENCODERS if name in trained]
+    shapes = pipeline.latent_encoders().spec.shapes if trained_encoders else {}
+    for name in trained_encoders:
         what = f"the trained {name.replace('_', ' ')} against that of {pipeline.name}"
-        trees.check_same(
-            flatten_dict(weights.models[name], sep="/"), flatten_dict(shapes[name], sep="/"), what
-        )
-    for part, field, ours in (
+        trees.check_same(flatten_dict(trained[name], sep="/"), flatten_dict(shapes[name], sep="/"), what)
+    for part, field, expected in (
         ("text_encoder", "hidden_size", weights.config.cross_attention_dim),
         ("vae", "latent_channels", weights.config.in_channels),
     ):
-        if (theirs := pipeline.json(part).get(field, ours)) != ours:
+        if (found := pipeline.json(part).get(field, expected)) != expected:
             raise UserError(
-                f"{pipeline.name}: its {part} has {field} {theirs}, but the checkpoint's UNet wants {ours}"
+                f"{pipeline.name}: its {part} has {field} {found}, but the checkpoint's UNet needs {expected}"
             )
-    return pipeline.contents(replaced, {"unet": weights.config.to_json() | classed}, ending)
+    class_fields = {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": metadata.version("diffusers"),
+    }
+    unet_changes = weights.config.to_json() | class_fields
+    return pipeline.export_plan(pipeline_state_dicts(trained), {"unet": unet_changes}, suffix)
 
 
-def _published(weights: Weights, pipeline: PipelineFolder, ending: str) -> ExportPlan:
-    """As the published sampling has it: the video UNet, the pose encoder once more, Stable Diffusion."""
-    unet = "model.safetensors" if ending == ".safetensors" else "pytorch_model.bin"
-    pose = "pose_encoder.safetensors" if ending == ".safetensors" else "pose_encoder.pth"
-    both = {part: weights.models[part] for part in ("unet", "pose_encoder")}
-    stable_diffusion = pipeline_plan(weights, pipeline, ending).below(STABLE_DIFFUSION)
+def _followyourpose_plan(weights: Weights, pipeline: PipelineFolder, suffix: str) -> ExportPlan:
+    """What the published sampling code reads: the video UNet, the pose encoder (twice), Stable Diffusion."""
+    unet_file = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
+    pose_file = "pose_encoder.safetensors" if suffix == ".safetensors" else "pose_encoder.pth"
+    both = {name: weights.models[name] for name in ("unet", "pose_encoder")}
+    stable_diffusion = pipeline_plan(weights, pipeline, suffix).in_subfolder(STABLE_DIFFUSION)
     return stable_diffusion._replace(
         weights=[
-            StateDictFile(f"{checkpoint_name(weights)}/{unet}", to_torch(both)),
-            StateDictFile(pose, to_torch_like(both["pose_encoder"])),
+            StateDictFile(f"{checkpoint_name(weights)}/{unet_file}", to_torch(both)),
+            StateDictFile(pose_file, params_to_torch(both["pose_encoder"])),
             *stable_diffusion.weights,
         ]
     )
 
 
-class Form(NamedTuple):
-    what: str
-    contents: Callable[[Weights, Any], ExportPlan]
-    """From weights, and the pipeline where it is asked for."""
-    wants_pipeline: bool = False
-    wants_pose: bool = False
-    """A pose encoder that was trained."""
-    wants_temporal: bool = False
-    """Temporal layers that were trained; others are exported with a warning."""
+class ExportFormat(NamedTuple):
+    """A format that weights are exported in."""
+
+    description: str
+    """One line for --help."""
+    export_plan: Callable[[Weights, Any], ExportPlan]
+    """The contents of the folder, from the weights and a pipeline (None where the format needs none)."""
+    needs_pipeline: bool = False
+    needs_trained_pose_encoder: bool = False
+    """Whether weights whose pose encoder was never trained are refused."""
+    is_video_model: bool = False
+    """Whether the published video model reads it. Then UNets without cross-frame attention are refused, and
+    untrained temporal layers cause a warning."""
     drops_temporal: bool = False
+    """Whether temporal layers are left out; a warning says so if they were trained."""
 
 
-FORMS = {
-    "followyourpose": Form(
+EXPORT_FORMATS = {
+    "followyourpose": ExportFormat(
         "checkpoint-N/pytorch_model.bin, pose_encoder.pth and a stable-diffusion folder, for the published "
-        "sampling",
-        lambda weights, pipeline: _published(weights, pipeline, ".bin"),
-        wants_pipeline=True,
-        wants_pose=True,
-        wants_temporal=True,
+        "sampling code",
+        lambda weights, pipeline: _followyourpose_plan(weights, pipeline, ".bin"),
+        needs_pipeline=True,
+        needs_trained_pose_encoder=True,
+        is_video_model=True,
     ),
-    "followyourpose-safetensors": Form(
+    "followyourpose-safetensors": ExportFormat(
         "the same as safetensors",
-        lambda weights, pipeline: _published(weights, pipeline, ".safetensors"),
-        wants_pipeline=True,
-        wants_pose=True,
-        wants_temporal=True,
+        lambda weights, pipeline: _followyourpose_plan(weights, pipeline, ".safetensors"),
+        needs_pipeline=True,
+        needs_trained_pose_encoder=True,
+        is_video_model=True,
     ),
-    "diffusers-t2i-adapter": Form(
-        "the pose encoder as a T2IAdapter",
+    "diffusers-t2i-adapter": ExportFormat(
+        "the pose encoder as a T2IAdapter of diffusers",
         lambda weights, pipeline: t2i_plan(weights),
-        wants_pose=True,
+        needs_trained_pose_encoder=True,
     ),
-    "diffusers-unet2d": Form(
-        "the image part of the UNet as a UNet2DConditionModel in a StableDiffusionPipeline",
+    "diffusers-unet2d": ExportFormat(
+        "the UNet without temporal layers as a UNet2DConditionModel, in a StableDiffusionPipeline folder",
         pipeline_plan,
-        wants_pipeline=True,
+        needs_pipeline=True,
         drops_temporal=True,
     ),
-    "safetensors": Form(
-        "our own names: unet.safetensors, pose_encoder.safetensors",
+    "safetensors": ExportFormat(
+        "the native format, with fyp_jax's parameter names: unet.safetensors, pose_encoder.safetensors",
         lambda weights, pipeline: native_plan(weights),
     ),
 }
 
 
-def plan(weights: Weights, names: Sequence[str], pipeline: PipelineFolder | None) -> dict[str, ExportPlan]:
-    """What the folder of each form will have; nothing is written yet.
+def export_plans(
+    weights: Weights, names: Sequence[str], pipeline: PipelineFolder | None
+) -> dict[str, ExportPlan]:
+    """The contents of a folder for each named format; nothing is written yet.
 
-    Raises UserError where weights do not fit a form or the pipeline lacks something, TreeMismatch where
-    arrays are missing or left over.
+    Raises UserError where the weights do not suit a format or the pipeline lacks a file, TreeMismatch where
+    arrays are missing or unexpected.
     """
-    require_fit(weights, names)
-    return {name: FORMS[name].contents(weights, pipeline) for name in names}
+    check_formats(weights, names)
+    return {name: EXPORT_FORMATS[name].export_plan(weights, pipeline) for name in names}
 
 
-def manifest(weights: Weights, name: str, pipeline: PipelineFolder | None) -> dict[str, Any]:
-    """What `conversion.json` says beside the files: where their weights are from, and what made them."""
+def export_manifest(weights: Weights, name: str, pipeline: PipelineFolder | None) -> dict[str, Any]:
+    """The first fields of `conversion.json`: provenance of the weights, and versions of the software."""
     return {
-        "form": name,
+        "format": name,
         "step": weights.provenance.get("step"),
         "config": weights.config.to_json(),
         "provenance": weights.provenance,
@@ -135,34 +148,39 @@ def manifest(weights: Weights, name: str, pipeline: PipelineFolder | None) -> di
     }
 
 
-def require_fit(weights: Weights, names: Sequence[str]) -> None:
-    """Raise UserError where weights are of a stage that a form is not for; warn where some are of no use."""
-    pose, temporal = _pose_is_trained(weights), _temporal_is_trained(weights)
+def check_formats(weights: Weights, names: Sequence[str]) -> None:
+    """Raise UserError where the weights do not suit a format; warn where some of them will be of no use."""
+    pose_encoder_is_trained, temporal_is_trained = (
+        _pose_encoder_is_trained(weights),
+        _temporal_is_trained(weights),
+    )
     for name in names:
-        form = FORMS[name]
-        if form.wants_pose and not pose:
-            fitting = ", ".join(other for other, of in FORMS.items() if not of.wants_pose)
+        export_format = EXPORT_FORMATS[name]
+        if export_format.needs_trained_pose_encoder and not pose_encoder_is_trained:
+            usable = (key for key, x in EXPORT_FORMATS.items() if not x.needs_trained_pose_encoder)
             raise UserError(
-                f"{name}: the pose encoder was never trained (stage: {weights.provenance.get('stage')}), its "
-                f"maps are 0; of such a checkpoint these forms fit: {fitting}"
+                f"{name}: the pose encoder was never trained (stage: {weights.provenance.get('stage')}), so "
+                f"its feature maps are 0; use a format that does not need it: {', '.join(usable)}"
             )
-        if form.wants_temporal and not weights.config.cross_frame_attention:
-            raise UserError(f"{name}: the UNet was trained without cross-frame attention, which the form has")
-        if form.wants_temporal and not temporal:
-            log.warning("%s: the temporal layers were never trained, frames will not hang together", name)
-        if form.drops_temporal and temporal:
-            log.warning("%s: temporal layers are left out, though the UNet was trained with them", name)
+        if export_format.is_video_model and not weights.config.cross_frame_attention:
+            raise UserError(
+                f"{name}: the UNet was trained without cross-frame attention, but this format's model has it"
+            )
+        if export_format.is_video_model and not temporal_is_trained:
+            log.warning("%s: the temporal layers were never trained, so clips will flicker", name)
+        if export_format.drops_temporal and temporal_is_trained:
+            log.warning("%s: the trained temporal layers are left out", name)
 
 
-def _pose_is_trained(weights: Weights) -> bool:
-    """Before its training, input convolution and biases are 0, and so are the maps."""
+def _pose_encoder_is_trained(weights: Weights) -> bool:
+    """Whether the input convolution or a bias is not 0; before training all of them are."""
     flat: dict[str, Any] = flatten_dict(weights.models["pose_encoder"], sep="/")
-    starts_at_0 = [x for path, x in flat.items() if path.startswith("conv_in/") or path.endswith("/bias")]
-    return any(np.any(array.read()) for array in starts_at_0)
+    initially_zero = [x for path, x in flat.items() if path.startswith("conv_in/") or path.endswith("/bias")]
+    return any(np.any(array.read()) for array in initially_zero)
 
 
 def _temporal_is_trained(weights: Weights) -> bool:
-    """Before their training, the ends of all temporal convolutions are 0."""
+    """Whether the last kernel of a temporal convolution is not 0; before training all of them are."""
     flat: dict[str, Any] = flatten_dict(weights.models["unet"], sep="/")
-    ends = [x for path, x in flat.items() if TEMPORAL.search(path) and path.endswith("/up/kernel")]
-    return any(np.any(array.read()) for array in ends)
+    last_kernels = [x for path, x in flat.items() if TEMPORAL.search(path) and path.endswith("/up/kernel")]
+    return any(np.any(array.read()) for array in last_kernels)

@@ -1,4 +1,4 @@
-"""Published Follow Your Pose checkpoints: a video UNet and its pose encoder, in one file or two.
+"""Reads published Follow Your Pose checkpoints: a video UNet and its pose encoder, in one file or two.
 
 The pose encoder may also be a T2I-Adapter of PyTorch's diffusers.
 """
@@ -12,42 +12,43 @@ import numpy as np
 
 from fyp_jax.convert.pipeline_folder import find_folder
 from fyp_jax.convert.t2i_adapter import from_t2i, is_t2i, read_t2i_folder
-from fyp_jax.convert.torch_files import WEIGHT_ENDINGS, WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_files import WEIGHT_SUFFIXES, WeightsError, find_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, from_torch
 from fyp_jax.convert.weight_writer import index_name
 from fyp_jax.models.unet_config import UNet3DConfig
 
 log = logging.getLogger(__name__)
 
-POSE_ENDINGS = (".safetensors", ".pth")
-POSE_FILES = tuple(
-    name for ending in POSE_ENDINGS for name in (f"pose_encoder{ending}", index_name(f"pose_encoder{ending}"))
+POSE_ENCODER_FILES = tuple(
+    name for file in ("pose_encoder.safetensors", "pose_encoder.pth") for name in (file, index_name(file))
 )
 
 
 def find_pose_encoder(name: str) -> Path:
-    """A weight file, or the folder of a T2I-Adapter, which may be a Hub id. Raises UserError."""
+    """The path of a pose encoder: of a weight file, or of a T2I-Adapter's folder, which `name` may give by
+    its Hub id. Raises UserError where there is none."""
     path = Path(name)
-    return path if path.exists() or path.suffix in WEIGHT_ENDINGS else find_folder(name, (".",))
+    return path if path.exists() or path.suffix in WEIGHT_SUFFIXES else find_folder(name, (".",))
 
 
 def read_followyourpose(folder: Path | None, pose_file: Path | None, config: UNet3DConfig) -> dict[str, Any]:
-    """{"unet": ..., "pose_encoder": ...}, as far as the files have them, checked against `config`.
+    """The models that the files hold, {"unet": ..., "pose_encoder": ...}, checked against `config`.
 
-    `folder` is a `checkpoint-N`; the pose encoder is `pose_file` (the folder of a T2I-Adapter, too), else
-    the `pose_encoder.pth` in the folder or beside it, else what the UNet's file holds of it. A pose encoder
-    of its own wins over the one in the UNet's file, as in the published sampling. Raises WeightsError and
-    TreeMismatch.
+    `folder` is a folder `checkpoint-N`, or None for a pose encoder alone. The pose encoder comes from
+    `pose_file` (a file, or the folder of a T2I-Adapter), else from `pose_encoder.pth` in `folder` or beside
+    it, else from the UNet's file. So a separate file takes precedence over the UNet's file, as in the
+    published sampling code. Raises WeightsError where a file cannot be read, TreeMismatch where it does not
+    fit `config`.
     """
     state_dict: dict[str, np.ndarray] = {}
     if folder is not None:
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder")
         state_dict = read_weights(find_weights(folder))
-        beside = [place / name for place in (folder, folder.parent) for name in POSE_FILES]
-        pose_file = pose_file or next((file for file in beside if file.is_file()), None)
+        candidates = [parent / name for parent in (folder, folder.parent) for name in POSE_ENCODER_FILES]
+        pose_file = pose_file or next((file for file in candidates if file.is_file()), None)
         if pose_file is None and not any(name.startswith(POSE_PREFIX) for name in state_dict):
-            raise WeightsError(f"{folder}: no pose encoder, in the UNet's file or as pose_encoder.pth")
+            raise WeightsError(f"{folder}: no pose encoder in the UNet's file, and no pose_encoder.pth")
     if pose_file is not None:
         pose = read_t2i_folder(pose_file, config) if pose_file.is_dir() else read_weights(pose_file)
         if is_t2i(pose):
@@ -60,9 +61,9 @@ def read_followyourpose(folder: Path | None, pose_file: Path | None, config: UNe
 def _replace_pose(
     state_dict: Mapping[str, np.ndarray], pose: Mapping[str, np.ndarray], pose_file: Path
 ) -> dict[str, np.ndarray]:
-    inside = {name: value for name, value in state_dict.items() if name.startswith(POSE_PREFIX)}
-    if inside and not all(
-        name in pose and np.array_equal(value, pose[name]) for name, value in inside.items()
+    replaced = {name: value for name, value in state_dict.items() if name.startswith(POSE_PREFIX)}
+    if replaced and not all(
+        name in pose and np.array_equal(value, pose[name]) for name, value in replaced.items()
     ):
-        log.warning("the UNet's file holds another pose encoder than %s, which is taken", pose_file)
-    return {name: value for name, value in state_dict.items() if name not in inside} | dict(pose)
+        log.warning("the UNet's file holds another pose encoder than %s; the latter is used", pose_file)
+    return {name: value for name, value in state_dict.items() if name not in replaced} | dict(pose)

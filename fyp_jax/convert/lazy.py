@@ -1,4 +1,4 @@
-"""Arrays that stay in their files until they are written somewhere else, so that no model is in memory."""
+"""Arrays that stay in their files until they are needed, so that no model is in memory as a whole."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +31,12 @@ class LazyArray:
         return self.size * self.dtype.itemsize
 
     def transpose(self, axes: Sequence[int] | np.ndarray) -> "LazyArray":
-        """The same with its axes in another order, as `numpy.transpose`."""
+        """The array with its axes in another order, as `numpy.transpose`."""
         shape = tuple(self.shape[axis] for axis in axes)
         return LazyArray(shape, self.dtype, lambda: self.read().transpose(axes))
 
     def astype(self, dtype: DTypeLike, name: str) -> "LazyArray":
-        """The same in another dtype if it is of floats; whole numbers are kept.
+        """The array in another dtype if it holds floats; integers keep their dtype.
 
         Reading raises UserError, with `name`, where a finite number becomes infinite.
         """
@@ -49,61 +49,62 @@ class LazyArray:
             with np.errstate(over="ignore"):
                 cast = array.astype(dtype)
             if not np.all(np.isfinite(cast) | ~np.isfinite(array)):
-                raise UserError(f"{name}: has numbers that are too large for {dtype.name}")
+                raise UserError(f"{name}: holds numbers that are too large for {dtype.name}")
             return cast
 
         return LazyArray(self.shape, dtype, read)
 
 
 class Weights(NamedTuple):
-    """All that sampling needs, still in files."""
+    """The weights that sampling needs, not read yet."""
 
     config: UNet3DConfig
     models: dict[str, Any]
-    """Nested StoredArrays of "unet" and "pose_encoder", and of encoders that a stage trained."""
+    """Nested LazyArrays of "unet" and "pose_encoder", and of "vae" and "text_encoder" if a stage trained
+    them."""
     provenance: dict[str, Any]
-    """Where they are from; `step` is the checkpoint's."""
+    """Where the weights are from; `step` is the checkpoint's step."""
 
 
-def in_memory(array: Any) -> LazyArray:
-    """An array of numpy or JAX, for what takes stored ones."""
+def to_lazy(array: Any) -> LazyArray:
+    """An array of numpy or JAX as a LazyArray."""
     return LazyArray(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
 
 
-def all_in_memory(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested arrays as nested stored ones."""
+def to_lazy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested arrays as nested LazyArrays."""
     return unflatten_dict(
-        {path: in_memory(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}, sep="/"
+        {path: to_lazy(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}, sep="/"
     )
 
 
-def read_all(tree: Mapping[str, Any], dtype: DTypeLike | None = None) -> dict[str, Any]:
-    """Nested stored arrays into memory; floats as `dtype`, if it is given."""
+def read_tree(tree: Mapping[str, Any], dtype: DTypeLike | None = None) -> dict[str, Any]:
+    """Read nested LazyArrays into memory; floats become `dtype`, if one is given."""
     flat: dict[str, Any] = flatten_dict(tree, sep="/")
     cast = flat if dtype is None else {path: leaf.astype(dtype, path) for path, leaf in flat.items()}
     return unflatten_dict({path: leaf.read() for path, leaf in cast.items()}, sep="/")
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The numbers in C order; without a copy where they are so."""
+    """The bytes of an array in C order. They are copied only where the array has another order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def stream(arrays: Sequence[tuple[str, LazyArray]], use: Callable[[str, memoryview], Any]) -> None:
-    """Call `use` with the name and the bytes (C order) of one array after the other.
+    """Call `use` with the name and the bytes (C order) of each array, one after the other.
 
-    The next one is read meanwhile, but not yet put in order: there is never more in memory than the largest
-    array twice. What `use` is given is overwritten after it.
+    Meanwhile the next array is read. At most two arrays are in memory: this one and the next. The bytes that
+    `use` gets are overwritten after it returns.
     """
-    # One buffer for all: fresh memory for each array takes as long as the copy itself.
+    # All arrays use one buffer: to allocate memory for each takes as long as the copy itself.
     buffer = np.empty(max((array.nbytes for _, array in arrays), default=0), np.uint8)
     reads = [array.read for _, array in arrays]
     with ThreadPoolExecutor(1) as reader:
-        waiting = [reader.submit(read) for read in reads[:1]]
+        pending = [reader.submit(read) for read in reads[:1]]
         for i, (name, _) in enumerate(arrays):
-            array = waiting.pop().result()
+            array = pending.pop().result()
             part = buffer[: array.nbytes]
             np.copyto(part.view(array.dtype).reshape(array.shape), array)
-            del array  # before the next one is there
-            waiting += [reader.submit(read) for read in reads[i + 1 : i + 2]]
+            del array  # before the next array is in memory
+            pending += [reader.submit(read) for read in reads[i + 1 : i + 2]]
             use(name, part.data)

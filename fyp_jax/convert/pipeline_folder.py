@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline as diffusers lays it out: a folder, a Hub id, or one of our own sizes.
+"""A Stable Diffusion pipeline in the layout of diffusers: a folder, a Hub id, or a bundled model.
 
 model_index.json               the class of each part
 vae/ text_encoder/ unet/       config.json and weights
@@ -19,14 +19,14 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jax.typing import DTypeLike
 
-from fyp_jax.convert.lazy import LazyArray, all_in_memory
-from fyp_jax.convert.torch_files import FORMS, WeightsError, find_weights, open_weights, read_weights
+from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
+from fyp_jax.convert.torch_files import WEIGHT_FORMATS, WeightsError, find_weights, open_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import (
-    from_torch_2d,
-    from_torch_image,
-    from_torch_like,
-    image_part,
-    to_torch_like,
+    image_unet_from_torch,
+    image_unet_to_torch,
+    inflate_unet,
+    params_from_torch,
+    params_to_torch,
 )
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
@@ -34,9 +34,8 @@ from fyp_jax.errors import UserError, reason
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.unet_config import UNet3DConfig
 
-# The VAE's attention has other names in the Flax model and in old PyTorch files than in new ones.
 VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
+"""Names in the VAE's attention: in PyTorch today, and in old PyTorch files and the Flax model."""
 
 WEIGHT_FILES = {
     ("vae", ".safetensors"): "diffusion_pytorch_model.safetensors",
@@ -46,7 +45,7 @@ WEIGHT_FILES = {
     ("unet", ".bin"): "diffusion_pytorch_model.bin",
     ("text_encoder", ".bin"): "pytorch_model.bin",
 }
-WEIGHTED = ("vae", "text_encoder", "unet")
+PARTS_WITH_WEIGHTS = ("vae", "text_encoder", "unet")
 CLASSES = {
     "vae": ["diffusers", "AutoencoderKL"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -59,15 +58,15 @@ CLASSES = {
 
 
 class PipelineFolder:
-    """Reads what a pipeline folder holds, part by part."""
+    """A pipeline folder, which is read part by part."""
 
     def __init__(self, name: str, parts: tuple[str, ...] = ENCODERS):
-        """Find `name`, downloading the weights of `parts` if it is a Hub id. Raises UserError."""
+        """Find the folder `name`, and download the weights of `parts` if it is a Hub id. Raises UserError."""
         self.name = name
         self.path = find_folder(name, parts)
 
     def json(self, part: str) -> dict[str, Any]:
-        """A part's configuration."""
+        """The configuration of a part. Raises UserError where it cannot be read."""
         file = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         try:
             values = json.loads(file.read_text())
@@ -82,61 +81,62 @@ class PipelineFolder:
         return ScheduleConfig.from_json(self.json("scheduler"))
 
     def unet_config(self) -> UNet3DConfig:
-        """Sizes of the UNet."""
+        """The config of the UNet."""
         return UNet3DConfig.from_json(self.json("unet"))
 
     def latent_encoders(self, dtype: DTypeLike = jnp.float32) -> LatentEncoders:
-        """VAE, text encoder and tokenizer, without weights; they compute in `dtype`."""
+        """VAE, text encoder and tokenizer without weights. The models compute in `dtype`."""
         return LatentEncoders.build(
             self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype
         )
 
     def encoder_params(self, models: LatentEncoders, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
-        """Float32 weights of these parts. Raises TreeMismatch where they do not fit the configuration."""
+        """Float32 parameters of these parts. Raises TreeMismatch where they do not fit the configuration."""
         shapes, params = models.spec.shapes, {}
         for part in parts:
-            arrays = self._read(part)
+            state_dict = self._read(part)
             if part == "vae":
-                arrays = {_flax_vae_name(name): _flat_dense(name, value) for name, value in arrays.items()}
-            # a constant that old files of the text encoder carry
-            arrays = {name: x for name, x in arrays.items() if not name.endswith("position_ids")}
-            params[part] = from_torch_like(arrays, shapes[part], f"{self.name}, {part.replace('_', ' ')}")
+                state_dict = {_flax_vae_name(name): _as_dense(name, x) for name, x in state_dict.items()}
+            # Old files of the text encoder also hold the position ids, which are constants.
+            state_dict = {name: x for name, x in state_dict.items() if not name.endswith("position_ids")}
+            what = f"{self.name}, {part.replace('_', ' ')}"
+            params[part] = params_from_torch(state_dict, shapes[part], what)
         return params
 
     def inflate_unet(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
-        """The image UNet's weights, inflated to `config`: what they lack for clips is drawn from `seed`."""
-        return from_torch_2d(self._read("unet"), config, seed)
+        """The image UNet's parameters, and temporal layers of `config` that are initialised from `seed`."""
+        return inflate_unet(self._read("unet"), config, seed)
 
     def image_unet(self, config: UNet3DConfig) -> dict[str, Any]:
-        """The image UNet's weights alone, by the names of `UNet3D`."""
-        return from_torch_image(self._read("unet"), config)
+        """The image UNet's parameters alone, by the names of `UNet3D`."""
+        return image_unet_from_torch(self._read("unet"), config)
 
     def write_with(
-        self, params: Mapping[str, Any], folder: Path, changes: Mapping[str, Mapping[str, Any]]
+        self, params: Mapping[str, Any], folder: Path, config_changes: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """A new pipeline folder like this one, with the weights `params` (vae, text_encoder, unet).
+        """Write a pipeline folder like this one, with the parameters `params` (vae, text_encoder, unet).
 
-        `changes` are fields of a part's config.json with other values: {"vae": {"scaling_factor": 0.2}}.
-        Weights are safetensors by PyTorch's names; of the UNet, what an image model has. Raises UserError
-        where the folder cannot be written, or has something else in it.
+        `config_changes` are new values for fields of a part's config.json, {"vae": {"scaling_factor": 0.2}}.
+        The weights are written as safetensors with PyTorch's names, the UNet's without its temporal layers.
+        Raises UserError where the folder cannot be written, or holds other files.
         """
-        weights = torch_weights({part: all_in_memory(params[part]) for part in WEIGHTED})
-        contents = self.contents(weights, changes)
-        WeightWriter().write_folder(contents, folder, {"pipeline": self.name}, overwrite=True)
+        weights = pipeline_state_dicts({part: to_lazy_tree(params[part]) for part in PARTS_WITH_WEIGHTS})
+        plan = self.export_plan(weights, config_changes)
+        WeightWriter().write_folder(plan, folder, {"pipeline": self.name}, overwrite=True)
 
-    def contents(
+    def export_plan(
         self,
         replaced: Mapping[str, Mapping[str, LazyArray]],
-        changes: Mapping[str, Mapping[str, Any]],
-        ending: str = ".safetensors",
+        config_changes: Mapping[str, Mapping[str, Any]],
+        suffix: str = ".safetensors",
     ) -> ExportPlan:
-        """What a pipeline folder like this one has, that PyTorch's `StableDiffusionPipeline` opens.
+        """The contents of a folder like this one, which PyTorch's `StableDiffusionPipeline` can open.
 
-        `replaced` are weights of parts by PyTorch's names; other parts keep theirs. `changes` as for
-        `write_with`. Raises UserError where this folder lacks something.
+        `replaced` has new weights of some parts, under PyTorch's names; the other parts keep their weights.
+        `config_changes` is as for `write_with`. Raises UserError where this folder lacks a file.
         """
-        configs = {part: self.json(part) | dict(changes.get(part, {})) for part in WEIGHTED}
-        for name in ("zero_init_temporal", "cross_frame_attention"):  # ours alone
+        configs = {part: self.json(part) | dict(config_changes.get(part, {})) for part in PARTS_WITH_WEIGHTS}
+        for name in ("zero_init_temporal", "cross_frame_attention"):  # fields that only fyp_jax knows
             configs["unet"].pop(name, None)
         scheduler = self.json("scheduler")
         index = {
@@ -148,37 +148,42 @@ class PipelineFolder:
         }
         if not (self.path / "tokenizer").is_dir():
             raise UserError(f"{self.name}: has no tokenizer")
-        texts = {f"{part}/config.json": config for part, config in configs.items()}
-        texts |= {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
+        json_files = {f"{part}/config.json": config for part, config in configs.items()}
+        json_files |= {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
         weights = [
-            StateDictFile(f"{part}/{WEIGHT_FILES[part, ending]}", replaced.get(part) or self.stored(part))
-            for part in WEIGHTED
+            StateDictFile(
+                f"{part}/{WEIGHT_FILES[part, suffix]}", replaced.get(part) or self.lazy_state_dict(part)
+            )
+            for part in PARTS_WITH_WEIGHTS
         ]
         return ExportPlan(
             weights,
-            {name: json.dumps(values, indent=2) for name, values in texts.items()},
+            {name: json.dumps(values, indent=2) for name, values in json_files.items()},
             {"tokenizer": self.path / "tokenizer"},
         )
 
-    def stored(self, part: str) -> dict[str, LazyArray]:
-        """The weights of a part by PyTorch's present names, not yet read. Raises WeightsError."""
-        arrays = open_weights(find_weights(self.path / part))
+    def lazy_state_dict(self, part: str) -> dict[str, LazyArray]:
+        """The weights of a part under PyTorch's present names, not read yet. Raises WeightsError."""
+        state_dict = open_weights(find_weights(self.path / part))
         if part == "vae":
-            return {_torch_vae_name(name): _flat_stored(name, x) for name, x in arrays.items()}
-        return {name: x for name, x in arrays.items() if not name.endswith("position_ids")}
+            return {_torch_vae_name(name): _as_dense_lazy(name, x) for name, x in state_dict.items()}
+        return {name: x for name, x in state_dict.items() if not name.endswith("position_ids")}
 
     def _read(self, part: str) -> dict[str, np.ndarray]:
         return read_weights(find_weights(self.path / part))
 
 
-def torch_weights(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
-    """Nested stored arrays of vae, text_encoder or unet by PyTorch's names, as `contents` takes them."""
-    weights = {name: to_torch_like(tree) for name, tree in models.items() if name == "text_encoder"}
+def pipeline_state_dicts(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
+    """The state dicts, with PyTorch's names, of nested parameters of "vae", "text_encoder" and "unet".
+
+    The UNet's temporal layers are left out.
+    """
+    state_dicts = {name: params_to_torch(tree) for name, tree in models.items() if name == "text_encoder"}
     if "vae" in models:
-        weights["vae"] = {_torch_vae_name(name): x for name, x in to_torch_like(models["vae"]).items()}
+        state_dicts["vae"] = {_torch_vae_name(name): x for name, x in params_to_torch(models["vae"]).items()}
     if "unet" in models:
-        weights["unet"] = image_part(models["unet"])
-    return weights
+        state_dicts["unet"] = image_unet_to_torch(models["unet"])
+    return state_dicts
 
 
 def _flax_vae_name(name: str) -> str:
@@ -193,52 +198,53 @@ def _torch_vae_name(name: str) -> str:
     return name
 
 
-def _flat_dense(name: str, value: np.ndarray) -> np.ndarray:
-    """Older files hold the VAE's attention as 1x1 convolutions."""
+def _as_dense(name: str, value: np.ndarray) -> np.ndarray:
+    """The kernel of a dense layer: old files hold the VAE's attention as 1x1 convolutions."""
     return value[..., 0, 0] if ".attentions." in name and value.ndim == 4 else value
 
 
-def _flat_stored(name: str, value: LazyArray) -> LazyArray:
-    flat = value.shape[:2] if ".attentions." in name and len(value.shape) == 4 else value.shape
-    return LazyArray(flat, value.dtype, lambda: value.read().reshape(flat))
+def _as_dense_lazy(name: str, value: LazyArray) -> LazyArray:
+    shape = value.shape[:2] if ".attentions." in name and len(value.shape) == 4 else value.shape
+    return LazyArray(shape, value.dtype, lambda: value.read().reshape(shape))
 
 
 def find_folder(name: str, parts: tuple[str, ...]) -> Path:
-    """A folder, one of our own sizes, or the local copy of a Hub repository with the weights of `parts`.
+    """The path of a folder, of a bundled model, or of the local copy of a Hub repository.
 
-    A part is a folder in the repository, "." all of it. Raises UserError.
+    Of a Hub repository, the configs and the weights of `parts` are downloaded. A part is a folder in the
+    repository; "." is the repository's top folder. Raises UserError where there is nothing of this name.
     """
     if os.path.isdir(name):
         return Path(name)
-    own = Path(str(resources.files("fyp_jax").joinpath("assets", "models")))
-    if (own / name).is_dir() and Path(name).name == name:
-        return own / name
-    sizes = ", ".join(sorted(folder.name for folder in own.iterdir() if folder.is_dir()))
-    nowhere = f"{name}: no such folder, and no size of ours (we have: {sizes})"
+    bundled = Path(str(resources.files("fyp_jax").joinpath("assets", "models")))
+    if (bundled / name).is_dir() and Path(name).name == name:
+        return bundled / name
+    names = ", ".join(sorted(folder.name for folder in bundled.iterdir() if folder.is_dir()))
+    not_found = f"{name}: no such folder, and no bundled model of this name (there are: {names})"
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise UserError(nowhere)
-    return _download(name, parts, nowhere)
+        raise UserError(not_found)
+    return _download(name, parts, not_found)
 
 
-def _download(hub_id: str, parts: tuple[str, ...], nowhere: str) -> Path:
-    """The parts of a Hub repository that are needed, from the Hub or its local cache."""
+def _download(hub_id: str, parts: tuple[str, ...], not_found: str) -> Path:
+    """The local copy of a Hub repository with the weights of `parts`, from the Hub or its local cache."""
     configs = ["config.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
     configs += ["vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"]  # CLIP's
     try:
-        for form in FORMS:
-            # One after the other: repositories hold each weight in several.
-            names = form.files + form.shards
+        # One format at a time, because repositories hold the same weights in several.
+        for weight_format in WEIGHT_FORMATS:
+            names = weight_format.files + weight_format.shards
             weights = [str(PurePosixPath(part, name)) for part in parts for name in names]
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=configs + weights))
             if all(_has_weights(folder / part) for part in parts):
                 return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{nowhere}; as a Hub id it cannot be had ({type(error).__name__}: {reason(error)}); offline, "
-            f"download it elsewhere with `hf download {hub_id}` and give the folder"
+            f"{not_found}; as a Hub id it cannot be downloaded ({type(error).__name__}: {reason(error)}); "
+            f"if this machine is offline, run `hf download {hub_id}` on another one and give the folder"
         ) from error
     raise WeightsError(
-        f"{hub_id}: no weights for {', '.join(parts)} in the repository, or offline in its cache"
+        f"{hub_id}: no weights for {', '.join(parts)} in the Hub repository (offline: in its local cache)"
     )
 
 

@@ -1,6 +1,7 @@
-"""Safetensors, one array at a time: 8 bytes with the header's length, a JSON header, and the arrays.
+"""Reads and writes safetensors one array at a time. The library's own `save_file` needs a whole model in
+memory.
 
-The library's own `save_file` wants a whole model in memory.
+The file format: 8 bytes with the length of the header, a header in JSON, and the bytes of the arrays.
 """
 
 import json
@@ -28,11 +29,11 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class WeightsError(UserError):
-    """A weight file that is missing, damaged or refused; the message opens with its path."""
+    """A weight file is missing, damaged or refused; the message starts with its path."""
 
 
 def write_safetensors(
@@ -41,42 +42,43 @@ def write_safetensors(
     metadata: Mapping[str, str],
     on_array: Callable[[str, int], Any] | None = None,
 ) -> dict[str, int]:
-    """Write the arrays one after the other; the CRC-32 of each array's bytes.
+    """Write the arrays one after the other, and return the CRC-32 of each array's bytes by name.
 
-    `on_array` is called with the name and the bytes of each one that is written. Raises OSError.
+    `on_array` is called with the name and the number of bytes of each array after it is written. Raises
+    OSError.
     """
-    # The widest first, as the library does, so that every array begins at a multiple of its width.
+    # The widest dtype comes first, as in the library, so that every array starts at a multiple of its width.
     ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in ordered:
         start, end = end, end + array.nbytes
         header[name] = {
-            "dtype": NAMES[array.dtype],
+            "dtype": DTYPE_NAMES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    sums: dict[str, int] = {}
+    checksums: dict[str, int] = {}
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
 
         def write(name: str, data: memoryview) -> None:
-            sums[name] = zlib.crc32(data)
+            checksums[name] = zlib.crc32(data)
             out.write(data)
             if on_array is not None:
                 on_array(name, len(data))
 
         stream(ordered, write)
-    return sums
+    return checksums
 
 
 def open_safetensors(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """The arrays of a file, not yet read, and its metadata.
+    """The arrays of a file, not read yet, and its metadata.
 
-    Raises WeightsError where there is no such file, or it is cut off or no safetensors file.
+    Raises WeightsError where the file is missing, truncated or in another format.
     """
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
@@ -89,7 +91,7 @@ def open_safetensors(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
         }
         return arrays, dict(opened.metadata() or {})
     except (SafetensorError, OSError, KeyError) as error:
-        raise WeightsError(f"{file}: not a whole safetensors file ({error})") from error
+        raise WeightsError(f"{file}: not a complete safetensors file ({error})") from error
 
 
 def _reader(opened: Any, name: str) -> Callable[[], np.ndarray]:

@@ -1,4 +1,4 @@
-"""PyTorch weight files into named numpy arrays: safetensors without torch, `.bin` and `.pth` with it."""
+"""Reads PyTorch weight files into named arrays: safetensors without torch, `.bin` and `.pth` with it."""
 
 import pickle
 import zipfile
@@ -9,68 +9,84 @@ import numpy as np
 
 from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
-from fyp_jax.convert.weight_writer import shards_of
+from fyp_jax.convert.weight_writer import shard_files
 from fyp_jax.errors import reason
 
-__all__ = ["FORMS", "WEIGHT_ENDINGS", "WeightsError", "find_weights", "open_weights", "read_weights"]
+__all__ = [
+    "WEIGHT_FORMATS",
+    "WEIGHT_SUFFIXES",
+    "WeightsError",
+    "find_weights",
+    "open_weights",
+    "read_weights",
+]
 
-# As diffusers and transformers name them; what stands first is taken.
+# The file names of diffusers and transformers; the first that exists is read.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
-PICKLES = (".bin", ".pth", ".pt")
-WEIGHT_ENDINGS = (".safetensors", *PICKLES, ".json")
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".json")
 
 
-class Form(NamedTuple):
-    """A form in which repositories hold a model's weights; a model is whole in one form or another."""
+class WeightFormat(NamedTuple):
+    """A format in which repositories hold the weights of a model. Each format holds the complete model."""
 
-    ending: str
+    suffix: str
     variant: str = ""
 
     @property
     def files(self) -> list[str]:
-        """The names of what can be read: one file, or the index of its shards."""
-        index = f"{self.ending}.index{self.variant}.json"
-        return [name for stem in STEMS for name in (stem + self.variant + self.ending, stem + index)]
+        """Names of the file that is read: the only weight file, or the index of its shards."""
+        index = f"{self.suffix}.index{self.variant}.json"
+        return [name for stem in STEMS for name in (stem + self.variant + self.suffix, stem + index)]
 
     @property
     def shards(self) -> list[str]:
-        """Patterns of what an index names."""
-        return [f"{stem}{self.variant}-?????-of-?????{self.ending}" for stem in STEMS]
+        """Name patterns of the shards that an index lists."""
+        return [f"{stem}{self.variant}-?????-of-?????{self.suffix}" for stem in STEMS]
 
 
-FORMS = (Form(".safetensors"), Form(".bin"), Form(".safetensors", ".fp16"), Form(".bin", ".fp16"))
+WEIGHT_FORMATS = (
+    WeightFormat(".safetensors"),
+    WeightFormat(".bin"),
+    WeightFormat(".safetensors", ".fp16"),
+    WeightFormat(".bin", ".fp16"),
+)
 
 
 def find_weights(folder: Path) -> Path:
-    """The weight file of one model's folder, or the index of its shards; safetensors and fp32 first."""
-    for form in FORMS:
-        for name in form.files:
+    """The weight file in the folder of one model, or the index of its shards.
+
+    Float32 comes before fp16, then safetensors before `.bin`. Raises WeightsError where there is none.
+    """
+    for weight_format in WEIGHT_FORMATS:
+        for name in weight_format.files:
             if (folder / name).is_file():
                 return folder / name
-    endings = (form.variant + form.ending for form in FORMS)
-    raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(endings)})")
+    suffixes = (weight_format.variant + weight_format.suffix for weight_format in WEIGHT_FORMATS)
+    raise WeightsError(f"{folder}: no weights (looked for {' '.join(STEMS)} with {' '.join(suffixes)})")
 
 
 def open_weights(file: Path) -> dict[str, LazyArray]:
-    """Arrays by PyTorch's names, not yet read (those of an old `.bin`, which is no zip, are in memory).
+    """Arrays by their PyTorch names, not read yet.
 
-    `file` is a `.safetensors`, a `.bin` or `.pth`, or the `.json` index of shards beside it. Raises
-    WeightsError: no such file, damaged, a pickle that holds more than tensors, torch not installed.
+    `file` is a `.safetensors`, `.bin` or `.pth` file, or the `.json` index of shards beside it. An old `.bin`
+    file, which is not a zip archive, is read into memory at once. Raises WeightsError where the file is
+    missing or damaged, where a pickle holds more than tensors, or where torch is needed and not installed.
     """
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
     if file.suffix == ".json":
-        return {name: array for shard in shards_of(file) for name, array in open_weights(shard).items()}
+        return {name: array for shard in shard_files(file) for name, array in open_weights(shard).items()}
     if file.suffix == ".safetensors":
         return open_safetensors(file)[0]
-    if file.suffix in PICKLES:
+    if file.suffix in PICKLE_SUFFIXES:
         return _open_pickle(file)
     raise WeightsError(f"{file}: not a weight file (.safetensors, .bin, .pth)")
 
 
 def read_weights(file: Path) -> dict[str, np.ndarray]:
-    """Arrays by PyTorch's names; floats of any width become float32, the rest is kept.
+    """Arrays by their PyTorch names. Floats of any width become float32; other dtypes are kept.
 
     Raises as `open_weights`.
     """
@@ -82,7 +98,7 @@ def _open_pickle(file: Path) -> dict[str, LazyArray]:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f"{file}: reading it needs torch: pip install -e '.[torch]', or convert it to safetensors"
+            f"{file}: reading it needs torch; run pip install -e '.[torch]', or convert it to safetensors"
         ) from error
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -94,12 +110,12 @@ def _open_pickle(file: Path) -> dict[str, LazyArray]:
     if not all(isinstance(value, torch.Tensor) for value in named):
         raise WeightsError(f"{file}: not a state dict of named tensors")
 
-    def stored(tensor: Any) -> LazyArray:
-        # numpy knows no bfloat16 of torch's; every width becomes float32 without a change of value.
+    def lazy_array(tensor: Any) -> LazyArray:
+        # numpy cannot read torch's bfloat16. Both narrow dtypes become float32 without a change of value.
         detached = tensor.detach()
         narrow = tensor.dtype in (torch.float16, torch.bfloat16)
         dtype = np.float32 if narrow else torch.empty(0, dtype=tensor.dtype).numpy().dtype
         read = lambda: (detached.float() if narrow else detached).numpy()  # noqa: E731
         return LazyArray(tuple(tensor.shape), np.dtype(dtype), read)
 
-    return {name: stored(tensor) for name, tensor in tensors.items()}
+    return {name: lazy_array(tensor) for name, tensor in tensors.items()}

@@ -1,7 +1,8 @@
-"""PyTorch's `.bin` and `.pth` files, written one array at a time and without torch.
+"""Writes PyTorch's `.bin` and `.pth` files one array at a time and without torch.
 
-The form of `torch.save` since 1.6: a zip of uncompressed records, which are a pickled dictionary of tensors
-without their numbers, and a record of numbers for each. `torch.save` itself wants all tensors in memory.
+The file format is that of `torch.save` since PyTorch 1.6: an uncompressed zip archive with one record for a
+pickled dictionary of tensors, and one record for the bytes of each tensor. `torch.save` itself needs all
+tensors in memory.
 """
 
 import pickle
@@ -28,7 +29,8 @@ STORAGES = {
     np.dtype(np.bool_): "BoolStorage",
 }
 ALIGNMENT = 64
-"""Bytes; where a record of numbers begins, as `torch.save` has it, so that files can be mapped."""
+"""Records of tensor bytes start at multiples of this many bytes, as with `torch.save`, so that files can be
+memory-mapped."""
 PADDING_ID = b"FB"
 LOCAL_HEADER = 30
 EXTRA_HEADER = 4
@@ -37,34 +39,35 @@ EXTRA_HEADER = 4
 def write_torch(
     file: Path, arrays: Mapping[str, LazyArray], on_array: Callable[[str, int], Any] | None = None
 ) -> dict[str, int]:
-    """A state dict that `torch.load(weights_only=True)` opens; the CRC-32 of each array's bytes.
+    """Write a state dict for `torch.load(weights_only=True)`, and return the CRC-32 of each array by name.
 
-    `on_array` is called with the name and the bytes of each one that is written. Raises OSError.
+    `on_array` is called with the name and the number of bytes of each array after it is written. Raises
+    OSError.
     """
-    sums: dict[str, int] = {}
+    checksums: dict[str, int] = {}
     with file.open("wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
 
         def record(name: str, data: bytes | memoryview) -> int:
-            about = _aligned(out, f"archive/{name}")
-            with archive.open(about, "w") as entry:
+            info = _aligned(out, f"archive/{name}")
+            with archive.open(info, "w") as entry:
                 entry.write(data)
-            return about.CRC
+            return info.CRC
 
         record("data.pkl", _pickled(arrays))
         record("byteorder", b"little")
 
         def write(name: str, data: memoryview) -> None:
-            sums[name] = record(f"data/{len(sums)}", data)
+            checksums[name] = record(f"data/{len(checksums)}", data)
             if on_array is not None:
                 on_array(name, len(data))
 
         stream(list(arrays.items()), write)
         record("version", b"3\n")
-    return sums
+    return checksums
 
 
 def _aligned(out: BinaryIO, name: str) -> zipfile.ZipInfo:
-    """A record at the end of the file; dated 1980, so that the same arrays give the same file."""
+    """Metadata of a new record at the end of the file; a fixed date makes equal arrays give equal files."""
     entry = zipfile.ZipInfo(name)
     start = out.tell() + LOCAL_HEADER + len(name) + EXTRA_HEADER
     padding = -start % ALIGNMENT
@@ -73,7 +76,7 @@ def _aligned(out: BinaryIO, name: str) -> zipfile.ZipInfo:
 
 
 def _pickled(arrays: Mapping[str, LazyArray]) -> bytes:
-    """{name: tensor}, each tensor being a call of `_rebuild_tensor_v2` on a storage that is named only."""
+    """Pickle of {name: tensor}. Each tensor is a call of `_rebuild_tensor_v2` with the key of its storage."""
     items = b"".join(
         _text(name) + _tensor(number, array) for number, (name, array) in enumerate(arrays.items())
     )
@@ -92,10 +95,10 @@ def _tensor(number: int, array: LazyArray) -> bytes:
     hooks = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
     arguments = _tuple(
         storage + pickle.BINPERSID,
-        _number(0),  # where the tensor begins in its storage
+        _number(0),  # offset of the tensor in its storage
         _tuple(*map(_number, array.shape)),
         _tuple(*map(_number, strides)),
-        pickle.NEWFALSE,  # needs no gradient
+        pickle.NEWFALSE,  # requires_grad
         hooks,
     )
     return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE

@@ -1,8 +1,8 @@
-"""What was exported, run beside the weights that it was exported from.
+"""Verifies exported weights: both they and the original weights are run on the same inputs, and compared.
 
-Both sides get the same numbers, rounded to the exported dtype, and compute in float32. PyTorch's diffusers
-runs what it has a model for; the video UNet of the published form, for which it has none, runs here after it
-was read back.
+The original weights are rounded to the exported dtype; all models compute in float32. Exported weights run in
+PyTorch's diffusers if it has a model for them. It has none for the video UNet, which is read back and runs in
+JAX.
 """
 
 import functools
@@ -21,9 +21,9 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from fyp_jax.convert.export_formats import FORMS, STABLE_DIFFUSION, checkpoint_name
+from fyp_jax.convert.export_formats import EXPORT_FORMATS, STABLE_DIFFUSION, checkpoint_name
 from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
-from fyp_jax.convert.lazy import Weights, as_bytes, read_all
+from fyp_jax.convert.lazy import Weights, as_bytes, read_tree
 from fyp_jax.convert.native_safetensors import read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.torch_files import open_weights
@@ -36,79 +36,82 @@ from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
+"""Largest relative error of an export that is correct."""
 FRAMES = 2
 TIMESTEP = 501
 TOKENS = 77
 
 
-class Difference(NamedTuple):
-    what: str
-    largest: float
-    """Between two outputs, relative to the largest number in them; infinite where one is not finite."""
+class Comparison(NamedTuple):
+    """Result of the comparison of one output."""
+
+    output: str
+    error: float
+    """Largest absolute difference over the largest absolute value; infinite for a non-finite output."""
 
 
 def verify(
-    form: str, folder: Path, weights: Weights, pipeline: PipelineFolder | None, dtype: DTypeLike
-) -> Iterator[Difference]:
-    """The differences between what `folder` holds and the weights, one for each output that is compared.
+    format_name: str, folder: Path, weights: Weights, pipeline: PipelineFolder | None, dtype: DTypeLike
+) -> Iterator[Comparison]:
+    """Compare the export in `folder` with the weights; one result for each output.
 
-    Raises UserError where a file cannot be read. Without torch or diffusers' PyTorch models, only files and
-    what runs here are compared, with a warning.
+    Raises UserError where a file cannot be read. Without torch, a warning says that only checksums and the
+    models that run in JAX are compared.
     """
-    yield Difference("checksums of arrays", _checksums(folder))
+    yield Comparison("checksums of arrays", _checksum_error(folder))
     with_torch = find_spec("torch") is not None
     if not with_torch:
-        log.warning("%s: torch is not installed, so PyTorch's side is not run", form)
-    ours = _rounded(weights.models, dtype)
-    if form == "safetensors":
-        read_back = _noise(*read_native(folder)[:2])
-        yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
-    if form.startswith("followyourpose") and (with_torch or form.endswith("-safetensors")):
+        log.warning("%s: torch is not installed, so PyTorch models are not compared", format_name)
+    params = _rounded(weights.models, dtype)
+    if format_name == "safetensors":
+        found = _clip_noise(*read_native(folder)[:2])
+        yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
+    if format_name.startswith("followyourpose") and (with_torch or format_name.endswith("-safetensors")):
         published = folder / checkpoint_name(weights)
-        read_back = _noise(weights.config, read_followyourpose(published, None, weights.config))
-        yield Difference("noise of a clip, read back", _relative(read_back, _noise(weights.config, ours)))
-    if with_torch and form == "diffusers-t2i-adapter":
-        yield Difference("pose maps, by PyTorch", _t2i_adapter(folder, weights.config, ours))
-    if with_torch and pipeline is not None and FORMS[form].wants_pipeline:
-        below = folder / STABLE_DIFFUSION if form.startswith("followyourpose") else folder
-        yield from _image_pipeline(below, weights.config, ours, pipeline, dtype)
+        found = _clip_noise(weights.config, read_followyourpose(published, None, weights.config))
+        yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
+    if with_torch and format_name == "diffusers-t2i-adapter":
+        yield Comparison("pose features in PyTorch", _t2i_adapter_error(folder, weights.config, params))
+    if with_torch and pipeline is not None and EXPORT_FORMATS[format_name].needs_pipeline:
+        exported = folder / STABLE_DIFFUSION if format_name.startswith("followyourpose") else folder
+        yield from _image_pipeline(exported, weights.config, params, pipeline, dtype)
 
 
 def _rounded(tree: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """As float32, with no more digits than `dtype` has."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), read_all(tree, dtype))
+    """Nested arrays that are rounded to `dtype`, as float32."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), read_tree(tree, dtype))
 
 
-def _checksums(folder: Path) -> float:
-    """0 where every array of every file is what `conversion.json` says, else infinite."""
+def _checksum_error(folder: Path) -> float:
+    """0 if every array of every file has the checksum in `conversion.json`, else infinite."""
     same = True
     for name, arrays in json.loads((folder / MANIFEST).read_text())["files"].items():
-        # Narrow floats of a pickle come as float32, and are compared by what the models make of it.
-        for array, stored in open_weights(folder / name).items():
-            if stored.dtype.name == arrays[array]["dtype"]:
-                same &= zlib.crc32(as_bytes(stored.read())) == arrays[array]["crc32"]
+        # Pickles give 16-bit floats as float32; these arrays are checked by the outputs of the models alone.
+        for array, lazy in open_weights(folder / name).items():
+            if lazy.dtype.name == arrays[array]["dtype"]:
+                same &= zlib.crc32(as_bytes(lazy.read())) == arrays[array]["crc32"]
     return 0.0 if same else float("inf")
 
 
-def _relative(found: Any, expected: Any) -> float:
+def _error(found: Any, expected: Any) -> float:
     found, expected = np.asarray(found, np.float32), np.asarray(expected, np.float32)
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     return float(difference) if np.isfinite(difference) else float("inf")
 
 
-def _drawn(what: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(zlib.crc32(what.encode())).standard_normal(shape).astype(np.float32)
+def _random_normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
-def _skeleton(config: UNet3DConfig, frames: int) -> np.ndarray:
-    """[1 frames H W 3] in [0, 1], of the least size that a model takes."""
+def _pose_images(config: UNet3DConfig, frames: int) -> np.ndarray:
+    """Random pose images [1 frames H W 3] in [0, 1], of the smallest size that the model takes."""
     side = DOWNSCALE * 2 ** (len(config.block_out_channels) - 1)
-    return np.clip(_drawn("skeleton", (1, frames, side, side, 3)), 0, 1)
+    return np.clip(_random_normal("skeleton", (1, frames, side, side, 3)), 0, 1)
 
 
 def _latents(config: UNet3DConfig, frames: int) -> np.ndarray:
     side = 2 ** (len(config.block_out_channels) - 1)
-    return _drawn("latents", (1, frames, side, side, config.in_channels))
+    return _random_normal("latents", (1, frames, side, side, config.in_channels))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -118,65 +121,73 @@ def _unet(config: UNet3DConfig, params: Any, latents: Any, text: Any, features: 
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _maps(config: UNet3DConfig, params: Any, skeleton: Any) -> Any:
-    return PoseEncoder(config).apply({"params": params}, skeleton)
+def _pose_features(config: UNet3DConfig, params: Any, pose_images: Any) -> Any:
+    return PoseEncoder(config).apply({"params": params}, pose_images)
 
 
-def _noise(config: UNet3DConfig, params: Mapping[str, Any]) -> Any:
-    """What a video UNet predicts for a clip with poses."""
-    text = _drawn("text", (1, TOKENS, config.cross_attention_dim))
-    features = _maps(config, params["pose_encoder"], _skeleton(config, FRAMES))
+def _clip_noise(config: UNet3DConfig, params: Mapping[str, Any]) -> Any:
+    """The noise that the video UNet predicts for a clip with poses."""
+    text = _random_normal("text", (1, TOKENS, config.cross_attention_dim))
+    features = _pose_features(config, params["pose_encoder"], _pose_images(config, FRAMES))
     return _unet(config, params["unet"], _latents(config, FRAMES), text, features)
 
 
-def _t2i_adapter(folder: Path, config: UNet3DConfig, ours: Mapping[str, Any]) -> float:
+def _t2i_adapter_error(folder: Path, config: UNet3DConfig, params: Mapping[str, Any]) -> float:
+    """The largest error of a feature map of the exported adapter."""
     import torch
     from diffusers.models.adapter import T2IAdapter
 
-    skeleton = _skeleton(config, FRAMES)
+    pose_images = _pose_images(config, FRAMES)
     adapter = T2IAdapter.from_pretrained(folder, torch_dtype=torch.float32)
     with torch.no_grad():
-        theirs = adapter(torch.from_numpy(rearrange(skeleton, "b f h w c -> (b f) c h w")))
-    maps = _maps(config, ours["pose_encoder"], skeleton)
-    pairs = zip(theirs, maps, strict=True)
-    return max(_relative(x, rearrange(np.asarray(y), "b f h w c -> (b f) c h w")) for x, y in pairs)
+        found = adapter(torch.from_numpy(rearrange(pose_images, "b f h w c -> (b f) c h w")))
+    expected = _pose_features(config, params["pose_encoder"], pose_images)
+    pairs = zip(found, expected, strict=True)
+    return max(_error(x, rearrange(np.asarray(y), "b f h w c -> (b f) c h w")) for x, y in pairs)
 
 
 def _image_pipeline(
-    folder: Path, config: UNet3DConfig, ours: Mapping[str, Any], pipeline: PipelineFolder, dtype: DTypeLike
-) -> Iterator[Difference]:
-    """Text, noise and pixels of one image; our UNet with its temporal layers at 0, which leaves them out."""
+    folder: Path, config: UNet3DConfig, params: Mapping[str, Any], pipeline: PipelineFolder, dtype: DTypeLike
+) -> Iterator[Comparison]:
+    """Compare noise, text embeddings and pixels of one image.
+
+    The video UNet gets temporal layers whose parameters are 0, which have no effect.
+    """
     models = pipeline.latent_encoders()
     ids, _ = models.tokenize("a robot on the beach")
     latents = _latents(config, frames=1)
-    text, noise, pixels = _by_pytorch(folder, ids, rearrange(latents, "b 1 h w c -> b c h w"))
-    flat: dict[str, Any] = flatten_dict(ours["unet"], sep="/")
-    silent = unflatten_dict(
+    text, noise, pixels = _run_torch_pipeline(folder, ids, rearrange(latents, "b 1 h w c -> b c h w"))
+    flat: dict[str, Any] = flatten_dict(params["unet"], sep="/")
+    image_unet = unflatten_dict(
         {path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()}, sep="/"
     )
-    our_noise = _unet(config, silent, latents, text, None)
-    yield Difference("noise, by PyTorch", _relative(noise, rearrange(our_noise, "b 1 h w c -> b c h w")))
-    read = pipeline.encoder_params(models, tuple(name for name in ENCODERS if name not in ours))
-    params = jax.tree.map(lambda x: np.asarray(np.asarray(x, dtype), np.float32), read)
-    params |= {name: ours[name] for name in ENCODERS if name in ours}
-    yield Difference("text, by PyTorch", _relative(text, jax.jit(models.encode_text)(params, ids)))
-    decoded = jax.jit(functools.partial(models.decode_latents, chunk=1))(params, latents)
-    yield Difference("pixels, by PyTorch", _relative(pixels, rearrange(decoded, "b 1 h w c -> b c h w")))
+    expected = _unet(config, image_unet, latents, text, None)
+    yield Comparison("noise in PyTorch", _error(noise, rearrange(expected, "b 1 h w c -> b c h w")))
+    read = pipeline.encoder_params(models, tuple(name for name in ENCODERS if name not in params))
+    encoder_params = jax.tree.map(lambda x: np.asarray(np.asarray(x, dtype), np.float32), read)
+    encoder_params |= {name: params[name] for name in ENCODERS if name in params}
+    yield Comparison(
+        "text embeddings in PyTorch", _error(text, jax.jit(models.encode_text)(encoder_params, ids))
+    )
+    decoded = jax.jit(functools.partial(models.decode_latents, chunk=1))(encoder_params, latents)
+    yield Comparison("pixels in PyTorch", _error(pixels, rearrange(decoded, "b 1 h w c -> b c h w")))
 
 
-def _by_pytorch(folder: Path, ids: np.ndarray, latents: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Text, noise and pixels; the models are dropped before ours compute."""
+def _run_torch_pipeline(folder: Path, ids: np.ndarray, latents: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Text embeddings, noise and pixels of the exported pipeline, whose models are freed on return."""
     import torch
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    safe = any((folder / "unet").glob("*.safetensors"))
-    theirs = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=safe)
+    use_safetensors = any((folder / "unet").glob("*.safetensors"))
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, use_safetensors=use_safetensors
+    )
     image = torch.from_numpy(latents.copy())
     with torch.no_grad():
-        text = theirs.text_encoder(torch.from_numpy(ids).long())[0]
-        noise = theirs.unet(image, TIMESTEP, text).sample
-        pixels = theirs.vae.decode(image / theirs.vae.config.scaling_factor).sample
+        text = pipeline.text_encoder(torch.from_numpy(ids).long())[0]
+        noise = pipeline.unet(image, TIMESTEP, text).sample
+        pixels = pipeline.vae.decode(image / pipeline.vae.config.scaling_factor).sample
     return text.numpy(), noise.numpy(), pixels.numpy()

@@ -13,7 +13,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference
-from fyp_jax.checkpoints.manager import newest_step
+from fyp_jax.checkpoints.manager import latest_step
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.pipeline_folder import PipelineFolder
@@ -121,7 +121,7 @@ def checksum(params: Params) -> int:
 
 def _is_checkpoint(name: str) -> bool:
     folder = epath.Path(name)
-    return folder.is_dir() and not (folder / "model_index.json").exists() and newest_step(folder) is not None
+    return folder.is_dir() and not (folder / "model_index.json").exists() and latest_step(folder) is not None
 
 
 def _compiled(

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
-from fyp_jax.convert.pipeline_folder import WEIGHTED, PipelineFolder
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
@@ -65,7 +65,9 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         )
         kept = {name: tree for name, tree in saved.items() if name not in config.reinit}
         missing = tuple(part for part in MODELS if part not in config.reinit and part not in kept)
-        folder = PipelineFolder(config.pretrained, tuple(part for part in missing if part in WEIGHTED))
+        folder = PipelineFolder(
+            config.pretrained, tuple(part for part in missing if part in PARTS_WITH_WEIGHTS)
+        )
         encoders = folder.latent_encoders(dtype)
         unet_config = saved_config or folder.unet_config()
         if "unet" not in kept or _temporal_untrained(kept["unet"]):

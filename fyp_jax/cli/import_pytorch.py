@@ -1,0 +1,96 @@
+"""Import PyTorch weights, or an export of export_pytorch.py, into a checkpoint for sample.py and train.py.
+
+A Stable Diffusion pipeline (a folder or a Hub id); its image UNet is inflated to clips:
+    python scripts/import_pytorch.py --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/sd14
+A pipeline folder with delta weights, such as the bundled model:
+    python scripts/import_pytorch.py --pipeline mini --out checkpoints/mini
+A published Follow Your Pose checkpoint (pytorch_model.bin, with pose_encoder.pth in its folder or beside it):
+    python scripts/import_pytorch.py --checkpoint followyourpose/checkpoint-1000 \\
+        --pipeline CompVis/stable-diffusion-v1-4 --out checkpoints/follow_your_pose
+A pose encoder that is a T2I-Adapter of diffusers (a folder or a Hub id):
+    python scripts/import_pytorch.py --pipeline CompVis/stable-diffusion-v1-4 \\
+        --pose-encoder TencentARC/t2iadapter_openpose_sd14v1 --out checkpoints/openpose
+Safetensors in the native format, which hold their config:
+    python scripts/import_pytorch.py --checkpoint exported/safetensors --out checkpoints/again
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fyp_jax.checkpoints.inference import check_new_step, save_inference
+from fyp_jax.convert.delta_weights import read_delta_weights
+from fyp_jax.convert.followyourpose_checkpoint import find_pose_encoder, read_followyourpose
+from fyp_jax.convert.native_safetensors import is_native, read_native
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.errors import UserError, run_cli
+from fyp_jax.models.pose_encoder import init_pose_encoder
+from fyp_jax.models.unet_config import UNet3DConfig
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pipeline", metavar="NAME", help="pipeline folder, Hub id or bundled model; has the UNet's config")
+    add("--checkpoint", type=Path, metavar="DIR", help="published checkpoint, or native safetensors")
+    add("--pose-encoder", metavar="NAME", help="path of a pose_encoder.pth, or a T2I-Adapter")
+    add("--out", type=Path, required=True, metavar="DIR", help="Orbax checkpoint to write to")
+    add("--step", type=int, default=0, metavar="N", help="step number of the checkpoint (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed for untrained parameters (default: 0)")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Run import_pytorch.py on the arguments of this process. Raises UserError."""
+    args = parse(sys.argv[1:])
+    check_new_step(args.out, args.step)
+    config, params, provenance = read_weights(args)
+    save_inference(args.out, args.step, config, params, provenance)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{args.out}: step {args.step}, {count / 1e6:.1f} M parameters")
+
+
+def read_weights(args: argparse.Namespace) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
+    """The UNet's config, the parameters of all models, and their provenance."""
+    provenance = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(args).items()
+        if key != "out"
+    }
+    pose_file = None if args.pose_encoder is None else find_pose_encoder(args.pose_encoder)
+    if args.checkpoint is not None and is_native(args.checkpoint):
+        config, params, earlier = read_native(args.checkpoint)
+        provenance = earlier | {key: value for key, value in provenance.items() if value is not None}
+        params |= read_followyourpose(None, pose_file, config)
+    elif args.pipeline is None:
+        raise UserError("give --pipeline: these weights do not contain the config of their UNet")
+    elif args.checkpoint is None:
+        folder = PipelineFolder(args.pipeline, parts=("unet",))
+        trained = read_delta_weights(folder)
+        if trained is not None:
+            config, params, earlier = trained
+            provenance = earlier | provenance
+        else:
+            config = folder.unet_config()
+            params = {"unet": folder.inflate_unet(config, args.seed)}
+            if pose_file is None:
+                print("The pose encoder is untrained: poses have no effect until it is trained.")
+        params |= read_followyourpose(None, pose_file, config)
+    else:
+        config = PipelineFolder(args.pipeline, parts=()).unet_config()
+        params = read_followyourpose(args.checkpoint, pose_file, config)
+    if "pose_encoder" not in params:
+        params["pose_encoder"] = init_pose_encoder(config, jax.random.key(args.seed))
+    return config, params, provenance
+
+
+def console() -> None:
+    """The command fyp-import, and scripts/import_pytorch.py."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    sys.exit(run_cli(main))
