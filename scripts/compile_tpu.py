@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.errors import run_cli
-from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.errors import run_cli, wrap_write_errors
 from fyp_jax.training.config import TrainConfig
 
 

@@ -1,8 +1,9 @@
-"""Write the mini model's CLIP vocabulary: every word of the mini world is one token, any other text is bytes.
+"""Write the CLIP vocabulary of the bundled model, in which each word of the synthetic world is one token.
 
     python scripts/make_mini_tokenizer.py [--out fyp_jax/assets/models/mini/tokenizer]
 
-Byte-pair encoding (Sennrich et al. 2016), trained on the words of all captions until each is one token.
+It is made by byte-pair encoding (Sennrich et al. 2016), trained on the words of all captions until each word
+is one token. Any other word becomes several tokens, at worst one for each byte.
 """
 
 import argparse
@@ -13,8 +14,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from fyp_jax.errors import run_cli
-from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.errors import run_cli, wrap_write_errors
 from fyp_jax.synthetic.scenes import PAIRS, Scene, caption
 from fyp_jax.synthetic.styles import STYLES
 
@@ -23,26 +23,26 @@ END, START_TOKEN, END_TOKEN = "</w>", "<|startoftext|>", "<|endoftext|>"
 Word = tuple[str, ...]
 
 
-def byte_letters() -> list[str]:
-    """The letter that stands for each byte in CLIP's vocabulary (GPT-2's), in the order of its tokens."""
+def byte_alphabet() -> list[str]:
+    """The characters that stand for the 256 bytes in the vocabularies of CLIP and GPT-2, in their order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def merge(word: Word, pair: tuple[str, str]) -> Word:
-    """The word with each such pair of neighbours joined, from the left."""
-    joined: list[str] = []
+    """Merge each occurrence of a pair of neighbouring symbols, from the left."""
+    merged: list[str] = []
     i = 0
     while i < len(word):
         step = 2 if word[i : i + 2] == pair else 1
-        joined.append("".join(word[i : i + step]))
+        merged.append("".join(word[i : i + step]))
         i += step
-    return tuple(joined)
+    return tuple(merged)
 
 
-def merges_for(words: set[str]) -> list[tuple[str, str]]:
-    """Merges, in order, by which each of these words becomes one token."""
+def train_merges(words: set[str]) -> list[tuple[str, str]]:
+    """Train byte-pair encoding: merges, in order, that turn each of the words into one token."""
     split: list[Word] = [(*word[:-1], word[-1] + END) for word in sorted(words)]
     merges = []
     while any(len(word) > 1 for word in split):
@@ -58,12 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=asset, metavar="DIR", help="default: the asset")
+    parser.add_argument("--out", type=Path, default=asset, metavar="DIR", help="default: the bundled model's")
     args = parser.parse_args()
     captions = [caption(Scene(*pair, style, "walk", 0)) for pair in PAIRS for style in STYLES]
-    merges = merges_for(set(re.findall(r"[a-z]+", " ".join(captions).lower())))
-    letters = byte_letters()
-    tokens = [*letters, *(letter + END for letter in letters), *map("".join, merges), START_TOKEN, END_TOKEN]
+    merges = train_merges(set(re.findall(r"[a-z]+", " ".join(captions).lower())))
+    alphabet = byte_alphabet()
+    tokens = [*alphabet, *(byte + END for byte in alphabet), *map("".join, merges), START_TOKEN, END_TOKEN]
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": MAX_TOKENS,

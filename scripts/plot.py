@@ -1,7 +1,9 @@
-"""Draw the curves of training runs, over each other, from their metrics.csv.
+"""Plot the curves of training runs over each other, from the metrics.csv of each run.
 
-python scripts/plot.py runs/motion --out curves.png
-python scripts/plot.py runs/motion runs/motion_lr1e-4 --smooth 20
+    python scripts/plot.py runs/motion --out curves.png
+    python scripts/plot.py runs/motion runs/motion_lr1e-4 --smooth 20
+
+Without --out the plot is saved as curves.png in the folder of the first run.
 """
 
 import argparse
@@ -15,38 +17,37 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fyp_jax.errors import UserError, run_cli
-from fyp_jax.media.writing import wrap_write_errors
+from fyp_jax.errors import UserError, run_cli, wrap_write_errors
 from fyp_jax.training.logs import read_metrics
 
 Columns = dict[str, Float64[np.ndarray, "rows"]]
 
-QUARTERS = [f"loss/timesteps_{first}_{first + 249}" for first in range(0, 1000, 250)]
+TIMESTEP_BINS = [f"loss/timesteps_{first}_{first + 249}" for first in range(0, 1000, 250)]
 TITLES = {
     "loss/all": "loss",
-    **{name: f"loss, timesteps {name.split('_', 1)[1].replace('_', ' to ')}" for name in QUARTERS},
+    **{name: f"loss, timesteps {name.split('_', 1)[1].replace('_', ' to ')}" for name in TIMESTEP_BINS},
     "norm/gradient": "gradient norm",
     "optimizer/learning_rate": "learning rate",
     "speed/step_seconds": "time of a step, seconds",
-    "speed/data_wait_seconds": "of it waiting for data, seconds",
+    "speed/data_wait_seconds": "time waiting for data, seconds",
 }
-MOSAIC: Any = [["loss/all"] * 4, QUARTERS, list(TITLES)[5:]]
+MOSAIC: Any = [["loss/all"] * 4, TIMESTEP_BINS, list(TITLES)[5:]]
 
 
-def smoothed(curve: Float64[np.ndarray, "rows"], rows: int) -> Float64[np.ndarray, "rows"]:
-    """Each row's mean with those before it, `rows` in all where there are as many."""
+def running_mean(curve: Float64[np.ndarray, "rows"], rows: int) -> Float64[np.ndarray, "rows"]:
+    """Replace each value by the mean of the last `rows` values, or of fewer at the start."""
     return np.array([curve[max(0, end - rows) : end].mean() for end in range(1, len(curve) + 1)])
 
 
-def draw(axes: Axes, runs: dict[str, Columns], name: str, rows: int) -> None:
-    """A panel: one line for each run, and where it is smoothed, what it was, faint behind it."""
+def plot_panel(axes: Axes, runs: dict[str, Columns], name: str, rows: int) -> None:
+    """Plot a column: a line for each run and, where it is smoothed, the original faintly behind it."""
     for i, (label, columns) in enumerate(runs.items()):
-        known = np.isfinite(columns[name])  # a quarter that no clip fell into is no gap in its line
+        known = np.isfinite(columns[name])  # NaN: no clip of these rows fell into the timestep bin
         steps, curve = columns["step"][known], columns[name][known]
         marker = "." if len(steps) < 30 else ""
         if rows > 1:
             axes.plot(steps, curve, color=f"C{i}", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(curve, rows), color=f"C{i}", marker=marker, linewidth=1.2, label=label)
+        axes.plot(steps, running_mean(curve, rows), color=f"C{i}", marker=marker, linewidth=1.2, label=label)
     axes.set_title(TITLES[name], loc="left", fontsize=10)
     axes.set_xlabel("step")
     axes.spines[["top", "right"]].set_visible(False)
@@ -54,7 +55,7 @@ def draw(axes: Axes, runs: dict[str, Columns], name: str, rows: int) -> None:
 
 
 def scale_y(axes: Axes, runs: dict[str, Columns], names: list[str]) -> None:
-    """From 0; but on a logarithmic scale where the values span more than a factor of 10."""
+    """Let the y axis start at 0, or make it logarithmic where values span more than a factor of 10."""
     values = np.concatenate([columns[name] for columns in runs.values() for name in names])
     values = values[np.isfinite(values)]
     if len(values) and 0 < 10 * values.min() < values.max() and names != ["optimizer/learning_rate"]:
@@ -67,27 +68,34 @@ def scale_y(axes: Axes, runs: dict[str, Columns], names: list[str]) -> None:
 
 
 def figure(runs: dict[str, Columns], rows: int) -> Figure:
-    """Loss above, its timestep quarters on one scale, then the optimizer and the time (not smoothed)."""
-    drawing = Figure(figsize=(14, 10), layout="constrained")
-    panels = drawing.subplot_mosaic(MOSAIC, height_ratios=[1.5, 1, 1])
+    """Plot the loss at the top, then the loss of each timestep bin on one scale, then optimizer and timings.
+
+    Losses and the gradient norm are smoothed over `rows` rows, the other panels are not.
+    """
+    fig = Figure(figsize=(14, 10), layout="constrained")
+    panels = fig.subplot_mosaic(MOSAIC, height_ratios=[1.5, 1, 1])
     for name, axes in panels.items():
-        if name in QUARTERS[1:]:
-            axes.sharey(panels[QUARTERS[0]])
-        draw(axes, runs, name, rows if name.startswith(("loss", "norm")) else 1)
-    for name, axes in panels.items():  # after all is drawn, as the quarters' limits are those of all four
-        scale_y(axes, runs, QUARTERS if name in QUARTERS else [name])
+        if name in TIMESTEP_BINS[1:]:
+            axes.sharey(panels[TIMESTEP_BINS[0]])
+        plot_panel(axes, runs, name, rows if name.startswith(("loss", "norm")) else 1)
+    for name, axes in panels.items():  # after all panels are plotted, because the bins share their limits
+        scale_y(axes, runs, TIMESTEP_BINS if name in TIMESTEP_BINS else [name])
     panels["loss/all"].legend(frameon=False)
-    return drawing
+    return fig
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="has a metrics.csv")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder with a metrics.csv")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: curves.png in the first run")
     parser.add_argument(
-        "--smooth", type=int, default=1, metavar="N", help="losses and norm: mean of N rows (default: 1)"
+        "--smooth",
+        type=int,
+        default=1,
+        metavar="N",
+        help="running mean of losses and norm over N rows (default: 1)",
     )
     args = parser.parse_args()
 

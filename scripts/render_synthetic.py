@@ -1,10 +1,10 @@
-"""Draw the mini world as files that prepare_data.py takes: images with poses, and videos without.
+"""Render the synthetic world to files for prepare_data.py: images with poses, and videos without.
 
-    python scripts/draw_mini_world.py --out runs/mini/drawn [--images 16000] [--videos 2000]
+    python scripts/render_synthetic.py --out runs/mini/rendered [--images 16000] [--videos 2000]
 
-Makes OUT/images (PNG, a skeleton beside each, metadata.csv) and OUT/videos (mp4, metadata.csv). Held-out
-pairs and the held-out motion (fyp_jax/data/mini_world/) are not among them. `--sheet FILE` draws an overview
-instead: each character before each background.
+Writes OUT/images (PNGs with their skeletons, metadata.csv) and OUT/videos (mp4s, metadata.csv). The pairs and
+the motion that are held out of training (fyp_jax/synthetic/) do not occur. `--preview FILE` renders an
+overview instead: each character in front of each background.
 """
 
 import argparse
@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fyp_jax.errors import run_cli
-from fyp_jax.media.writing import wrap_write_errors, write_mp4, write_png
+from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.media.writing import write_mp4, write_png
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
-from fyp_jax.synthetic.motions import TRAINED_MOTIONS
+from fyp_jax.synthetic.motions import TRAIN_MOTIONS
 from fyp_jax.synthetic.scenes import FPS, SIDE, Scene, render_clip, training_scene
 from fyp_jax.synthetic.styles import STYLES
 
 VIDEO_FRAMES = 24
 FIRST_VIDEO = 10**6
-"""Seeds of videos begin here, so that none is an image's."""
+"""Seed of the first video; the seeds of images are lower, so that no scene occurs twice."""
 
 
-def draw_image(folder: Path, seed: int) -> dict[str, str]:
+def render_image(folder: Path, seed: int) -> dict[str, str]:
     clip = render_clip(training_scene(seed), 1)
     name, skeleton = f"{seed:06d}.png", f"{seed:06d}.skeleton.png"
     write_png(folder / name, clip.video[0])
@@ -40,20 +40,20 @@ def draw_image(folder: Path, seed: int) -> dict[str, str]:
     return {"file_name": name, "text": clip.caption, "skeleton": skeleton}
 
 
-def draw_video(folder: Path, seed: int) -> dict[str, str]:
+def render_video(folder: Path, seed: int) -> dict[str, str]:
     clip, name = render_clip(training_scene(FIRST_VIDEO + seed), VIDEO_FRAMES), f"{seed:06d}.mp4"
     write_mp4(folder / name, clip.video, FPS)
     return {"file_name": name, "text": clip.caption}
 
 
-def draw_sheet(file: Path) -> None:
-    """Rows of characters, columns of backgrounds; styles and motions in turn."""
+def render_preview(file: Path) -> None:
+    """Render an image with a row for each character and a column for each background."""
     rows = []
     for i, character in enumerate(CHARACTERS):
         row = []
         for j, background in enumerate(BACKGROUNDS):
             style = list(STYLES)[(i + j) % len(STYLES)] if j >= len(BACKGROUNDS) // 2 else "none"
-            motion = TRAINED_MOTIONS[(3 * i + j) % len(TRAINED_MOTIONS)]
+            motion = TRAIN_MOTIONS[(3 * i + j) % len(TRAIN_MOTIONS)]
             row.append(render_clip(Scene(character, background, style, motion, 10 * i + j), 1).video[0])
         rows.append(np.concatenate(row, axis=1))
     write_png(file, np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1))
@@ -63,18 +63,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/mini/drawn"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini/rendered"), metavar="DIR")
     parser.add_argument("--images", type=int, default=16000, metavar="N")
     parser.add_argument("--videos", type=int, default=2000, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="only a picture of the world")
+    parser.add_argument("--preview", type=Path, metavar="FILE", help="render only an overview, as a PNG")
     args = parser.parse_args()
-    if args.sheet:
-        draw_sheet(args.sheet)
+    if args.preview:
+        render_preview(args.preview)
         return
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
-        for name, draw, count in (("images", draw_image, args.images), ("videos", draw_video, args.videos)):
-            done = pool.map(partial(draw, args.out / name), range(count), chunksize=16)
+        for name, render, count in (
+            ("images", render_image, args.images),
+            ("videos", render_video, args.videos),
+        ):
+            done = pool.map(partial(render, args.out / name), range(count), chunksize=16)
             rows = list(tqdm(done, name, total=count, unit=""))
             if not rows:
                 continue

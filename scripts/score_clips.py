@@ -44,7 +44,7 @@ def score_with_clip(args: argparse.Namespace) -> None:
     alignments, consistencies = [], []
     print("| clip | prompt | text alignment | frame consistency |\n|---|---|---|---|")
     for clip, prompt in prompts.items():
-        frames = inspect_video(clip.read_bytes(), str(clip)).frames
+        frames = inspect_video(clip.read_bytes(), str(clip)).num_frames
         text, pictures = model.embed(params, prompt, read_frames(clip, range(frames)))
         alignments.append(100 * float((pictures @ text).mean()))
         consistency = 100 * consecutive_cosine(pictures) if frames > 1 else float("nan")

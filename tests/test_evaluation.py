@@ -15,12 +15,12 @@ from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAINED_PAIRS, draw_frames
+from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS, render_frames
 from fyp_jax.synthetic.styles import STYLES
 
 
 def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
-    for held_out, pairs in ((False, TRAINED_PAIRS), (True, HELD_OUT_PAIRS)):
+    for held_out, pairs in ((False, TRAIN_PAIRS), (True, HELD_OUT_PAIRS)):
         asked = exam.make_eval_cases(8, 2, held_out)
         assert {(q.scene.character, q.scene.background) for q in asked} <= set(pairs)
         assert {q.scene.motion for q in asked} == {HELD_OUT_MOTION}
@@ -30,7 +30,7 @@ def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
 
 def test_the_worlds_own_drawings_pass_and_noise_fails():
     asked = exam.make_eval_cases(4, 2, False)
-    drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
+    drawn = [render_frames(question.scene, question.keypoints) for question in asked]
     noise = [np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(drawn)]
     good, bad = (exam.score(clips, asked, lambda video: video.astype(np.float32)) for clips in (drawn, noise))
     assert good.pose_accuracy.mean > 0.97
@@ -96,7 +96,7 @@ def test_before_the_motion_stage_the_queries_are_the_image_models():
 
 def test_figures_show_every_way(tmp_path: Path):
     asked = exam.make_eval_cases(2, 2, False)
-    drawn = [draw_frames(question.scene, question.keypoints) for question in asked]
+    drawn = [render_frames(question.scene, question.keypoints) for question in asked]
     scores = exam.score(drawn, asked, lambda video: video.astype(np.float32))
     sizes = []
     for count in (2, 5):

@@ -14,7 +14,7 @@ from fyp_jax.synthetic.motions import FREE, HELD_OUT_MOTION, MOTIONS, Body, keyp
 from fyp_jax.synthetic.scenes import (
     HELD_OUT_PAIRS,
     PAIRS,
-    TRAINED_PAIRS,
+    TRAIN_PAIRS,
     Scene,
     caption,
     masks,
@@ -68,9 +68,9 @@ def test_captions_are_worded_as_in_the_paper(scene: Scene, comma: bool, text: st
 
 def test_one_pair_in_eight_and_one_motion_are_held_out():
     assert len(HELD_OUT_PAIRS) == round(len(PAIRS) / 8)
-    assert not set(HELD_OUT_PAIRS) & set(TRAINED_PAIRS)
-    assert {character for character, _ in TRAINED_PAIRS} == set(CHARACTERS)
-    assert {background for _, background in TRAINED_PAIRS} == set(BACKGROUNDS)
+    assert not set(HELD_OUT_PAIRS) & set(TRAIN_PAIRS)
+    assert {character for character, _ in TRAIN_PAIRS} == set(CHARACTERS)
+    assert {background for _, background in TRAIN_PAIRS} == set(BACKGROUNDS)
     scenes = [training_scene(seed) for seed in range(3000)]
     assert not {(scene.character, scene.background) for scene in scenes} & set(HELD_OUT_PAIRS)
     assert {scene.motion for scene in scenes} == {*MOTIONS, FREE} - {HELD_OUT_MOTION}

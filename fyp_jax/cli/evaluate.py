@@ -76,7 +76,7 @@ def main() -> None:
     from fyp_jax.evaluation.eval_set import Scores, make_eval_cases, score
     from fyp_jax.evaluation.report import plot_clips, plot_scores, table_rows
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-    from fyp_jax.synthetic.scenes import draw_frames
+    from fyp_jax.synthetic.scenes import render_frames
 
     pipeline = FollowYourPosePipeline.from_config(config)
     models = sample_functions(config, pipeline, args.ablations, dict(x.split("=", 1) for x in args.compare))
@@ -91,7 +91,7 @@ def main() -> None:
     shown: dict[str, list[np.ndarray]] = {}
     for part in parts:
         cases = make_eval_cases(args.clips, part.frames, part.held_out_pairs)
-        rendered = [draw_frames(case.scene, case.keypoints) for case in cases]
+        rendered = [render_frames(case.scene, case.keypoints) for case in cases]
         results[GROUND_TRUTH + part.suffix] = score(rendered, cases, encode)
         if not part.suffix:
             shown["given pose"] = [case.pose_images for case in cases[:SHOWN]]

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from PIL import ImageOps
 
 from fyp_jax.media.errors import ClipTooShort, MediaError
-from fyp_jax.media.images import Clip, Image, centre_box, resize_center_crop
+from fyp_jax.media.images import Frames, Image, center_crop_box, resize_center_crop
 from fyp_jax.media.reading import frame_indices, read_window
 from fyp_jax.pose.skeleton import draw_skeleton
 
@@ -24,9 +24,9 @@ Record = Mapping[str, Any]
 class Sample(NamedTuple):
     """A record as it is trained on."""
 
-    video: Clip
+    video: Frames
     """RGB in 0..255."""
-    skeleton: Clip | None
+    skeleton: Frames | None
     """RGB in 0..255 on black, aligned with the video; None where the dataset has no poses."""
     caption: str
 
@@ -60,7 +60,7 @@ def random_window(rng: np.random.Generator, name: str, *, has: int, frames: int,
     Where the stride is too large, the largest that fits. Raises ClipTooShort where even 1 is too large.
     """
     if has < frames:
-        raise ClipTooShort(name, has=has, frames=frames, stride=1, start=0)
+        raise ClipTooShort(name, clip_length=has, num_frames=frames, stride=1, start=0)
     stride = min(stride, (has - 1) // (frames - 1)) if frames > 1 else stride
     start = int(rng.integers(has - (frames - 1) * stride))
     return frame_indices(frames, stride, start)
@@ -103,7 +103,7 @@ def crop_keypoints(
 
     Drawing comes after: so lines have the same width in all images, however large these were.
     """
-    left, top, right, bottom = centre_box(h, w, height, width)
+    left, top, right, bottom = center_crop_box(h, w, height, width)
     scale = np.array([width / (right - left), height / (bottom - top), 1])
     return (people - np.array([left, top, 0])) * scale
 

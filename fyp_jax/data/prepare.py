@@ -38,9 +38,8 @@ from fyp_jax.data.datasets import BUILDERS, FILE_FORMAT, SPLIT, SUMMARY
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.sources import Blob, Item, find_items
 from fyp_jax.data.workers import exit_with_parent
-from fyp_jax.errors import UserError, reason
+from fyp_jax.errors import UserError, reason, wrap_write_errors
 from fyp_jax.media.reading import inspect_video
-from fyp_jax.media.writing import wrap_write_errors
 from fyp_jax.pose.skeleton import MIN_CONFIDENCE
 
 MAX_BYTES = 2**31 - 2**20

@@ -11,7 +11,7 @@ from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci, cons
 from fyp_jax.evaluation.synthetic_metrics import pose_scores, temporal_consistency, text_scores
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, SIDE, TRAINED_PAIRS, Scene, render_clip
+from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, SIDE, TRAIN_PAIRS, Scene, render_clip
 from fyp_jax.synthetic.styles import STYLES
 
 FIRST_SEED = 9 * 10**6
@@ -30,7 +30,7 @@ class EvalCase(NamedTuple):
 
 def make_eval_cases(count: int, frames: int, held_out_pairs: bool) -> list[EvalCase]:
     """`count` scenes with the held-out motion; pairs of character and background, and styles, take turns."""
-    pairs = HELD_OUT_PAIRS if held_out_pairs else TRAINED_PAIRS
+    pairs = HELD_OUT_PAIRS if held_out_pairs else TRAIN_PAIRS
     order = np.random.default_rng(0).permutation(len(pairs))
     cases = []
     for i in range(count):

@@ -15,7 +15,7 @@ from fyp_jax.pose.skeleton import JOINTS
 from fyp_jax.synthetic import motions
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
-from fyp_jax.synthetic.scenes import Scene, draw_frames, masks, render_background
+from fyp_jax.synthetic.scenes import Scene, figure_masks, render_background, render_frames
 from fyp_jax.synthetic.styles import STYLES
 
 Frames = UInt8[np.ndarray, "f h w 3"]
@@ -91,7 +91,7 @@ def figure_pixels(video: Frames, scene: Scene) -> Bool[np.ndarray, "f h w"]:
 
 def pose_scores(video: Frames, keypoints: Keypoints, scene: Scene) -> PoseScores:
     """Of a clip that should be `scene` with these joints; points outside of the picture do not count."""
-    drawn, wanted = figure_pixels(video, scene), masks(scene, keypoints)
+    drawn, wanted = figure_pixels(video, scene), figure_masks(scene, keypoints)
     hits = []
     for frame, joints in enumerate(keypoints):
         x, y = np.floor(limb_points(joints)).astype(int).T
@@ -107,11 +107,11 @@ def text_scores(video: Frames, keypoints: Keypoints, scene: Scene) -> TextScores
     Nearest by the mean absolute difference from the world's drawings with the same joints: of characters
     where every one of them has its body, of backgrounds where none has, of styles everywhere.
     """
-    bodies = [masks(scene._replace(character=name), keypoints) for name in CHARACTERS]
+    bodies = [figure_masks(scene._replace(character=name), keypoints) for name in CHARACTERS]
     body, around = np.logical_and.reduce(bodies), ~np.logical_or.reduce(bodies)
 
     def distance(other: Scene, where: Bool[np.ndarray, "f h w"]) -> float:
-        drawings = (draw_frames(other._replace(seed=seed), keypoints) for seed in range(PLACES))
+        drawings = (render_frames(other._replace(seed=seed), keypoints) for seed in range(PLACES))
         return min(float(_difference(video, drawing)[where].mean()) for drawing in drawings)
 
     def ground(name: str) -> float:
@@ -119,7 +119,7 @@ def text_scores(video: Frames, keypoints: Keypoints, scene: Scene) -> TextScores
         return min(float(_difference(video, place[None])[around].mean()) for place in places)
 
     def bodies_apart(name: str) -> float:
-        drawing = draw_frames(scene._replace(character=name), keypoints)
+        drawing = render_frames(scene._replace(character=name), keypoints)
         return float(_difference(video, drawing)[body].mean())
 
     everywhere = np.ones_like(body)
@@ -132,7 +132,7 @@ def text_scores(video: Frames, keypoints: Keypoints, scene: Scene) -> TextScores
 
 def temporal_consistency(video: Frames, keypoints: Keypoints, scene: Scene) -> TemporalConsistency:
     """Of a clip that should be `scene` with these joints, which say where figure and background are."""
-    figure = masks(scene, keypoints)
+    figure = figure_masks(scene, keypoints)
     ground = ~np.stack([_grown(mask, AROUND) for mask in figure])
     picture = video.astype(np.float32)
     flicker, colours = [], []
@@ -167,10 +167,13 @@ def _figure_colours(character: str, background: str, style: str) -> np.ndarray:
     """Colours of a figure, float32 [n 1 1 3], from the middle of its body in a standing pose, all over it."""
     scene = Scene(character, background, style, "star", 0)
     points = np.concatenate(
-        [motions.keypoints("star", motions.Body(0.8, x, 0.94), 4, seed=0, side=64) for x in (0.35, 0.5, 0.65)]
+        [
+            motions.motion_keypoints("star", motions.Body(0.8, x, 0.94), 4, seed=0, side=64)
+            for x in (0.35, 0.5, 0.65)
+        ]
     )
-    inner = np.stack([~_grown(~mask, 1) for mask in masks(scene, points)])
-    colours = np.unique(draw_frames(scene, points)[inner] // 12 * 12 + 6, axis=0, return_counts=True)
+    inner = np.stack([~_grown(~mask, 1) for mask in figure_masks(scene, points)])
+    colours = np.unique(render_frames(scene, points)[inner] // 12 * 12 + 6, axis=0, return_counts=True)
     often = np.argsort(-colours[1])[:COLOURS]
     return colours[0][often].astype(np.float32)[:, None, None]
 

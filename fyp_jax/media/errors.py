@@ -1,4 +1,4 @@
-"""What can be wrong with a media file; each message opens with its path."""
+"""Errors of media files: videos, images and poses."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from fyp_jax.errors import UserError
 
 
 class MediaError(UserError):
-    """A file cannot be read or written; the message opens with its path."""
+    """A media file cannot be read; the message starts with its path."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str):
         super().__init__(f"{os.fspath(path)}: {problem}")
@@ -15,37 +15,40 @@ class MediaError(UserError):
 
 
 class MissingFileError(MediaError):
-    """There is nothing at this path."""
+    """There is no file or folder at a path."""
 
 
 class NotAVideoError(MediaError):
-    """There is something at this path, but no frame to be had from it."""
+    """No frame of a file can be decoded."""
 
 
 class BrokenVideoError(MediaError):
-    """Decoding fails at a frame that is needed."""
+    """A frame that is needed cannot be decoded."""
 
 
-class ClipTooShort(MediaError):  # noqa: N818  (names the fact, as a caller says it)
-    """A clip of `has` frames, asked for frames start, start + stride, ... (`frames` of them)."""
+class ClipTooShort(MediaError):  # noqa: N818  (the name states the fact, as a caller does)
+    """A clip has fewer frames than `num_frames` frames at this stride and start need."""
 
-    def __init__(self, path: str | os.PathLike[str], *, has: int, frames: int, stride: int, start: int):
-        last_stride = (has - 1 - start) // (frames - 1) if frames > 1 else 0
-        most_frames = (has - 1 - start) // stride + 1
+    def __init__(
+        self, path: str | os.PathLike[str], *, clip_length: int, num_frames: int, stride: int, start: int
+    ):
+        max_stride = (clip_length - 1 - start) // (num_frames - 1) if num_frames > 1 else 0
+        max_frames = (clip_length - 1 - start) // stride + 1
         fits = []
-        if last_stride >= 1:
-            fits.append(f"stride {last_stride} at most for {frames} frames")
-        if most_frames >= 1:
-            fits.append(f"{most_frames} frames at most with stride {stride} from frame {start}")
+        if max_stride >= 1:
+            fits.append(f"stride={max_stride} at most for num_frames={num_frames}")
+        if max_frames >= 1:
+            fits.append(f"num_frames={max_frames} at most with stride={stride} start={start}")
         if not fits:
-            fits.append(f"a start below {has}" if has else "nothing, there is no frame")
+            fits.append(f"start={clip_length - 1} at most" if clip_length else "nothing, it has no frame")
         super().__init__(
             path,
-            f"has {has} frames, but {frames} frames with stride {stride} from frame {start} need "
-            f"{start + (frames - 1) * stride + 1}; what fits: {', or '.join(fits)}",
+            f"has {clip_length} frames, but num_frames={num_frames} stride={stride} start={start} needs "
+            f"{start + (num_frames - 1) * stride + 1}; what fits: {', or '.join(fits)}",
         )
-        self.has, self.frames, self.stride, self.start = has, frames, stride, start
+        self.clip_length, self.num_frames, self.stride, self.start = clip_length, num_frames, stride, start
 
 
 def media_reason(error: Exception) -> str:
+    """The system's words for an error, or else the error's own."""
     return getattr(error, "strerror", None) or str(error)

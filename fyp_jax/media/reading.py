@@ -1,6 +1,6 @@
-"""Frames of video files, uint8 `[f h w 3]`, RGB in 0..255.
+"""Reading frames of video files, as uint8 `[f h w 3]`, RGB in 0..255.
 
-A frame is what decodes: the frame count in a container's header is never believed.
+The length of a video is the number of frames that can be decoded, whatever its header says.
 """
 
 import io
@@ -24,90 +24,97 @@ from fyp_jax.media.errors import (
     NotAVideoError,
     media_reason,
 )
-from fyp_jax.media.images import Clip, Image
+from fyp_jax.media.images import Frames, Image
 
 
-def frame_indices(frames: int, stride: int, start: int) -> range:
-    """The frames of a clip: start, start + stride, ... UserError for frames < 1, stride < 1, start < 0."""
-    for name, value, least in (("frames", frames, 1), ("stride", stride, 1), ("start", start, 0)):
+def frame_indices(num_frames: int, stride: int, start: int) -> range:
+    """The indices start, start + stride, ... of `num_frames` frames of a clip.
+
+    Raises UserError for num_frames < 1, stride < 1 and start < 0.
+    """
+    for name, value, least in (("num_frames", num_frames, 1), ("stride", stride, 1), ("start", start, 0)):
         if value < least:
-            raise UserError(f"{name} is {value}, it must be at least {least}")
-    return range(start, start + frames * stride, stride)
+            raise UserError(f"{name}={value} must be at least {least}")
+    return range(start, start + num_frames * stride, stride)
 
 
-def require_frames(path: str | os.PathLike[str], has: int, indices: range) -> None:
-    """ClipTooShort unless a clip of `has` frames holds all the indices."""
-    if indices[-1] >= has:
-        raise ClipTooShort(path, has=has, frames=len(indices), stride=indices.step, start=indices[0])
+def require_frames(path: str | os.PathLike[str], clip_length: int, indices: range) -> None:
+    """Raise ClipTooShort where a clip of `clip_length` frames lacks one of the indices."""
+    if indices[-1] >= clip_length:
+        raise ClipTooShort(
+            path, clip_length=clip_length, num_frames=len(indices), stride=indices.step, start=indices[0]
+        )
 
 
-def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Clip:
-    """Frames of a video (anything FFmpeg reads), counted from 0, upright as its rotation tag says.
+def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Frames:
+    """Read frames of a video in any format of FFmpeg, turned upright by its rotation tag.
 
-    The indices ascend evenly, as `frame_indices` gives them; decoding stops at the last one.
+    Indices count from 0 and ascend evenly, as those of `frame_indices` do. Decoding stops at the last one.
     Raises MissingFileError, NotAVideoError, BrokenVideoError, ClipTooShort.
     """
     wanted = _even_range(indices)
-    pictures: list[Image] = []
-    has = 0
-    for has, picture in enumerate(_decode(path, wanted), start=1):
-        if picture is not None:
-            pictures.append(picture)
-        if has > wanted[-1]:
+    images: list[Image] = []
+    clip_length = 0
+    for clip_length, image in enumerate(_decode(path, wanted), start=1):
+        if image is not None:
+            images.append(image)
+        if clip_length > wanted[-1]:
             break
-    if has == 0:
-        raise NotAVideoError(path, "no frame of its video stream decodes")
-    require_frames(path, has, wanted)
-    return _stack(path, pictures)
+    if clip_length == 0:
+        raise NotAVideoError(path, "no frame of its video stream can be decoded")
+    require_frames(path, clip_length, wanted)
+    return _stack(path, images)
 
 
-def read_window(data: bytes, name: str, indices: Sequence[int], has: int) -> Clip:
-    """The frames that `read_frames` gives, of a video in memory, decoded from the keyframe before the first.
+def read_window(data: bytes, name: str, indices: Sequence[int], clip_length: int) -> Frames:
+    """Read the same frames as `read_frames`, of a video in memory, starting at the keyframe before the first.
 
-    `has` is how many frames decode, counted beforehand: where the container tells of as many, its times
-    lead to the frame of an index; where it does not, or where frames of those times do not come, decoding
-    begins at frame 0. Errors are those of `read_frames`, with `name` for the path. One thread: it is
-    processes that run beside each other where windows are read.
+    `clip_length` is the number of frames of the video, as `inspect_video` counts them. Where the container
+    lists as many timestamps, those give the frame of an index. Otherwise, and where such a frame does not
+    appear, decoding starts at frame 0. Errors are those of `read_frames`, with `name` in place of the path.
+    Decoding uses one thread, because many data workers decode at the same time.
     """
     wanted = _even_range(indices)
-    require_frames(name, has, wanted)
-    with _opened(io.BytesIO(data), name) as container:
+    require_frames(name, clip_length, wanted)
+    with _open(io.BytesIO(data), name) as container:
         container.streams.video[0].codec_context.thread_count = 1
         try:
-            packets = list(container.demux(video=0))  # reading them is cheap, decoding is not
+            packets = list(container.demux(video=0))  # cheap next to decoding
         except (FFmpegError, OSError) as error:
             raise BrokenVideoError(name, f"reading fails ({media_reason(error)})") from error
-        pictures = _jump(packets, wanted, has)
-        if pictures is None:
+        images = _seek(packets, wanted, clip_length)
+        if images is None:
             try:
-                decoded = enumerate(islice(_frames(packets), wanted[-1] + 1))
-                pictures = [_picture(frame) for index, frame in decoded if index in wanted]
+                decoded = enumerate(islice(_decode_packets(packets), wanted[-1] + 1))
+                images = [_to_rgb(frame) for index, frame in decoded if index in wanted]
             except (FFmpegError, OSError) as error:
                 raise BrokenVideoError(name, f"decoding fails ({media_reason(error)})") from error
-    if len(pictures) < len(wanted):
+    if len(images) < len(wanted):
         raise BrokenVideoError(
-            name, f"frame {wanted[len(pictures)]} does not decode, though {has} were counted"
+            name,
+            f"frame {wanted[len(images)]} cannot be decoded, though {clip_length} frames were counted",
         )
-    return _stack(name, pictures)
+    return _stack(name, images)
 
 
-class Footage(NamedTuple):
-    """What a video has, found by decoding all of it."""
+class VideoInfo(NamedTuple):
+    """Length and speed of a video."""
 
-    frames: int
+    num_frames: int
+    """Number of frames that can be decoded."""
     fps: float
-    """Frames a second on average; 0 where the container does not tell."""
+    """Frames per second on average; 0 where the container does not say."""
 
 
-def inspect_video(data: bytes, name: str) -> Footage:
-    """Decode a video in memory from its first to its last frame, in one thread, and count.
+def inspect_video(data: bytes, name: str) -> VideoInfo:
+    """Count the frames of a video in memory, by decoding all of them in one thread.
 
-    Raises NotAVideoError, and BrokenVideoError where a frame does not decode or has another size, or where
-    the file is cut off; the message opens with `name`.
+    Raises NotAVideoError, and BrokenVideoError where a frame cannot be decoded or has another size, or where
+    the file is truncated. Messages start with `name`.
     """
     if not data:
         raise NotAVideoError(name, "is empty (0 bytes)")
-    with _opened(io.BytesIO(data), name) as container:
+    with _open(io.BytesIO(data), name) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         sizes, count, end = set(), 0, 0.0
@@ -118,7 +125,7 @@ def inspect_video(data: bytes, name: str) -> Footage:
                 if packet.stream is not stream:
                     continue
                 if packet.is_corrupt:
-                    raise BrokenVideoError(name, f"is cut off or damaged after {count} frames")
+                    raise BrokenVideoError(name, f"is truncated or damaged after {count} frames")
                 for frame in packet.decode():
                     assert isinstance(frame, av.VideoFrame)
                     sizes.add((frame.height, frame.width))
@@ -128,50 +135,58 @@ def inspect_video(data: bytes, name: str) -> Footage:
                 name, f"decoding fails after {count} frames ({media_reason(error)})"
             ) from error
         if count == 0:
-            raise NotAVideoError(name, "no frame of its video stream decodes")
+            raise NotAVideoError(name, "no frame of its video stream can be decoded")
         if len(sizes) > 1:
-            raise BrokenVideoError(name, "the frame size changes on the way")
-        # FFmpeg takes a Matroska file that is cut off for a shorter one; its header says how long it was
-        told = (container.duration or 0) / av.time_base if "matroska" in container.format.name else 0
-        if told - end > max(1, told / 10):
-            raise BrokenVideoError(name, f"is cut off: {end:.1f} s are there of {told:.1f} s by its header")
-        return Footage(count, float(stream.average_rate or 0))
+            raise BrokenVideoError(name, "the frame size changes")
+        # FFmpeg reads a truncated Matroska file as a shorter one; the header tells the duration before.
+        duration = (container.duration or 0) / av.time_base if "matroska" in container.format.name else 0
+        if duration - end > max(1, duration / 10):
+            raise BrokenVideoError(
+                name, f"is truncated: {end:.1f} s are left of the {duration:.1f} s in its header"
+            )
+        return VideoInfo(count, float(stream.average_rate or 0))
 
 
-def _jump(packets: Sequence[av.Packet], wanted: range, has: int) -> list[Image] | None:
-    """The wanted pictures by way of the last keyframe before them; None where that way cannot be trusted."""
+def _seek(packets: Sequence[av.Packet], wanted: range, clip_length: int) -> list[Image] | None:
+    """Decode from the last keyframe before the first index; None where timestamps cannot be relied on."""
     shown = [packet for packet in packets if packet.size and not packet.is_discard]
     times = sorted({packet.pts for packet in shown if packet.pts is not None})
-    if not len(times) == len(shown) == has or any(packet.has_sidedata("new_extradata") for packet in packets):
+    if not len(times) == len(shown) == clip_length or any(
+        packet.has_sidedata("new_extradata") for packet in packets
+    ):
         return None
     needed = [times[index] for index in wanted]
-    # by time of display: a picture shown before its keyframe may need the pictures before that one
+    # Compare times of display: a frame that is shown before its keyframe may need frames before the keyframe.
     keys = [i for i, p in enumerate(packets) if p.is_keyframe and p.pts is not None and p.pts <= needed[0]]
     if not keys:
         return None
     first, last = keys[-1], max(i for i, packet in enumerate(packets) if packet.pts in needed)
-    # times that ascend may be mere numbers of packets, as in AVI: then each frame must come as expected
+    # Timestamps in the order of the packets may be just packet numbers, as in AVI. Then each frame must come
+    # in its turn.
     numbers = [packet.pts for packet in shown] == times
     expected = iter(times[bisect_left(times, packets[first].pts or 0) :])
     part = packets[first:] if numbers else [*packets[first : last + 1], packets[-1]]
-    pictures: dict[int | None, Image] = {}
+    images: dict[int | None, Image] = {}
     try:
-        for frame in _frames(part, None if numbers else needed):
+        for frame in _decode_packets(part, None if numbers else needed):
             if numbers and frame.pts != next(expected, None):
                 return None
             if frame.pts in needed and not frame.is_corrupt:
-                pictures[frame.pts] = _picture(frame)
-            if len(pictures) == len(needed):
-                return [pictures[time] for time in needed]
+                images[frame.pts] = _to_rgb(frame)
+            if len(images) == len(needed):
+                return [images[time] for time in needed]
     except (FFmpegError, OSError):
-        pass  # it fails from the start on too, or does not
+        pass  # decoding from frame 0 tells whether the video is broken
     return None
 
 
-def _frames(packets: Sequence[av.Packet], needed: Sequence[int] | None = None) -> Iterator[av.VideoFrame]:
-    """What decodes from these packets alone, of which the last is empty and flushes, in order of display.
+def _decode_packets(
+    packets: Sequence[av.Packet], needed: Sequence[int] | None = None
+) -> Iterator[av.VideoFrame]:
+    """Decode these packets alone, in order of display; the last one must be the empty packet, which flushes.
 
-    Where it is said which times are needed, others may be missing: pictures that no other is made from.
+    Where the needed timestamps are given, frames that are not needed and that no other frame refers to are
+    skipped.
     """
     codec = packets[-1].stream.codec_context
     codec.flush_buffers()
@@ -180,15 +195,16 @@ def _frames(packets: Sequence[av.Packet], needed: Sequence[int] | None = None) -
         yield from packet.decode()
 
 
-def _picture(frame: av.VideoFrame) -> Image:
-    # how a phone was held: tagged in degrees counter-clockwise, and left to the player to turn
+def _to_rgb(frame: av.VideoFrame) -> Image:
+    # A phone stores how it was held in a tag, in degrees counter-clockwise, and leaves the turn to the
+    # player.
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
-def _stack(path: str | os.PathLike[str], pictures: Sequence[Image]) -> Clip:
-    if len({picture.shape for picture in pictures}) > 1:
-        raise BrokenVideoError(path, "the frame size changes on the way")
-    return np.stack(pictures)
+def _stack(path: str | os.PathLike[str], images: Sequence[Image]) -> Frames:
+    if len({image.shape for image in images}) > 1:
+        raise BrokenVideoError(path, "the frame size changes")
+    return np.stack(images)
 
 
 def _even_range(indices: Sequence[int]) -> range:
@@ -196,23 +212,23 @@ def _even_range(indices: Sequence[int]) -> range:
     stride = int(indices[1]) - first if len(indices) > 1 else 1
     even = range(first, last + 1, stride) if stride >= 1 else range(0)
     if first < 0 or list(even) != [int(i) for i in indices]:
-        raise ValueError(f"indices must ascend evenly from 0 or more, got {list(indices)}")
+        raise ValueError(f"indices must be at least 0 and ascend evenly, got {list(indices)}")
     return even
 
 
 def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Image | None]:
-    """One item a frame in order of display: the picture where it is wanted, else None."""
+    """Yield an item for each frame, in order of display: its image where it is wanted, and otherwise None."""
     if not os.path.exists(path):
         raise MissingFileError(path, "no such file")
     if os.path.isdir(path):
         raise NotAVideoError(path, "is a folder, not a video")
     if os.path.getsize(path) == 0:
         raise NotAVideoError(path, "is empty (0 bytes)")
-    with _opened(os.path.abspath(path), path) as container:  # absolute: FFmpeg reads "a:b.mp4" as protocol a
+    with _open(os.path.abspath(path), path) as container:  # FFmpeg reads a relative "a:b.mp4" as protocol a
         count = 0
         try:
             for count, frame in enumerate(container.decode(video=0), start=1):
-                yield _picture(frame) if count - 1 in wanted else None
+                yield _to_rgb(frame) if count - 1 in wanted else None
         except (FFmpegError, OSError) as error:
             raise BrokenVideoError(
                 path, f"decoding fails after {count} frames ({media_reason(error)})"
@@ -220,17 +236,17 @@ def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Image | Non
 
 
 @contextmanager
-def _opened(source: str | io.BytesIO, path: str | os.PathLike[str]) -> Iterator[InputContainer]:
+def _open(source: str | io.BytesIO, path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     try:
-        container = av.open(source, "r", metadata_errors="replace")  # titles are in any encoding
+        container = av.open(source, "r", metadata_errors="replace")  # titles may have any encoding
     except (FFmpegError, OSError) as error:
-        raise NotAVideoError(path, f"is not a video, or is cut off ({media_reason(error)})") from error
+        raise NotAVideoError(path, f"is not a video, or is truncated ({media_reason(error)})") from error
     with container:
-        if container.format.name in {"tty", "concat", "hls"}:  # FFmpeg would draw the letters of a text
+        if container.format.name in {"tty", "concat", "hls"}:  # FFmpeg would render the text
             raise NotAVideoError(path, "is a text or a playlist, not a video")
         if not container.streams.video:
             kinds = sorted({stream.type for stream in container.streams})
-            raise NotAVideoError(path, f"has no video stream (streams in it: {', '.join(kinds) or 'none'})")
+            raise NotAVideoError(path, f"has no video stream (its streams: {', '.join(kinds) or 'none'})")
         if container.streams.video[0].codec_context is None:
-            raise NotAVideoError(path, "is in a format that this FFmpeg does not decode")
+            raise NotAVideoError(path, "is in a format that this FFmpeg cannot decode")
         yield container

@@ -1,21 +1,17 @@
-"""Which frames of which pose sequence a run uses."""
+"""The config of a pose sequence."""
 
 from dataclasses import dataclass
 
-from fyp_jax.options import config_field
+from fyp_jax.config import config_field
 
 
 @dataclass
 class PoseConfig:
-    """Which frames of which pose clip; the size comes from the video to be made.
-
-    Without a path there is no pose: `frames` is the length of the video, stride and start have no meaning.
-    """
+    """Which frames of which pose clip; number and size of the frames come from the video that is sampled."""
 
     path: str | None = config_field(
         "dance",
-        "skeleton video, folder of images, keypoint .json, or 'dance': our own clip; "
-        "null: no pose, text alone",
+        "skeleton video, folder of images, keypoint .json, or bundled clip (dance); null: no pose",
     )
     stride: int = config_field(5, "take every n-th frame of the pose clip")
-    start: int = config_field(0, "the first frame to take, counted from 0")
+    start: int = config_field(0, "first frame to take, counted from 0")

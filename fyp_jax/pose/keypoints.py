@@ -1,10 +1,10 @@
-"""Keypoint files.
+"""Keypoint files, a JSON format:
 
     {"width": 512, "height": 512, "fps": 30, "frames": [[person, ...], ...]}
 
-Each frame is a list of persons, which may be empty. A person is 17 joints in COCO's order (`JOINTS`), each
-`[x, y, confidence]`: x and y in pixels of width x height from the upper left corner, the confidence in 0..1.
-The numbers of a person are nested as 17x3 or flat as 51. Nothing here reads `fps`: time is counted in frames.
+Each frame is a list of persons, which may be empty. A person is 17 joints in COCO's order (`JOINTS`), nested
+as 17x3 numbers or flat as 51. A joint is `[x, y, confidence]`: x and y in pixels of width x height from the
+upper left corner, and a confidence in 0..1. `fps` is not read, since time is counted in frames.
 """
 
 import json
@@ -21,38 +21,44 @@ from fyp_jax.media.images import Image
 from fyp_jax.media.reading import require_frames
 from fyp_jax.pose.skeleton import draw_skeleton
 
-MAX_SIDE = 8192  # of a keypoint file, in pixels
+MAX_SIDE = 8192  # pixels
 
 
 class BadPoseError(MediaError):
-    """Keypoints or an image of a pose folder that cannot be understood; says which."""
+    """A keypoint file, or an image of a pose folder, cannot be read; the message says which part of it."""
 
 
-class Keypoints(NamedTuple):
-    """What a keypoint file holds."""
+class KeypointClip(NamedTuple):
+    """The content of a keypoint file."""
 
     width: int
     height: int
-    """Pixels that joints are counted in."""
+    """Size of the image in which x and y of joints are pixels."""
     frames: list[Float[np.ndarray, "p 17 3"]]
-    """Of each frame its persons."""
+    """For each frame its persons."""
 
 
-def load_keypoints(file: str | os.PathLike[str]) -> Keypoints:
-    """All frames of a keypoint file. Raises MissingFileError, BadPoseError."""
+def load_keypoints(file: str | os.PathLike[str]) -> KeypointClip:
+    """Read all frames of a keypoint file. Raises MissingFileError, BadPoseError."""
     width, height, frames = _read_json(Path(file))
-    return Keypoints(width, height, [_people(Path(file), i, frame) for i, frame in enumerate(frames)])
+    return KeypointClip(
+        width, height, [_parse_people(Path(file), i, frame) for i, frame in enumerate(frames)]
+    )
 
 
-def read_keypoint_images(file: Path, indices: range) -> Iterator[Image]:
+def render_keypoint_file(file: Path, indices: range) -> Iterator[Image]:
+    """Render frames of a keypoint file as skeletons, at the file's own size.
+
+    Raises MissingFileError, BadPoseError, ClipTooShort.
+    """
     width, height, frames = _read_json(file)
     require_frames(file, len(frames), indices)
     for index in indices:
-        yield draw_skeleton(_people(file, index, frames[index]), height, width)
+        yield draw_skeleton(_parse_people(file, index, frames[index]), height, width)
 
 
 def _read_json(file: Path) -> tuple[int, int, list[object]]:
-    """Width, height and the frames, which are still to be understood."""
+    """Width, height, and the frames as they are in the JSON, not yet checked."""
     if not os.path.exists(file):
         raise MissingFileError(file, "no such file")
     try:
@@ -65,13 +71,13 @@ def _read_json(file: Path) -> tuple[int, int, list[object]]:
     width, height, frames = clip["width"], clip["height"], clip["frames"]
     for name, side in (("width", width), ("height", height)):
         if type(side) is not int or not 1 <= side <= MAX_SIDE:
-            raise BadPoseError(file, f"{name} is {side!r}, it must be a whole number in 1..{MAX_SIDE}")
+            raise BadPoseError(file, f"{name} is {side!r}; it must be a whole number in 1..{MAX_SIDE}")
     if not isinstance(frames, list):
         raise BadPoseError(file, f"frames must be a list, got {type(frames).__name__}")
     return width, height, frames
 
 
-def _people(file: Path, frame: int, persons: object) -> Float[np.ndarray, "p 17 3"]:
+def _parse_people(file: Path, frame: int, persons: object) -> Float[np.ndarray, "p 17 3"]:
     if not isinstance(persons, list):
         raise BadPoseError(file, f"frame {frame} must be a list of persons, got {type(persons).__name__}")
     people = np.zeros((len(persons), 17, 3))

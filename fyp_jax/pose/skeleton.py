@@ -1,4 +1,4 @@
-"""COCO's 17 joints, and skeletons in the colours of the published skeleton videos."""
+"""COCO's 17 joints, and the rendering of skeletons in the style of the published skeleton videos."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,9 +11,9 @@ JOINTS: tuple[str, ...] = (
     "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
 
-BODY, LEFT, RIGHT = (255, 153, 51), (0, 255, 0), (0, 128, 255)  # left and right of the person, not the image
+BODY, LEFT, RIGHT = (255, 153, 51), (0, 255, 0), (0, 128, 255)  # the person's left and right, not the image's
 
-# COCO's 19 links in drawing order: a later one covers an earlier one, as in the published skeleton videos
+# COCO's 19 links; a later link covers an earlier one, in the order of the published skeleton videos
 LINKS = (
     ("left_ankle", "left_knee", LEFT),
     ("left_knee", "left_hip", LEFT),
@@ -37,17 +37,20 @@ LINKS = (
 )
 
 MIN_CONFIDENCE = 0.3
-PUBLISHED_SIDE, PUBLISHED_LINE = 1080, 13  # pixels, measured in the published clips
+PUBLISHED_SIDE, PUBLISHED_LINE = 1080, 13  # pixels, measured in the published skeleton videos
 
 
 def draw_skeleton(
     people: Float[np.ndarray, "p 17 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Draw persons (COCO joints, each x, y in pixels and confidence) as in the published skeleton videos.
+    """Draw persons as RGB skeletons on black, in the colours and line width of the published skeleton videos.
 
-    A joint with a confidence below 0.3 is not drawn, nor are its links.
+    Each person is 17 COCO joints of x, y (pixels) and confidence. Links of the person's left arm and leg are
+    green (0, 255, 0), those of the right arm and leg blue (0, 128, 255), and those of head and torso orange
+    (255, 153, 51). Lines are 13/1080 of the image's shorter side wide. A joint with a confidence below 0.3 is
+    not drawn, nor are its links.
     """
-    # drawn on at least twice the published grid and reduced: Pillow's lines are up to a pixel too thin
+    # Pillow's lines are up to a pixel too thin, so draw at twice the published size or more, and reduce.
     scale = -(-2 * PUBLISHED_SIDE // max(height, width))
     line = PUBLISHED_LINE / PUBLISHED_SIDE * min(height, width) * scale
     canvas = Image.new("RGB", (width * scale, height * scale))

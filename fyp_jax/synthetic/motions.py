@@ -1,7 +1,8 @@
-"""How figures move: a motion, a body and a seed -> COCO keypoints over time, by forward kinematics.
+"""The motions of the synthetic world: COCO keypoints over time, by forward kinematics.
 
-Angles are of the picture plane: 0 hangs down, positive turns to the picture's right, in radians. A person's
-left side is on the picture's right, as they face the viewer. Lengths are shares of a body's height.
+Angles are in radians in the image plane: at 0 a limb hangs down, and a positive angle turns it to the image's
+right. The person faces the viewer, so that a left limb is on the image's right. Lengths are fractions of the
+body's height.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from fyp_jax.pose.skeleton import JOINTS
 
 SIDES = {"left": 1.0, "right": -1.0}
-"""Of the person, each with the direction in the picture that is outward."""
+"""For each side of the person, the sign of the x direction in the image that points outward."""
 
 THIGH, SHIN, SPINE, UPPER_ARM, FOREARM = 0.245, 0.235, 0.30, 0.17, 0.16
 NECK, EYE, EAR = 0.115, 0.028, 0.06
@@ -22,25 +23,25 @@ HALF_SHOULDERS, HALF_HIPS = 0.115, 0.07
 
 
 class Posture(NamedTuple):
-    """The joints' angles at one moment; pairs are (left, right)."""
+    """Joint angles of one frame; pairs are (left, right)."""
 
     arms: tuple[float, float]
     forearms: tuple[float, float]
     thighs: tuple[float, float]
     shins: tuple[float, float]
     lean: float = 0.0
-    """Of the spine, to the picture's right."""
+    """Angle of the spine from the vertical, to the image's right."""
     nod: float = 0.0
-    """Of the head, on top of the spine's."""
+    """Angle of the head relative to the spine."""
     rise: float = 0.0
-    """How far the feet are off the ground."""
+    """Height of the feet above the ground."""
     shift: float = 0.0
-    """How far the body is from its place, to the picture's right."""
+    """Displacement of the body to the image's right."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """Shape and place of a figure; x, ground and height are shares of the picture's side."""
+    """Shape and position of a figure; x, ground and height are fractions of the image's side."""
 
     height: float
     x: float
@@ -49,11 +50,11 @@ class Body:
     arms: float = 1.0
     width: float = 1.0
     turn: float = 0.0
-    """About the vertical, radians: shoulders and hips look narrower, the face looks to the side."""
+    """Rotation about the vertical, in radians: narrows shoulders and hips, turns the face to the side."""
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Body":
-        """Any body: half to nine tenths of the picture high, wide or narrow, somewhere on the ground."""
+    def sample(cls, rng: np.random.Generator) -> "Body":
+        """Sample a body that is 0.56 to 0.84 of the image high, of any width, somewhere on the ground."""
         height = rng.uniform(0.56, 0.84)
         return cls(
             height=height,
@@ -67,40 +68,40 @@ class Body:
 
 
 Motion = Callable[[float, float, float], Posture]
-"""(turns since the beginning, amplitude about 1, direction 1 or -1) -> posture."""
+"""(cycles since the start, amplitude around 1, direction 1 or -1) -> posture."""
 
 
-def _wave(turns: float, shift: float = 0.0) -> float:
-    return float(np.sin(2 * np.pi * (turns + shift)))
+def _sine(cycles: float, phase: float = 0.0) -> float:
+    return float(np.sin(2 * np.pi * (cycles + phase)))
 
 
 def _walk(t: float, a: float, d: float) -> Posture:
-    swing, lift = 0.42 * a * _wave(t), [max(0.0, _wave(t, 0.25)), max(0.0, -_wave(t, 0.25))]
+    swing, lift = 0.42 * a * _sine(t), [max(0.0, _sine(t, 0.25)), max(0.0, -_sine(t, 0.25))]
     return Posture(
         arms=(0.15 - 0.9 * swing, -0.15 + 0.9 * swing),
         forearms=(0.15 - 0.9 * swing + 0.35 * d, -0.15 + 0.9 * swing + 0.35 * d),
         thighs=(swing, -swing),
         shins=(swing - 0.7 * a * d * lift[0], -swing - 0.7 * a * d * lift[1]),
         lean=0.05 * d,
-        rise=0.012 * (1 + _wave(2 * t)),
-        shift=0.04 * _wave(t / 4),
+        rise=0.012 * (1 + _sine(2 * t)),
+        shift=0.04 * _sine(t / 4),
     )
 
 
 def _run(t: float, a: float, d: float) -> Posture:
-    swing, lift = 0.75 * a * _wave(t), [max(0.0, _wave(t, 0.25)), max(0.0, -_wave(t, 0.25))]
+    swing, lift = 0.75 * a * _sine(t), [max(0.0, _sine(t, 0.25)), max(0.0, -_sine(t, 0.25))]
     return Posture(
         arms=(0.1 - swing, -0.1 + swing),
         forearms=(0.1 - swing + 1.4 * d, -0.1 + swing + 1.4 * d),
         thighs=(swing + 0.15 * d, -swing + 0.15 * d),
         shins=(swing + 0.15 * d - 1.3 * d * lift[0], -swing + 0.15 * d - 1.3 * d * lift[1]),
         lean=0.2 * d,
-        rise=0.03 * (1 + _wave(2 * t)),
+        rise=0.03 * (1 + _sine(2 * t)),
     )
 
 
 def _jump(t: float, a: float, d: float) -> Posture:
-    up = _wave(t)
+    up = _sine(t)
     crouch, flight = max(0.0, -up), max(0.0, up)
     arm = 0.4 + 1.5 * flight * a
     return Posture(
@@ -114,22 +115,22 @@ def _jump(t: float, a: float, d: float) -> Posture:
 
 
 def _wave_hand(t: float, a: float, d: float) -> Posture:
-    high, low = 2.3 + 0.2 * _wave(t / 3), 0.18
-    sweep = 2.9 + 0.55 * a * _wave(t)
+    high, low = 2.3 + 0.2 * _sine(t / 3), 0.18
+    sweep = 2.9 + 0.55 * a * _sine(t)
     left = d > 0
     return Posture(
         arms=(high if left else low, -low if left else -high),
         forearms=(sweep if left else low + 0.1, -low - 0.1 if left else -sweep),
         thighs=(0.1, -0.1),
         shins=(0.06, -0.06),
-        lean=0.06 * _wave(t / 2),
-        nod=0.12 * _wave(t / 2, 0.2),
-        shift=0.015 * _wave(t / 2),
+        lean=0.06 * _sine(t / 2),
+        nod=0.12 * _sine(t / 2, 0.2),
+        shift=0.015 * _sine(t / 2),
     )
 
 
 def _squat(t: float, a: float, d: float) -> Posture:
-    down = 0.5 - 0.5 * _wave(t, 0.25)
+    down = 0.5 - 0.5 * _sine(t, 0.25)
     arm = 0.3 + 1.2 * down
     return Posture(
         arms=(arm, -arm),
@@ -141,7 +142,7 @@ def _squat(t: float, a: float, d: float) -> Posture:
 
 
 def _kick(t: float, a: float, d: float) -> Posture:
-    out = max(0.0, _wave(t)) ** 1.5
+    out = max(0.0, _sine(t)) ** 1.5
     left = d > 0
     leg, still = 0.15 + 1.2 * a * out, 0.08
     arm = 0.6 + 0.5 * out
@@ -155,7 +156,7 @@ def _kick(t: float, a: float, d: float) -> Posture:
 
 
 def _box(t: float, a: float, d: float) -> Posture:
-    punch = [max(0.0, _wave(t)), max(0.0, -_wave(t))]
+    punch = [max(0.0, _sine(t)), max(0.0, -_sine(t))]
     guard = 2.5
     arms = [0.5 + 1.05 * p * a for p in punch]
     reach = [arm + guard * (1 - p) for arm, p in zip(arms, punch, strict=True)]
@@ -163,28 +164,28 @@ def _box(t: float, a: float, d: float) -> Posture:
         arms=(arms[0], -arms[1]),
         forearms=(reach[0] - 0.3, -reach[1] + 0.3),
         thighs=(0.28, -0.28),
-        shins=(0.08 + 0.05 * _wave(t), -0.08 + 0.05 * _wave(t)),
-        lean=0.15 * _wave(t),
-        shift=0.02 * d * _wave(t, 0.1),
+        shins=(0.08 + 0.05 * _sine(t), -0.08 + 0.05 * _sine(t)),
+        lean=0.15 * _sine(t),
+        shift=0.02 * d * _sine(t, 0.1),
     )
 
 
 def _star(t: float, a: float, d: float) -> Posture:
     """A jumping jack."""
-    open_ = 0.5 - 0.5 * _wave(t, 0.25)
+    open_ = 0.5 - 0.5 * _sine(t, 0.25)
     arm, leg = 0.25 + 2.5 * open_, 0.08 + 0.45 * a * open_
     return Posture(
         arms=(arm, -arm),
         forearms=(arm + 0.2, -arm - 0.2),
         thighs=(leg, -leg),
         shins=(leg, -leg),
-        rise=0.04 * abs(_wave(t)),
-        shift=0.01 * d * _wave(t),
+        rise=0.04 * abs(_sine(t)),
+        shift=0.01 * d * _sine(t),
     )
 
 
 def _stretch(t: float, a: float, d: float) -> Posture:
-    bend = 0.45 * a * _wave(t)
+    bend = 0.45 * a * _sine(t)
     return Posture(
         arms=(2.6 - bend if d > 0 else 0.9, -0.9 if d > 0 else -2.6 - bend),
         forearms=(2.9 - bend if d > 0 else 1.9, -1.9 if d > 0 else -2.9 - bend),
@@ -196,17 +197,17 @@ def _stretch(t: float, a: float, d: float) -> Posture:
 
 
 def _dance(t: float, a: float, d: float) -> Posture:
-    """Weight from foot to foot, hips against shoulders, the arms in turn: held out of training."""
-    weight, free = _wave(t), [max(0.0, -_wave(t)) ** 1.5, max(0.0, _wave(t)) ** 1.5]
-    arms = [1.5 + 0.9 * a * _wave(t, 0.2), 1.5 + 0.9 * a * _wave(t, 0.7)]
-    bends = [0.9 + 0.7 * _wave(t / 2, 0.1), 0.9 + 0.7 * _wave(t / 2, 0.6)]
+    """The weight moves from foot to foot, the arms swing in turn. This motion is held out of training."""
+    weight, free = _sine(t), [max(0.0, -_sine(t)) ** 1.5, max(0.0, _sine(t)) ** 1.5]
+    arms = [1.5 + 0.9 * a * _sine(t, 0.2), 1.5 + 0.9 * a * _sine(t, 0.7)]
+    bends = [0.9 + 0.7 * _sine(t / 2, 0.1), 0.9 + 0.7 * _sine(t / 2, 0.6)]
     return Posture(
         arms=(arms[0], -arms[1]),
         forearms=(arms[0] + bends[0], -arms[1] - bends[1]),
         thighs=(0.16 + 0.7 * free[0], -0.16 - 0.7 * free[1]),
         shins=(0.1 - 0.35 * free[0], -0.1 + 0.35 * free[1]),
         lean=0.16 * weight,
-        nod=0.2 * d * _wave(t / 2),
+        nod=0.2 * d * _sine(t / 2),
         rise=0.0,
         shift=0.07 * weight,
     )
@@ -225,13 +226,13 @@ MOTIONS: dict[str, Motion] = {
     "dance": _dance,
 }
 FREE = "free"
-"""Every limb on its own: what poses may be at all."""
+"""A motion in which each limb swings on its own, so that training sees a wide range of poses."""
 HELD_OUT_MOTION = "dance"
-TRAINED_MOTIONS = (*(name for name in MOTIONS if name != HELD_OUT_MOTION), FREE)
+TRAIN_MOTIONS = (*(name for name in MOTIONS if name != HELD_OUT_MOTION), FREE)
 
 
 def _free(rng: np.random.Generator) -> Motion:
-    """Limbs that swing on their own, each within what it can reach."""
+    """Sample a motion in which each limb swings independently, within its own range."""
     centres = rng.uniform(
         [0.1] * 2 + [-0.2] * 2 + [0.0] * 2 + [-0.7] * 2, [2.6] * 2 + [1.6] * 2 + [0.7] * 2 + [0.3] * 2
     )
@@ -246,56 +247,59 @@ def _free(rng: np.random.Generator) -> Motion:
         out = np.array([1.0, -1.0])
         return Posture(
             *(tuple(map(float, out * x)) for x in (arm, arm + bend, thigh, thigh + knee)),  # pyright: ignore
-            lean=float(leans[0] + 0.1 * _wave(t, shifts[0])),
+            lean=float(leans[0] + 0.1 * _sine(t, shifts[0])),
             nod=float(leans[1]),
             rise=rise,
-            shift=0.03 * d * _wave(t / 2, shifts[1]),
+            shift=0.03 * d * _sine(t / 2, shifts[1]),
         )
 
     return motion
 
 
-def keypoints(name: str, body: Body, frames: int, seed: int, side: int) -> Float[np.ndarray, "{frames} 17 3"]:
-    """`frames` moments of a motion (one of MOTIONS, or FREE): x and y in pixels of a picture of this side.
+def motion_keypoints(
+    name: str, body: Body, num_frames: int, seed: int, side: int
+) -> Float[np.ndarray, "{num_frames} 17 3"]:
+    """Keypoints of a motion, one of `MOTIONS` or `FREE`, as COCO joints.
 
-    The seed chooses tempo, phase, amplitude and direction.
+    Each joint is x and y in pixels of an image of side x side, and a confidence of 1. The seed
+    determines tempo, phase, amplitude and direction.
     """
     rng = np.random.default_rng([seed, 17])
     motion = _free(rng) if name == FREE else MOTIONS[name]
     tempo, phase, amplitude = rng.uniform(0.05, 0.13), rng.uniform(0, 4), rng.uniform(0.75, 1.2)
     direction = float(rng.choice([-1, 1]))
-    postures = [motion(phase + tempo * frame, amplitude, direction) for frame in range(frames)]
-    points = np.stack([_joints(posture, body) for posture in postures]) * side
-    return np.concatenate([points, np.ones((frames, 17, 1))], axis=-1)
+    postures = [motion(phase + tempo * frame, amplitude, direction) for frame in range(num_frames)]
+    points = np.stack([_joint_positions(posture, body) for posture in postures]) * side
+    return np.concatenate([points, np.ones((num_frames, 17, 1))], axis=-1)
 
 
-def _towards(angle: float, length: float) -> np.ndarray:
+def _bone(angle: float, length: float) -> np.ndarray:
     return length * np.array([np.sin(angle), np.cos(angle)])
 
 
-def _joints(posture: Posture, body: Body) -> Float[np.ndarray, "17 2"]:
-    """Places in shares of the picture's side, y downwards."""
+def _joint_positions(posture: Posture, body: Body) -> Float[np.ndarray, "17 2"]:
+    """x and y of each joint as fractions of the image's side, y downwards."""
     h, across = body.height, body.width * np.cos(body.turn)
     joints: dict[str, np.ndarray] = {}
     for (name, out), thigh, shin in zip(SIDES.items(), posture.thighs, posture.shins, strict=True):
         hip = np.array([out * HALF_HIPS * across, 0.0])
-        knee = hip + _towards(thigh, THIGH * body.legs)
+        knee = hip + _bone(thigh, THIGH * body.legs)
         joints |= {f"{name}_hip": hip, f"{name}_knee": knee}
-        joints[f"{name}_ankle"] = knee + _towards(shin, SHIN * body.legs)
-    neck = _towards(np.pi - posture.lean, SPINE)
-    along = np.array([np.cos(posture.lean), np.sin(posture.lean)])  # of the shoulders
+        joints[f"{name}_ankle"] = knee + _bone(shin, SHIN * body.legs)
+    neck = _bone(np.pi - posture.lean, SPINE)
+    along = np.array([np.cos(posture.lean), np.sin(posture.lean)])  # the direction of the shoulders
     for (name, out), arm, forearm in zip(SIDES.items(), posture.arms, posture.forearms, strict=True):
         shoulder = neck + out * HALF_SHOULDERS * across * along
-        elbow = shoulder + _towards(arm, UPPER_ARM * body.arms)
+        elbow = shoulder + _bone(arm, UPPER_ARM * body.arms)
         joints |= {f"{name}_shoulder": shoulder, f"{name}_elbow": elbow}
-        joints[f"{name}_wrist"] = elbow + _towards(forearm, FOREARM * body.arms)
+        joints[f"{name}_wrist"] = elbow + _bone(forearm, FOREARM * body.arms)
     tilt = posture.lean + posture.nod
-    up, right = _towards(np.pi - tilt, 1.0), np.array([np.cos(tilt), np.sin(tilt)])
+    up, right = _bone(np.pi - tilt, 1.0), np.array([np.cos(tilt), np.sin(tilt)])
     face = neck + NECK * up
-    looks = np.sin(body.turn) * 0.035 * right
-    joints["nose"] = face + looks - 0.005 * up
+    gaze = np.sin(body.turn) * 0.035 * right
+    joints["nose"] = face + gaze - 0.005 * up
     for name, out in SIDES.items():
-        joints[f"{name}_eye"] = face + looks + out * EYE * np.cos(body.turn) * right + 0.025 * up
+        joints[f"{name}_eye"] = face + gaze + out * EYE * np.cos(body.turn) * right + 0.025 * up
         joints[f"{name}_ear"] = face + out * EAR * np.cos(body.turn) * right + 0.008 * up
     points = np.stack([joints[name] for name in JOINTS])
     feet = max(joints["left_ankle"][1], joints["right_ankle"][1])

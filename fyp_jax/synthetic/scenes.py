@@ -1,8 +1,8 @@
-"""Clips of the mini world: who, where, in which style, moving how -> frames, poses and a caption.
+"""Scenes of the synthetic world, rendered to clips with keypoints and a caption.
 
-A world that we draw ourselves, so that the whole method can be trained and measured on a laptop. Everything
-follows from a `Scene`. One in eight pairs of character and background, and one motion, are held out of all
-training (`HELD_OUT_PAIRS`, `motions.HELD_OUT_MOTION`).
+With this world the full method can be trained and evaluated on a laptop. A `Scene` determines every pixel of
+its clip. One in eight pairs of character and background, and one motion, are held out of all training
+(`HELD_OUT_PAIRS`, `motions.HELD_OUT_MOTION`).
 """
 
 from typing import NamedTuple
@@ -11,22 +11,22 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from fyp_jax.synthetic.backgrounds import BACKGROUNDS, draw_background
+from fyp_jax.synthetic.backgrounds import BACKGROUNDS, paint_background
 from fyp_jax.synthetic.characters import (
     CHARACTERS,
     NAMES_WITHOUT_ARTICLE,
-    draw_figure,
     figure_mask,
-    scaled,
+    paint_figure,
+    scale_keypoints,
 )
-from fyp_jax.synthetic.motions import TRAINED_MOTIONS, Body, keypoints
+from fyp_jax.synthetic.motions import TRAIN_MOTIONS, Body, motion_keypoints
 from fyp_jax.synthetic.styles import STYLES, apply_style
 
 SIDE = 64
-"""Pixels, height and width."""
+"""Height and width of a frame, in pixels."""
 FPS = 8
-DRAWN = 4
-"""Pictures are drawn this many times as large and reduced, so that edges are smooth."""
+SUPERSAMPLING = 4
+"""Factor by which frames are painted larger and then reduced, so that edges are smooth."""
 
 PAIRS = tuple((character, background) for character in CHARACTERS for background in BACKGROUNDS)
 HELD_OUT_PAIRS = tuple(
@@ -34,11 +34,11 @@ HELD_OUT_PAIRS = tuple(
     for pair in PAIRS
     if (3 * list(CHARACTERS).index(pair[0]) + list(BACKGROUNDS).index(pair[1])) % 8 == 5
 )
-TRAINED_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
+TRAIN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
 
 
 class Scene(NamedTuple):
-    """All that a clip depends on. The seed chooses body, place, tempo and the background's details."""
+    """All that a clip depends on. The seed determines body, position, tempo and the background's details."""
 
     character: str
     background: str
@@ -48,7 +48,7 @@ class Scene(NamedTuple):
 
 
 class SyntheticClip(NamedTuple):
-    """A drawn scene."""
+    """A rendered scene."""
 
     video: UInt8[np.ndarray, "f 64 64 3"]
     keypoints: Float[np.ndarray, "f 17 3"]
@@ -57,51 +57,60 @@ class SyntheticClip(NamedTuple):
 
 
 def caption(scene: Scene, comma: bool = True) -> str:
-    """As the paper's teaser words it: "A man in the park, Van Gogh style", or with a comma before "in"."""
+    """The scene's caption in the words of the paper's teaser, e.g. "A man, in the park, Van Gogh style".
+
+    `comma` is whether a comma follows the character's name.
+    """
     name = scene.character
-    who = (
-        name.capitalize()
-        if name in NAMES_WITHOUT_ARTICLE
-        else f"{'An' if name[0] in 'aeiou' else 'A'} {name}"
-    )
-    where, how = BACKGROUNDS[scene.background][0], STYLES[scene.style][0]
+    if name in NAMES_WITHOUT_ARTICLE:
+        subject = name.capitalize()
+    else:
+        subject = f"{'An' if name[0] in 'aeiou' else 'A'} {name}"
+    background, style = BACKGROUNDS[scene.background][0], STYLES[scene.style][0]
     comma = comma or scene.background == "simple"
-    return f"{who}{',' if comma else ''} {where}" + (f", {how}" if how else "")
+    return f"{subject}{',' if comma else ''} {background}" + (f", {style}" if style else "")
 
 
-def render_clip(scene: Scene, frames: int) -> SyntheticClip:
-    """Frames of a scene, eight to a second."""
+def render_clip(scene: Scene, num_frames: int) -> SyntheticClip:
+    """Render the first frames of a scene, at 8 frames per second."""
     rng = np.random.default_rng([scene.seed, 5])
-    points = keypoints(scene.motion, Body.draw(rng), frames, scene.seed, SIDE)
-    return SyntheticClip(draw_frames(scene, points), points, caption(scene, comma=bool(rng.random() < 0.7)))
+    keypoints = motion_keypoints(scene.motion, Body.sample(rng), num_frames, scene.seed, SIDE)
+    video = render_frames(scene, keypoints)
+    return SyntheticClip(video, keypoints, caption(scene, comma=bool(rng.random() < 0.7)))
 
 
-def draw_frames(scene: Scene, points: Float[np.ndarray, "f 17 3"]) -> UInt8[np.ndarray, "f 64 64 3"]:
-    """The scene with these joints (pixels of a 64 x 64 picture) instead of its own motion's."""
-    place = draw_background(scene.background, SIDE * DRAWN, scene.seed)
-    pictures = []
-    for joints in points:
-        image, mask = place.copy(), Image.new("L", place.size)
-        draw_figure(scaled(joints, DRAWN), CHARACTERS[scene.character], image, mask)
-        small = np.asarray(image.reduce(DRAWN), np.float64) / 255
-        pictures.append(np.round(255 * apply_style(scene.style, small)).astype(np.uint8))
-    return np.stack(pictures)
+def render_frames(scene: Scene, keypoints: Float[np.ndarray, "f 17 3"]) -> UInt8[np.ndarray, "f 64 64 3"]:
+    """Render a scene with given keypoints (pixels of a 64 x 64 image), whatever the scene's motion is."""
+    background = paint_background(scene.background, SIDE * SUPERSAMPLING, scene.seed)
+    frames = []
+    for joints in keypoints:
+        image, mask = background.copy(), Image.new("L", background.size)
+        paint_figure(scale_keypoints(joints, SUPERSAMPLING), CHARACTERS[scene.character], image, mask)
+        frames.append(_styled(image, scene.style))
+    return np.stack(frames)
 
 
 def render_background(background: str, style: str, seed: int) -> UInt8[np.ndarray, "64 64 3"]:
-    """A scene without anybody in it."""
-    place = draw_background(background, SIDE * DRAWN, seed).reduce(DRAWN)
-    return np.round(255 * apply_style(style, np.asarray(place, np.float64) / 255)).astype(np.uint8)
+    """Render a background in a style, without a character."""
+    return _styled(paint_background(background, SIDE * SUPERSAMPLING, seed), style)
 
 
-def masks(scene: Scene, points: Float[np.ndarray, "f 17 3"]) -> Bool[np.ndarray, "f 64 64"]:
-    """Where the figure is drawn."""
-    return np.stack([figure_mask(joints, CHARACTERS[scene.character], SIDE, DRAWN) for joints in points])
+def _styled(image: Image.Image, style: str) -> UInt8[np.ndarray, "64 64 3"]:
+    """Reduce a supersampled image to a frame and apply a style."""
+    frame = np.asarray(image.reduce(SUPERSAMPLING), np.float64) / 255
+    return np.round(255 * apply_style(style, frame)).astype(np.uint8)
+
+
+def figure_masks(scene: Scene, keypoints: Float[np.ndarray, "f 17 3"]) -> Bool[np.ndarray, "f 64 64"]:
+    """For each frame the mask of the pixels that the character covers, given its keypoints."""
+    return np.stack(
+        [figure_mask(joints, CHARACTERS[scene.character], SIDE, SUPERSAMPLING) for joints in keypoints]
+    )
 
 
 def training_scene(seed: int) -> Scene:
-    """A scene that training may see; pairs and motions as often as each other, three in five with a style."""
+    """Sample a scene for training: pairs and motions are uniform, and three in five scenes have a style."""
     rng = np.random.default_rng([seed, 3])
-    character, background = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
+    character, background = TRAIN_PAIRS[rng.integers(len(TRAIN_PAIRS))]
     style = "none" if rng.random() < 0.4 else list(STYLES)[1 + rng.integers(len(STYLES) - 1)]
-    return Scene(character, background, style, TRAINED_MOTIONS[rng.integers(len(TRAINED_MOTIONS))], seed)
+    return Scene(character, background, style, TRAIN_MOTIONS[rng.integers(len(TRAIN_MOTIONS))], seed)

@@ -21,7 +21,7 @@ from benchmarks.timing import seconds
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.decoding import Record, random_window
 from fyp_jax.data.loader import DataConfig, ExampleSource, Loader, RecordSource
-from fyp_jax.media.images import Clip, resize_center_crop
+from fyp_jax.media.images import Frames, resize_center_crop
 
 FRAMES, FPS, HEIGHT, WIDTH = 256, 30, 360, 640
 
@@ -56,7 +56,7 @@ def made_video(seed: int) -> bytes:
     return out.getvalue()
 
 
-def decode_plainly(data: bytes, window: range) -> Clip:
+def decode_plainly(data: bytes, window: range) -> Frames:
     with av.open(io.BytesIO(data), "r") as container:
         frames = enumerate(islice(container.decode(video=0), window[-1] + 1))
         return np.stack([frame.to_ndarray(format="rgb24") for i, frame in frames if i in window])
