@@ -56,6 +56,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     earlier start (fyp_jax.compilation_cache); otherwise each is compiled when it is first called. Raises
     UserError where weights are missing, cannot be read, or do not fit each other.
     """
+    config.check_model()
     config = resolve_checkpoint(config)
     folder = PipelineFolder(config.pretrained, parts=() if config.random_init else ENCODERS)
     encoders = folder.latent_encoders()
@@ -70,8 +71,8 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
             found = load_inference(config.checkpoint, dtype)
         elif (found := read_delta_weights(folder, dtype)) is None:
             raise UserError(
-                f"{config.pretrained}: has no trained pose encoder and temporal layers; give checkpoint=FOLDER "
-                "(scripts/import_pytorch.py makes one), or random_init=true for a first look"
+                f"{config.pretrained}: has no trained pose encoder and temporal layers; give "
+                "checkpoint=FOLDER (scripts/import_pytorch.py makes one), or random_init=true for a first look"
             )
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))
