@@ -1,4 +1,5 @@
-"""The one part of packaging that has to be code: configs/ is installed as fyp_jax/configs. See pyproject.toml."""
+"""The one part of packaging that has to be code: configs/ is installed as fyp_jax/configs. See
+pyproject.toml."""
 
 from setuptools import find_packages, setup
 

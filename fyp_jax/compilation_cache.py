@@ -2,11 +2,11 @@
 
 `cached` and `load_or_compile` keep files in the user's own cache folder, beside JAX's persistent compilation
 cache. The name of a file is a hash of all that its content depends on, so a file is never out of date; a file
-that cannot be read is made anew. The folder may be deleted at any time.
+that cannot be read is made anew. The folder may be deleted at any time. Values are JSON.
 
 `save_programs` writes compiled programs to a file that the user names, which `aot_path=FILE` loads: one line
-of JSON with the fingerprint, then a pickle. A pickle can run code when it is opened, and so can a compiled
-program: take such a file only from people from whom you would take a program.
+of JSON with the fingerprint, then a pickle. A compiled program is native code. So programs are only taken
+from files and folders that the user owns and nobody else may write (`check_private`).
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -49,6 +50,11 @@ def enable_compilation_cache() -> None:
     if _jax_setting("jax_compilation_cache_dir") is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "fyp_jax"))
+    if (folder := _cache_folder()) is not None:
+        with contextlib.suppress(OSError):  # where no folder can be made, nothing is cached
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.exists():
+            check_private(folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -64,15 +70,36 @@ def environment_fingerprint(devices: Sequence[Any]) -> Fingerprint:
     }
 
 
+def check_private(path: Path) -> None:
+    """Raise UserError where another user (but root) owns a file or folder, or where others may write to
+    it."""
+    status = path.stat()
+    if status.st_uid not in (os.geteuid(), 0):
+        problem = "belongs to another user"
+    elif status.st_mode & 0o022:
+        problem = "can be written by other users"
+    else:
+        return
+    raise UserError(
+        f"{path}: {problem}, and compiled programs in it would run as you; `chmod go-w` it if you trust it, "
+        "or delete it, or set JAX_COMPILATION_CACHE_DIR to a folder of your own"
+    )
+
+
 def cached(name: str, fingerprint: Mapping[str, str], make: Callable[[], T]) -> T:
-    """The value of make(), or the one that an earlier start got for the same fingerprint."""
+    """The value of make(), or the one that an earlier start got for the same fingerprint.
+
+    A value is made of dicts, lists, texts, numbers and `jax.ShapeDtypeStruct`s.
+    """
     file = cache_file(name, fingerprint)
     if file is None:
         return make()
-    with contextlib.suppress(Exception):  # no such file, or one that is cut off or holds other classes
-        return pickle.loads(file.read_bytes())
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # no such file, or one that is cut off
+        return json.loads(file.read_bytes(), object_hook=_from_json)
     value = make()
-    _write(file, pickle.dumps(value))
+    _write(file, json.dumps(value, default=_to_json).encode())
     return value
 
 
@@ -110,6 +137,7 @@ def save_programs(file: Path, programs: Mapping[str, jax.stages.Compiled], finge
     cannot."""
     with wrap_write_errors(file):
         file.write_bytes(_serialize(programs, fingerprint))
+        file.chmod(0o600)
 
 
 def load_programs(file: str, fingerprint: Fingerprint, devices: Sequence[Any]) -> Programs:
@@ -119,12 +147,15 @@ def load_programs(file: str, fingerprint: Fingerprint, devices: Sequence[Any]) -
     called with other arguments than it was compiled for raises UserError, too.
     """
     try:
+        check_private(Path(file))
         head, _, body = Path(file).read_bytes().partition(b"\n")
         theirs = json.loads(head)
     except OSError as error:
         raise UserError(f"aot_path={file}: cannot be read ({reason(error)})") from error
-    except ValueError as error:
-        raise UserError(f"aot_path={file}: holds no programs of scripts/compile_tpu.py --save") from error
+    except (ValueError, RecursionError):
+        theirs = None
+    if not isinstance(theirs, dict):
+        raise UserError(f"aot_path={file}: holds no programs of scripts/compile_tpu.py --save")
     differing = [name for name in fingerprint | theirs if fingerprint.get(name) != theirs.get(name)]
     if differing:
         shown = ", ".join(
@@ -162,12 +193,19 @@ def bypass_compilation_cache() -> Iterator[None]:
 
 def cache_file(name: str, fingerprint: Mapping[str, str]) -> Path | None:
     """The file that holds a value of this fingerprint; None where nothing is cached on disk."""
-    folder = _jax_setting("jax_compilation_cache_dir")
-    if folder is None or "://" in folder or not _jax_setting("jax_enable_compilation_cache"):
+    folder = _cache_folder()
+    if folder is None:
         return None
     here = {"code": f"{code_crc32():08x}", "machine": platform.machine(), **versions(devices=False)}
     key = hashlib.sha256(json.dumps([dict(fingerprint), here], sort_keys=True).encode()).hexdigest()
-    return Path(folder) / f"fyp_jax_{name}-{key[:32]}"
+    return folder / f"fyp_jax_{name}-{key[:32]}"
+
+
+def _cache_folder() -> Path | None:
+    folder = _jax_setting("jax_compilation_cache_dir")
+    if folder is None or "://" in folder or not _jax_setting("jax_enable_compilation_cache"):
+        return None
+    return Path(folder)
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -177,9 +215,22 @@ def _write(file: Path, content: bytes) -> None:
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             unfinished = Path(folder) / file.name
             unfinished.write_bytes(content)
+            unfinished.chmod(0o600)
             unfinished.replace(file)
     except OSError as error:
         log.debug("%s is not cached: %s", file, error)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return {"shape": value.shape, "dtype": str(value.dtype)}
+    raise TypeError(f"{type(value).__name__} is not cached")
+
+
+def _from_json(value: dict[str, Any]) -> Any:
+    if value.keys() == {"shape", "dtype"}:
+        return jax.ShapeDtypeStruct(tuple(value["shape"]), jnp.dtype(value["dtype"]))
+    return value
 
 
 def _serialize(programs: Mapping[str, jax.stages.Compiled], fingerprint: Fingerprint) -> bytes:

@@ -1,8 +1,8 @@
-"""Mistakes that a user can mend: a command prints them as one line, never as a traceback."""
+"""Mistakes that a user can mend (a command prints them as one line, never as a traceback), and text in
+messages."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,15 +27,7 @@ def wrap_write_errors(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror or reason(error)})") from error
 
 
-def run_cli(main: Callable[[], None]) -> int:
-    """Run a command; 0 when it is done, 2 with one line on standard error for a `UserError`."""
-    try:
-        main()
-    except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+def printable(text: str) -> str:
+    r"""The text with control characters written as escapes (`\x1b`), so that a terminal does not obey
+    them."""
+    return "".join(x if x.isprintable() or x in "\n\t" else ascii(x)[1:-1] for x in text)

@@ -1,4 +1,4 @@
-"""Shapes that several rooms share. Clips are channels-last everywhere: b f h w c.
+"""Shapes that several packages share. Clips are channels-last everywhere: b f h w c.
 
 Axes: b clips, f frames, h w rows and columns (of latents; H W of pixels), c channels,
 n m tokens of a query and of what it attends to, l text tokens, d text width.
@@ -27,7 +27,7 @@ DenoiseFn = Callable[[Latents, Int[Array, ""]], Latents]
 
 
 class Batch(NamedTuple):
-    """What a training step sees, whatever dataset it is from; an image is a clip of one frame."""
+    """Input of a training step, from any dataset; an image is a clip of one frame."""
 
     video: Float[Array | np.ndarray, "b f H W 3"]
     """RGB in [-1, 1]."""

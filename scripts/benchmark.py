@@ -1,13 +1,14 @@
-"""Measurements, each in a file of scripts/benchmarks/: python scripts/benchmark.py [TOPIC] [options].
+"""Run a benchmark of scripts/benchmarks/: python scripts/benchmark.py [TOPIC] [options].
 
-step       one denoise step beside PyTorch diffusers' image UNet (the default; needs the torch extra)
-attention  forms of attention beside each other
-attention_tpu  the same, by what the TPU compiler makes of them
-motion     a step of the motion stage beside the same one written the plain way
-start      the first start of sample.py, and the second with kept programs
-data       the data loader beside plain PyAV decoding
+step           a denoising step against PyTorch diffusers' image UNet (the default; needs the torch extra)
+attention      implementations of attention on this machine
+attention_tpu  implementations of attention, by what the TPU compiler makes of them
+motion         a training step of the motion stage against its baseline
+start          the first start of sample.py against the second, which finds its programs in the cache
+data           the data loader against plain PyAV decoding
 
-`python scripts/benchmark.py TOPIC --help` has the options. Machines drift: each compares within one run.
+`python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark
+compares within one run.
 """
 
 import importlib
@@ -24,11 +25,11 @@ def main() -> None:
     if topic.startswith("-"):
         topic, options = "step", sys.argv[1:]
     if topic not in TOPICS:
-        print(f"error: {topic}: the topics are {', '.join(TOPICS)}", file=sys.stderr)
+        print(f"error: unknown topic {topic}; the topics are {', '.join(TOPICS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"{sys.argv[0]} {topic}", *options]
     importlib.import_module(f"benchmarks.{topic}").main()
 
 
-if __name__ == "__main__":  # and not in the worker processes of `data`
+if __name__ == "__main__":  # false in the worker processes of `data`
     main()

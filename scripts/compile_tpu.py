@@ -1,18 +1,23 @@
-"""Does it fit, and what limits it? python scripts/compile_tpu.py [sample] --config FILE --topology v5e:4x4
+"""Check whether a config fits a TPU and what limits its speed, without a TPU and without weights.
 
-Compiles the training step of a config, or its sampler, with the TPU compiler, which needs no TPU and no
-weights, and says what each chip will hold, compute and move. Exit status 1: it does not fit.
+    python scripts/compile_tpu.py --config configs/sd14/stage2_motion.yaml --topology v5e:4x4
+    python scripts/compile_tpu.py sample --config configs/sd14/sample.yaml --topology v5e:4x4
+
+Compiles the training step of the config, or the programs of sampling, with the TPU compiler. Prints for one
+chip: HBM in use, hardware and model FLOPs, HBM traffic, collectives, and the roofline's lower bound of the
+time. Exit status 1: the config does not fit; the message says what to try.
 """
 
 import argparse
-import functools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from fyp_jax.config import SampleConfig, load_config
-from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.config import load_config
+from fyp_jax.console import run_console
+from fyp_jax.errors import wrap_write_errors
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.training.config import TrainConfig
 
 
@@ -20,14 +25,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="train", help="train (default) or sample")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="any config field")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="of train.py or sample.py")
-    parser.add_argument("--topology", default="v5e:4x4", help="CHIP:SHAPE, or `here`: this machine's devices")
-    parser.add_argument("--clips-per-chip", type=int, metavar="N", help="training: data.batch_size for it")
-    parser.add_argument("--plain", action="store_true", help="beside it, the same written the plain way")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="for compiled=FILE of train.py, sample.py")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    add = parser.add_argument
+    add("what", nargs="?", default="train", help="train (default) or sample")
+    add("overrides", nargs="*", metavar="a.b=c", help="config fields to override")
+    add("--config", type=Path, required=True, metavar="FILE", help="a config of train.py or sample.py")
+    add("--topology", default="v5e:4x4", help="CHIP:SHAPE (%(default)s), or `here`: this machine's devices")
+    add("--clips-per-chip", type=int, metavar="N", help="train: sets data.batch_size for N clips per chip")
+    add("--baseline", action="store_true", help="also compile a plain implementation, to compare with")
+    add("--save", type=Path, metavar="FILE", help="save the programs, for aot_path=FILE of the same config")
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
     args = parser.parse_intermixed_args(argv)
     if args.what not in ("train", "sample"):
         args.what, args.overrides = "train", [args.what, *args.overrides]
@@ -37,27 +43,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     args = parse(sys.argv[1:])
     kind = TrainConfig if args.what == "train" else SampleConfig
-    prompt = ["prompt=[any]"] if args.what == "sample" else []  # no text changes a program
+    prompt = ["prompt=[any]"] if args.what == "sample" else []  # a config needs one; no program depends on it
     config: Any = load_config(kind, args.config, [*prompt, *args.overrides])
     config.check()
-    from fyp_jax.tpu.check import check  # after the arguments are known to be good: it takes seconds
-    from fyp_jax.tpu.chips import topology_devices
-    from fyp_jax.tpu.measure import OverMemory
-    from fyp_jax.tpu.report import as_json, over_memory, table
+    # These imports take seconds, so they come after the arguments are known to be good.
+    from fyp_jax.tpu.compile_check import compile_check
+    from fyp_jax.tpu.program_stats import OutOfMemory
+    from fyp_jax.tpu.report import as_json, out_of_memory_message, table
+    from fyp_jax.tpu.topologies import topology_devices
 
     chip, devices = topology_devices(args.topology)
-    options = {"clips_per_chip": args.clips_per_chip, "plain": args.plain, "save": args.save}
+    options = {"clips_per_chip": args.clips_per_chip, "baseline": args.baseline, "save": args.save}
     try:
-        found = check(config, devices, **options, say=functools.partial(print, file=sys.stderr))
-    except OverMemory as error:
-        print(over_memory(error, config))
+        result = compile_check(config, devices, **options)
+    except OutOfMemory as error:
+        print(out_of_memory_message(error, config))
         sys.exit(1)
-    print(f"{args.config} on {args.topology}, {found.chips} of {len(devices)} chips")
-    print("\n".join(table(found.columns, chip)))
+    print(f"{args.config} on {args.topology}, {result.chips} of {len(devices)} chips")
+    print("\n".join(table(result.variants, chip)))
     if args.json:
         with wrap_write_errors(args.json):
-            args.json.write_text(json.dumps(as_json(found.columns, chip), indent=1) + "\n")
+            args.json.write_text(json.dumps(as_json(result.variants, chip), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

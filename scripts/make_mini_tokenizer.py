@@ -9,12 +9,12 @@ is one token. Any other word becomes several tokens, at worst one for each byte.
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import wrap_write_errors
 from fyp_jax.synthetic.scenes import PAIRS, Scene, caption
 from fyp_jax.synthetic.styles import STYLES
 
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -9,7 +9,6 @@ The default pose sequence has the motion that is held out of training.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fyp_jax.config import load_config
-from fyp_jax.errors import run_cli
+from fyp_jax.console import run_console
 from fyp_jax.media.writing import write_gif
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import sampling_params
@@ -85,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -8,15 +8,13 @@ no pose, and writes OUT/overfit.png: the clip above, the sample below.
 """
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from fyp_jax.config import load_config
-from fyp_jax.data.prepare import prepare
-from fyp_jax.errors import run_cli
+from fyp_jax.console import run_console
+from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.media.images import image_grid, resize_center_crop
 from fyp_jax.media.reading import read_frames
 from fyp_jax.media.writing import write_mp4, write_png
@@ -51,7 +49,7 @@ def main() -> None:
         )
     write_mp4(args.out / "clip" / "clip.mp4", clip, FPS)
     (args.out / "clip" / "metadata.csv").write_text(f'file_name,text\nclip.mp4,"{caption}"\n')
-    prepare("captioned_videos", args.out / "clip", args.out / "records", overwrite=True)
+    ingest("captioned_videos", args.out / "clip", args.out / "records", overwrite=True)
     train(config)
     losses = np.asarray(read_metrics(args.out / "metrics.csv")["loss/all"])
     print(f"loss: from {losses[0]:.3f} to {losses[-1]:.4f}, a factor of {losses[0] / losses[-1]:.0f}")
@@ -65,5 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

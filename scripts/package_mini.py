@@ -9,18 +9,17 @@ sampling_params.json (the sampling options that suit the model, those of the bun
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
 
 from fyp_jax.checkpoints.inference import load_inference
+from fyp_jax.console import run_console
 from fyp_jax.convert.delta_weights import delta_weights
 from fyp_jax.convert.lazy import to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
 from fyp_jax.convert.weight_writer import WeightWriter
-from fyp_jax.errors import run_cli
 from fyp_jax.pipeline.loading import SAMPLING_DEFAULTS
 
 
@@ -56,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -7,7 +7,6 @@ Without --out the plot is saved as curves.png in the folder of the first run.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fyp_jax.errors import UserError, run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import UserError, wrap_write_errors
 from fyp_jax.training.logs import read_metrics
 
 Columns = dict[str, Float64[np.ndarray, "rows"]]
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

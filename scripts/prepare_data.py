@@ -1,69 +1,9 @@
-"""Videos with captions, or images with poses and captions, into records that train.py reads.
+"""Make TFDS records of images or videos: `python scripts/prepare_data.py --help`.
 
-Makes OUT/captioned_videos/1.0.0 or OUT/pose_images/1.0.0, a TFDS dataset, and in it refused.csv: what was
-refused and why. Killed and started again, it goes on where it was. The source is one of three forms:
-
-1. A folder with metadata.csv (or metadata.jsonl), one row a file:
-       file_name,text                                 a video or an image, and its caption
-       file_name,text,start_frame                     several captions: rows of a video follow each other
-       file_name,text,skeleton                        an image, and the file of its skeleton image; or
-       file_name,text,keypoints                       .json file or JSON: 17 COCO joints of [x, y, confidence]
-    python scripts/prepare_data.py videos --source clips --out records
-    python scripts/prepare_data.py images --source photos --out records
-
-2. A folder of tars, as WebDataset has them (KEY.mp4 KEY.txt, or KEY.jpg KEY.skeleton.png KEY.txt):
-    python scripts/prepare_data.py images --source laion_pose_tars --out records
-
-3. HDVILA clips and the published captions (part_id, clip_id, frame_id, caption), clips found as PART/CLIP,
-   part_PART/CLIP, part_PART/video_clips/CLIP or CLIP, each with or without .mp4:
-    python scripts/prepare_data.py videos --source hdvila --captions caption_rm2048_train.csv --out records
+The code is in fyp_jax/cli/prepare_data.py.
 """
 
-import argparse
-import os
-import sys
-from pathlib import Path
+from fyp_jax.cli.prepare_data import console
 
-from fyp_jax.data.prepare import prepare
-from fyp_jax.errors import run_cli
-
-KINDS = {"videos": "captioned_videos", "images": "pose_images"}
-SHOWN = 5  # names for each reason
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=KINDS, help="videos with captions, or images with poses")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder, or one .tar")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of datasets")
-    parser.add_argument("--captions", type=Path, metavar="FILE", help="metadata that is not in the folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument(
-        "--shard-mb", type=int, default=256, metavar="N", help="size of a file, MB (%(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there, of other data")
-    args = parser.parse_args()
-
-    report = prepare(
-        KINDS[args.what],
-        args.source,
-        args.out,
-        captions=args.captions,
-        workers=args.workers,
-        shard_bytes=args.shard_mb * 10**6,
-        overwrite=args.overwrite,
-    )
-    print(
-        f"{report.folder}: {report.records} {args.what}, {report.bytes / 1e6:.1f} MB in {report.shards} "
-        f"shard{'s' * (report.shards != 1)}" + ("" if report.new else " (already there)")
-    )
-    if report.rejected:
-        print(f"refused {len(report.rejected)}, listed in {report.folder / 'refused.csv'}:")
-        for why, names in report.by_reason():
-            print(f"{len(names):6}  {why}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+if __name__ == "__main__":  # the processes that check items import this file
+    console()

@@ -9,12 +9,12 @@ wave in turn and then together. The clip loops after 150 frames.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import wrap_write_errors
 from fyp_jax.media.images import image_grid
 from fyp_jax.media.writing import write_gif, write_png
 from fyp_jax.pose.skeleton import JOINTS, draw_skeleton
@@ -88,12 +88,14 @@ def main() -> None:
     with wrap_write_errors(args.out) as file:
         file.write_text(json.dumps(clip, separators=(",", ":")) + "\n", encoding="utf-8")
     if args.preview:
-        skeletons = np.stack([draw_skeleton(person[None], SIZE, SIZE) for person in people])
-        if args.preview.suffix == ".gif":
+        as_gif = args.preview.suffix == ".gif"
+        shown = people if as_gif else people[::5]
+        skeletons = np.stack([draw_skeleton(person[None], SIZE, SIZE) for person in shown])
+        if as_gif:
             write_gif(args.preview, skeletons, FPS)
         else:
-            write_png(args.preview, image_grid([skeletons[::5]]))
+            write_png(args.preview, image_grid([skeletons]))
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -9,7 +9,6 @@ overview instead: each character in front of each background.
 
 import argparse
 import csv
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -18,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fyp_jax.errors import run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import wrap_write_errors
 from fyp_jax.media.writing import write_mp4, write_png
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

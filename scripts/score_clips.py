@@ -11,11 +11,11 @@ takes, frame by frame; OKS is COCO's, PCK has a threshold in shares of a person'
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from fyp_jax.console import run_console
 from fyp_jax.convert.clip_folder import load_clip
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.errors import UserError
 from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck
 from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine
 from fyp_jax.media.reading import inspect_video, read_frames
@@ -90,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

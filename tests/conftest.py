@@ -1,4 +1,4 @@
-"""Checks shapes at run time in all of fyp_jax, and offers the oracle that several files compare with."""
+"""Checks shapes at run time in all of fyp_jax, and has the fixtures that several files use."""
 
 import importlib.util
 import json
@@ -47,7 +47,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def synthesise(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter of the oracle: the published PyTorch model was filled with the same numbers."""
+    """A parameter of the reference: the published PyTorch model was filled with the same numbers."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) == 1:
         x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
@@ -57,7 +57,7 @@ def synthesise(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def tagged(tag: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An input of the oracle, standard normal."""
+    """An input of the reference, standard normal."""
     return np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape).astype(np.float32)
 
 
@@ -72,16 +72,16 @@ def synthetic_model(config: UNet3DConfig, layout: dict[str, Any]) -> dict[str, A
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands that tests run keep compiled programs; this process keeps none."""
+def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the commands that tests run cache compiled programs; this process caches none."""
     folder = tmp_path_factory.mktemp("compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     return folder
 
 
 @pytest.fixture
-def kept_folder(tmp_path: Path) -> Iterator[Path]:
-    """For one test this process keeps what it compiles, as sample.py does, in a folder of its own."""
+def cache_folder(tmp_path: Path) -> Iterator[Path]:
+    """For one test this process caches what it compiles, as sample.py does, in a folder of its own."""
     names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
@@ -94,8 +94,9 @@ def kept_folder(tmp_path: Path) -> Iterator[Path]:
     compilation_cache.reset_cache()
 
 
-class Oracle(NamedTuple):
-    """A small model with the oracle's weights, its inputs (channels last), its outputs (PyTorch's axes)."""
+class Reference(NamedTuple):
+    """A small model with the reference's weights, its inputs (channels last), its outputs (PyTorch's
+    axes)."""
 
     config: UNet3DConfig
     state_dict: dict[str, np.ndarray]
@@ -108,13 +109,13 @@ class Oracle(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def oracle() -> Oracle:
+def reference() -> Reference:
     layout = json.loads((FIXTURES / "small_layout.json").read_text())
     config = UNet3DConfig(**layout["config"])
     state_dict = {name: synthesise(name, tuple(shape)) for name, shape in layout["state_dict"].items()}
     skeleton = np.random.default_rng(zlib.crc32(b"small/skeleton")).random((1, 3, 3, 64, 64))
-    with np.load(FIXTURES / "small_oracle.npz") as arrays:
-        return Oracle(
+    with np.load(FIXTURES / "small_reference.npz") as arrays:
+        return Reference(
             config,
             state_dict,
             from_torch(state_dict, config),

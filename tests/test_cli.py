@@ -66,7 +66,7 @@ finally:
 """
 
 
-def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple, kept_programs: Path):
+def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple, program_cache: Path):
     """Programs, and what else has to be known of the models, are there from the first start."""
     _, out = default_run
     record = json.loads((out / "0000" / "00-a-robot-on-the-beach.json").read_text())
@@ -76,13 +76,13 @@ def test_the_record_makes_it_again_and_nothing_is_made_twice(default_run: tuple,
     assert set(record["weights"]["provenance"]) == {"motion", "pose"}
     assert record["config"]["steps"] == 20
     words = [str(ROOT / "sample.py"), "--config", str(out / "0000" / "config.yaml")]
-    kept = {file.name for file in kept_programs.iterdir() if not file.name.endswith("-atime")}
+    kept = {file.name for file in program_cache.iterdir() if not file.name.endswith("-atime")}
     assert len(kept) > 4
     again = subprocess.run(
         [sys.executable, "-c", SECOND_START, *words], capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    assert {file.name for file in kept_programs.iterdir() if not file.name.endswith("-atime")} == kept
+    assert {file.name for file in program_cache.iterdir() if not file.name.endswith("-atime")} == kept
     assert clip_files(out) == ["0000", "0001"]  # the first run is still there
     for name in ("00-a-robot-on-the-beach.mp4", "00-a-robot-on-the-beach.gif"):
         assert (out / "0000" / name).read_bytes() == (out / "0001" / name).read_bytes()
@@ -156,8 +156,8 @@ def files(tmp_path: Path) -> Path:
         (["--pose", "{files}/text.mp4"], "text.mp4: is "),
         (["--pose", "{files}/empty.mov"], "empty.mov: is empty"),
         (["--pose", "{files}/folder"], "no image in this folder"),
-        (["--pose", "{files}/short.mp4"], "need 36; what fits: stride 1 at most for 8 frames, or 3 frames"),
-        (["--pose", "nosuchclip"], "nosuchclip: no such file or folder, and no pose clip of ours .*dance"),
+        (["--pose", "{files}/short.mp4"], "needs 36; what fits: stride=1 at most for num_frames=8, or"),
+        (["--pose", "nosuchclip"], "nosuchclip: no such file or folder, and no bundled pose clip .*dance"),
         (["--config", "{files}/nowhere.yaml"], "nowhere.yaml: no such config file"),
         (["stepz=3"], "unknown key stepz; did you mean steps"),
         (["steps=three"], "steps=three: steps: .*'three'"),
@@ -165,7 +165,7 @@ def files(tmp_path: Path) -> Path:
         (["--prompt", ""], "prompt is empty"),
         (["--seed", "x"], "seed"),
         (["pose.frames=0"], "frames is 0"),
-        (["pose.start=-1"], "start is -1"),
+        (["pose.start=-1"], "start=-1"),
         (["pose.path=null", "pose.frames=0"], "frames is 0"),
         (["steps=1001"], "steps=1001 is not between"),
         (["pretrained=sd14"], "no trained weights"),

@@ -1,4 +1,4 @@
-"""Records written by TFDS itself are read as they were, or refused in one line; TensorFlow is not needed."""
+"""Records that TFDS wrote are read back unchanged, or give an error of one line, without TensorFlow."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ from fyp_jax.errors import UserError
 VIDEOS = [
     {
         "name": f"part_0/é {i}.mp4",
-        "video": b"\0\xff" * i + bytes(i),  # zeros at the end are part of it
+        "video": b"\0\xff" * i + bytes(i),  # the zeros at the end belong to the file
         "frames": 64 * i + 1,
         "fps": 29.5,
         "captions": {
@@ -39,10 +39,10 @@ IMAGES = [
 ]
 
 
-def write(
+def write_dataset(
     data_dir: Path, kind: str, examples: list[dict[str, Any]], name: str = "", fields: Any = None
 ) -> Path:
-    """A dataset by TFDS's writer, three records a shard."""
+    """Write a dataset with TFDS's own writer, three records per shard."""
     folder = data_dir / (name or kind) / "1.0.0"
     folder.mkdir(parents=True)
     identity = tfds.core.dataset_info.DatasetIdentity(
@@ -57,8 +57,8 @@ def write(
     return folder
 
 
-def test_videos_come_back_bit_by_bit(tmp_path):
-    write(tmp_path, "captioned_videos", VIDEOS)
+def test_open_records_reads_videos_back_unchanged(tmp_path):
+    write_dataset(tmp_path, "captioned_videos", VIDEOS)
     records = open_records(tmp_path)
     assert (records.kind, len(records)) == ("captioned_videos", len(VIDEOS))
     for record, video in zip(records, VIDEOS, strict=True):
@@ -67,8 +67,8 @@ def test_videos_come_back_bit_by_bit(tmp_path):
         assert {**record, "captions": captions} == video
 
 
-def test_images_come_back_bit_by_bit(tmp_path):
-    write(tmp_path, "pose_images", [{**image, "caption": "it"} for image in IMAGES])
+def test_open_records_reads_images_back_unchanged(tmp_path):
+    write_dataset(tmp_path, "pose_images", [{**image, "caption": "it"} for image in IMAGES])
     records = open_records(tmp_path / "pose_images")
     for record, image in zip(records, IMAGES, strict=True):
         assert record["keypoints"].dtype == np.float32
@@ -76,63 +76,65 @@ def test_images_come_back_bit_by_bit(tmp_path):
         assert record == {**{key: image[key] for key in ("name", "image", "skeleton")}, "caption": "it"}
 
 
-def test_each_folder_above_the_records_opens_them(tmp_path):
-    folder = write(tmp_path, "captioned_videos", VIDEOS)
-    prints = {open_records(path).fingerprint for path in (folder, folder.parent, tmp_path, str(tmp_path))}
-    assert len(prints) == 1
+def test_open_records_accepts_each_folder_above_the_dataset(tmp_path):
+    folder = write_dataset(tmp_path, "captioned_videos", VIDEOS)
+    fingerprints = {
+        open_records(path).fingerprint for path in (folder, folder.parent, tmp_path, str(tmp_path))
+    }
+    assert len(fingerprints) == 1
 
 
-def test_records_go_to_other_processes_and_end(tmp_path):
-    write(tmp_path, "captioned_videos", VIDEOS)
+def test_records_can_be_pickled_and_raise_for_an_index_out_of_range(tmp_path):
+    write_dataset(tmp_path, "captioned_videos", VIDEOS)
     records = open_records(tmp_path)
-    there = pickle.loads(pickle.dumps(records))
-    assert repr(there) == repr(records)
-    assert there[5]["video"] == VIDEOS[5]["video"]
+    copy = pickle.loads(pickle.dumps(records))
+    assert repr(copy) == repr(records)
+    assert copy[5]["video"] == VIDEOS[5]["video"]
     for index in (len(VIDEOS), -1):
         with pytest.raises(IndexError):
             records[index]
 
 
-def test_the_fingerprint_is_of_the_records_not_of_their_place(tmp_path):
+def test_fingerprint_depends_on_the_records_and_not_on_their_path(tmp_path):
     def fingerprint(place: str, examples: list[dict[str, Any]]) -> str:
-        return open_records(write(tmp_path / place, "captioned_videos", examples)).fingerprint
+        return open_records(write_dataset(tmp_path / place, "captioned_videos", examples)).fingerprint
 
     first = fingerprint("a", VIDEOS)
     assert fingerprint("b", VIDEOS) == first
     assert len({first, fingerprint("c", VIDEOS[1:]), fingerprint("d", [*VIDEOS[:6], VIDEOS[5]])}) == 3
 
 
-def no_folder(_: Path, path: Path) -> Path:
+def missing_folder(_: Path, path: Path) -> Path:
     return path / "nothing"
 
 
-def a_file(_: Path, path: Path) -> Path:
+def file_for_folder(_: Path, path: Path) -> Path:
     (path / "file").touch()
     return path / "file"
 
 
-def an_empty_folder(_: Path, path: Path) -> Path:
+def empty_folder(_: Path, path: Path) -> Path:
     (path / "empty").mkdir()
     return path / "empty"
 
 
-def not_finished(folder: Path, path: Path) -> Path:
+def unfinished(folder: Path, path: Path) -> Path:
     folder.rename(folder.with_name("1.0.0.incomplete"))
     return path
 
 
 def two_datasets(_: Path, path: Path) -> Path:
-    write(path, "pose_images", [{**image, "caption": "it"} for image in IMAGES])
+    write_dataset(path, "pose_images", [{**image, "caption": "it"} for image in IMAGES])
     return path
 
 
 def another_kind(_: Path, path: Path) -> Path:
-    return write(path, "", [{"label": 1}], "digits", tfds.features.FeaturesDict({"label": np.int64}))
+    return write_dataset(path, "", [{"label": 1}], "digits", tfds.features.FeaturesDict({"label": np.int64}))
 
 
 def other_fields(_: Path, path: Path) -> Path:
     fields = tfds.features.FeaturesDict({"video": tfds.features.Text()})
-    return write(path, "", [{"video": "x"}], "pose_images", fields)
+    return write_dataset(path, "", [{"video": "x"}], "pose_images", fields)
 
 
 def another_format(folder: Path, path: Path) -> Path:
@@ -146,12 +148,12 @@ def broken_metadata(folder: Path, path: Path) -> Path:
     return path
 
 
-def a_shard_missing(folder: Path, path: Path) -> Path:
+def missing_shard(folder: Path, path: Path) -> Path:
     sorted(folder.glob("*array_record*"))[1].unlink()
     return path
 
 
-def a_shard_cut(folder: Path, path: Path) -> Path:
+def shard_cut_off(folder: Path, path: Path) -> Path:
     shards = sorted(folder.glob("*array_record*"))
     sizes = [shard.stat().st_size for shard in shards]
     (folder / "metadata.json").write_text(json.dumps({"digest": "d", "shard_bytes": sizes}))
@@ -162,51 +164,51 @@ def a_shard_cut(folder: Path, path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("damage", "message"),
     [
-        (no_folder, "nothing: no such folder"),
-        (a_file, "file: is a file, not a folder"),
-        (an_empty_folder, "empty: no dataset_info.json"),
-        (not_finished, "its preparation was not finished"),
+        (missing_folder, "nothing: no such folder"),
+        (file_for_folder, "file: is a file, not a folder"),
+        (empty_folder, "empty: no dataset_info.json"),
+        (unfinished, "did not finish, run the same command again"),
         (two_datasets, "holds 2 datasets, .*captioned_videos/1.0.0, pose_images/1.0.0"),
-        (another_kind, "is a dataset digits, not pose_images or captioned_videos"),
-        (other_fields, "its fields are not those of our pose_images"),
-        (another_format, "its files are tfrecord, they must be array_record"),
+        (another_kind, "holds the dataset digits, not pose_images or captioned_videos"),
+        (other_fields, "its features are not those of pose_images"),
+        (another_format, "its file format is tfrecord, it must be array_record"),
         (broken_metadata, "its metadata cannot be read"),
-        (a_shard_missing, "1 of 3 shards missing, captioned_videos-train.array_record-00001 the first"),
-        (a_shard_cut, r"00001: has \d+ bytes of \d+: changed, or not copied whole"),
+        (missing_shard, "1 of 3 shards are missing, the first is captioned_videos-train.array_record-00001"),
+        (shard_cut_off, r"00001: has \d+ bytes instead of \d+: changed, or not copied completely"),
     ],
 )
-def test_what_is_no_dataset_of_ours_is_said_in_one_line(tmp_path, spoil, says):
-    path = spoil(write(tmp_path, "captioned_videos", VIDEOS), tmp_path)
-    with pytest.raises(RecordsError, match=says) as caught:
+def test_open_records_of_an_invalid_dataset_raises_one_line_with_the_path(tmp_path, damage, message):
+    path = damage(write_dataset(tmp_path, "captioned_videos", VIDEOS), tmp_path)
+    with pytest.raises(RecordsError, match=message) as caught:
         open_records(path)
     assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path))
 
 
-def test_a_bucket_is_to_be_mounted():
+def test_open_records_of_a_bucket_url_asks_to_mount_it():
     with pytest.raises(RecordsError, match="^gs://bucket/records: .*mount"):
         open_records("gs://bucket/records")
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    folder = write(tmp_path, "captioned_videos", VIDEOS)
+def test_reading_a_damaged_record_raises_its_index(tmp_path):
+    folder = write_dataset(tmp_path, "captioned_videos", VIDEOS)
     records = open_records(tmp_path)
     shard = sorted(folder.glob("*array_record*"))[1]
     shard.write_bytes(b"\0" * shard.stat().st_size)
     assert records[0]["name"] == VIDEOS[0]["name"]
-    with pytest.raises(RecordsError, match="record 4 is not readable"):
+    with pytest.raises(RecordsError, match="record 4 cannot be read"):
         records[4]
 
 
-def test_tensorflow_is_neither_needed_nor_imported(tmp_path):
-    write(tmp_path, "captioned_videos", VIDEOS)
+def test_reading_records_imports_neither_jax_nor_tensorflow(tmp_path):
+    write_dataset(tmp_path, "captioned_videos", VIDEOS)
     program = """
 import sys
 from fyp_jax.data.datasets import open_records
-assert "jax" not in sys.modules  # a decoding process has no use for it
+assert "jax" not in sys.modules  # reading records does not need it
 records = open_records(sys.argv[1])
 print(len(records), records[3]["video"])
 import tensorflow_datasets as tfds

@@ -28,13 +28,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
-from conftest import FIXTURES, Oracle, fill_torch, synthesise, tagged
+from conftest import FIXTURES, Reference, fill_torch, synthesise, tagged
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.convert import verify as verifying
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
-from fyp_jax.convert.lazy import Weights, to_lazy_tree, read_tree
+from fyp_jax.convert.lazy import Weights, read_tree, to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_files import find_weights, read_weights
@@ -156,16 +156,16 @@ def test_the_rest_of_the_pipeline_goes_along(exported: Path, pipeline_folder: Pa
     assert_same(ours, theirs)
 
 
-def test_published_names(oracle: Oracle, pipeline_folder: Path, tmp_path: Path):
+def test_published_names(reference: Reference, pipeline_folder: Path, tmp_path: Path):
     """As the published model's own state dict has them, every bit; the pose encoder alone without prefix."""
-    save_inference(tmp_path / "checkpoint", 3, oracle.config, oracle.params, {})
+    save_inference(tmp_path / "checkpoint", 3, reference.config, reference.params, {})
     args = "--checkpoint", tmp_path / "checkpoint", "--out", tmp_path / "out", "--pipeline", pipeline_folder
     run = export_pytorch(*args, "--format", "followyourpose")
     assert run.status == 0, run.err
     layout = json.loads((FIXTURES / "small_layout.json").read_text())["state_dict"]
     whole = torch.load(tmp_path / "out" / "checkpoint-3" / "pytorch_model.bin", weights_only=True)
     assert {name: list(tensor.shape) for name, tensor in whole.items()} == layout
-    assert_same({name: x.numpy() for name, x in whole.items()}, oracle.state_dict)
+    assert_same({name: x.numpy() for name, x in whole.items()}, reference.state_dict)
     pose = torch.load(tmp_path / "out" / "pose_encoder.pth", weights_only=True)
     expected = {name: x for name, x in whole.items() if name.startswith(POSE_PREFIX)}
     assert sorted(POSE_PREFIX + name for name in pose) == sorted(expected)
@@ -675,4 +675,6 @@ def test_sizes_that_nothing_says(exported: Path, tmp_path: Path):
 
 
 def test_image_part_is_what_an_image_model_has(params: dict[str, Any], pipeline_folder: Path):
-    assert sorted(image_unet_to_torch(params["unet"])) == sorted(read_weights(find_weights(pipeline_folder / "unet")))
+    assert sorted(image_unet_to_torch(params["unet"])) == sorted(
+        read_weights(find_weights(pipeline_folder / "unet"))
+    )

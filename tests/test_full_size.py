@@ -82,20 +82,6 @@ def test_motion_benchmark_compares_the_same_step():
     np.testing.assert_allclose(*map(float, losses.groups()), rtol=1e-4)
 
 
-def test_clip_script_shows_what_it_draws(tmp_path: Path):
-    command = [
-        sys.executable,
-        "scripts/draw_pose_clip.py",
-        "--out",
-        tmp_path / "x.json",
-        "--preview",
-        tmp_path / "x.png",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "x.png").stat().st_size > 1000
-
-
 def test_data_benchmark_compares_with_plain_decoding():
     command = [
         sys.executable,

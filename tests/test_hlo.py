@@ -1,10 +1,11 @@
-"""Reading compiled programs: hand-made texts, and one of this machine's compiler with known numbers."""
+"""Statistics of HLO: texts written by hand, and a program of this machine's compiler with known numbers."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from fyp_jax.tpu.hlo import Kernel, parse, read
+from fyp_jax.tpu.hlo import parse_hlo
+from fyp_jax.tpu.hlo_stats import HloStats, Kernel, hlo_stats
 
 LOOP = """HloModule jit_f, is_scheduled=true
 
@@ -42,36 +43,39 @@ ENTRY %main (a: bf16[8,16], w: bf16[16,4]) -> bf16[8,16] {
   ROOT %out = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
 }
 """
-TILE = 8 * 128 * 2  # bytes of 8 rows of bfloat16, filled up to 128 columns
+TILE = 8 * 128 * 2  # bytes of 8 rows of bfloat16, padded to 128 columns
 
 
-def test_bodies_of_loops_count_as_often_as_they_run():
-    found = read(LOOP)
+def counts(stats: HloStats) -> dict[tuple[str, int], int]:
+    """(kind, bytes) of each collective -> how often it runs."""
+    return {(item.kind, item.bytes): times for item, times in stats.collectives.items()}
+
+
+def test_the_body_of_a_loop_counts_once_per_iteration():
+    found = hlo_stats(LOOP)
     assert found.flops == 5 * 2 * 8 * 4 * 16
-    assert {(item.kind, item.bytes): times for item, times in found.messages.items()} == {
-        ("all-reduce", 64): 5
-    }
-    # In each round one tile is read; %w and the results are in the small memory. Before, 16 rows go there.
+    assert counts(found) == {("all-reduce", 64): 5}
+    # Each iteration reads one tile; %w and the results are in VMEM, where the 16 rows of %w are copied first.
     assert found.hbm_bytes == 5 * TILE + 2 * TILE
-    assert found.loops == 0
+    assert found.unknown_loops == 0
 
 
-def test_what_the_compiler_knows_of_a_loop_goes_first():
+def test_the_trip_count_that_xla_notes_takes_precedence():
     known = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert read(known).flops == 7 * 2 * 8 * 4 * 16
+    assert hlo_stats(known).flops == 7 * 2 * 8 * 4 * 16
 
 
-def test_a_loop_of_unknown_length_is_told_of():
+def test_a_loop_of_unknown_trip_count_counts_once_and_is_reported():
     unknown = LOOP.replace(
         "%n = s32[]{:T(128)} constant(5)", "%n = s32[]{:T(128)} get-tuple-element(%k), index=0"
     )
-    found = read(unknown)
-    assert (found.flops, found.loops) == (2 * 8 * 4 * 16, 1)
+    found = hlo_stats(unknown)
+    assert (found.flops, found.unknown_loops) == (2 * 8 * 4 * 16, 1)
 
 
-def test_text_that_is_no_program():
+def test_text_that_is_not_hlo_raises_value_error():
     with pytest.raises(ValueError, match="no ENTRY"):
-        parse("nothing")
+        parse_hlo("nothing")
 
 
 CONVOLUTION = """HloModule m
@@ -85,20 +89,20 @@ ENTRY %main (x: f32[2,8,8,4], w: f32[3,3,4,6]) -> f32[2,8,8,6] {{
 
 
 @pytest.mark.parametrize(
-    ("window", "kernel", "out", "pairs"),
+    ("window", "kernel", "out", "taps"),
     [
-        ("size=3x3 pad=1_1x1_1", "3,3,4,6", "2,8,8,6", 22 * 22),  # 3 of 8 columns, 2 of them in the padding
+        ("size=3x3 pad=1_1x1_1", "3,3,4,6", "2,8,8,6", 22 * 22),  # 3 x 8, 2 of them in the padding
         ("size=3x3 stride=2x2 pad=0_1x0_1", "3,3,4,6", "2,4,4,6", 11 * 11),
         ("size=3x3 pad=1_2x1_2 lhs_dilate=2x2", "3,3,4,6", "2,16,16,6", 23 * 23),
         ("size=1x1", "1,1,4,6", "2,8,8,6", 64),
     ],
 )
-def test_convolutions_without_padding_and_holes(window: str, kernel: str, out: str, pairs: int):
-    assert read(CONVOLUTION.format(window=window, kernel=kernel, out=out)).flops == 2 * 2 * 4 * 6 * pairs
+def test_flops_of_a_convolution_leave_out_padding_and_dilation(window: str, kernel: str, out: str, taps: int):
+    assert hlo_stats(CONVOLUTION.format(window=window, kernel=kernel, out=out)).flops == 2 * 2 * 4 * 6 * taps
 
 
-def test_a_batched_product_that_is_written_as_a_convolution():
-    """How the TPU compiler writes it: 8 products, of each output one tap alone meets an input."""
+def test_flops_of_a_batched_product_in_the_form_of_a_convolution():
+    """The TPU compiler writes 8 products so: for each output, only one tap meets an input element."""
     text = """HloModule m
 
 ENTRY %main (q: f32[8,64,128], k: f32[8,64,128]) -> f32[8,64,64] {
@@ -107,10 +111,10 @@ ENTRY %main (q: f32[8,64,128], k: f32[8,64,128]) -> f32[8,64,64] {
   ROOT %c = f32[8,64,64] convolution(%q, %k), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
 }
 """
-    assert read(text).flops == 2 * 8 * 64 * 64 * 128
+    assert hlo_stats(text).flops == 2 * 8 * 64 * 64 * 128
 
 
-def test_kernels_count_as_they_declare():
+def test_a_kernel_counts_the_flops_that_its_cost_estimate_declares():
     call = """HloModule m
 
 ENTRY %main (q: bf16[1,2,64,128]) -> bf16[1,2,64,128] {
@@ -121,14 +125,14 @@ metadata={op_name="jit(f)/flash"}, backend_config={"custom_call_config":{"body":
 }
 """
     shape = (1, 2, 64, 128)
-    assert read(call).kernels == {Kernel("flash", 1000, (shape, shape), (shape,)): 1}
-    assert read(call).flops == 1000
-    assert read(call.replace("cost_estimate", "other")).kernels == {
+    assert hlo_stats(call).kernels == {Kernel("flash", 1000, (shape, shape), (shape,)): 1}
+    assert hlo_stats(call).flops == 1000
+    assert hlo_stats(call.replace("cost_estimate", "other")).kernels == {
         Kernel("flash", None, (shape, shape), (shape,)): 1
     }
 
 
-def test_slices_of_a_large_array_move_what_they_take():
+def test_a_fusion_that_slices_an_array_reads_only_the_slice():
     text = """HloModule m
 
 %take (p: f32[100,8,128], i: s32[]) -> f32[1,8,128] {
@@ -145,10 +149,10 @@ ENTRY %main (p: f32[100,8,128], i: s32[]) -> f32[1,8,128] {
   ROOT %f = f32[1,8,128]{2,1,0} fusion(%p.1, %i.1), kind=kLoop, calls=%take
 }
 """
-    assert read(text).hbm_bytes == 2 * 4 * 8 * 128
+    assert hlo_stats(text).hbm_bytes == 2 * 4 * 8 * 128
 
 
-def test_a_slice_that_is_replaced_in_place_moves_itself():
+def test_a_fusion_that_updates_a_slice_in_place_writes_only_the_slice():
     text = """HloModule m
 
 %put (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
@@ -167,10 +171,10 @@ ENTRY %main (p: f32[100,8,128], u: f32[1,8,128], i: s32[]) -> f32[100,8,128] {
   ROOT %f = f32[100,8,128]{2,1,0} fusion(%p.1, %u.1, %i.1), kind=kLoop, calls=%put
 }
 """
-    assert read(text).hbm_bytes == 2 * 4 * 8 * 128
+    assert hlo_stats(text).hbm_bytes == 2 * 4 * 8 * 128
 
 
-def test_a_message_in_pieces_beside_a_product_counts_once():
+def test_an_asynchronous_collective_in_pieces_counts_once():
     text = """HloModule m
 
 %start (p: f32[8,128]) -> (f32[8,128], f32[32,128], u32[]) {
@@ -213,19 +217,17 @@ fusion(%m.0, %m.1, %m.2, %b, %c.1), kind=kOutput, calls=%beside
   ROOT %o = f32[32,128]{1,0} fusion(%n.1, %n.3), kind=kCustom, calls=%end
 }
 """
-    found = read(text)
-    assert {(item.kind, item.bytes): times for item, times in found.messages.items()} == {
-        ("all-gather", 4 * 32 * 128): 1
-    }
-    message, product = 8 * 128 + 32 * 128, 8 * 16 + 16 * 128 + 8 * 128
-    assert found.hbm_bytes == 4 * (message + product)
+    found = hlo_stats(text)
+    assert counts(found) == {("all-gather", 4 * 32 * 128): 1}
+    collective, product = 8 * 128 + 32 * 128, 8 * 16 + 16 * 128 + 8 * 128
+    assert found.hbm_bytes == 4 * (collective + product)
 
 
-def test_a_compiled_loop_of_products():
+def test_stats_of_a_compiled_scan_count_all_its_products():
     def loop(x: jax.Array, w: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
     x, w = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((11, 32, 32), jnp.float32)
-    found = read(jax.jit(loop).lower(x, w).compile().as_text() or "")
+    found = hlo_stats(jax.jit(loop).lower(x, w).compile().as_text() or "")
     assert found.flops == 11 * 2 * 16 * 32 * 32
-    assert found.loops == 0
+    assert found.unknown_loops == 0

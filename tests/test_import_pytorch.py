@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 import sample
 from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
-from conftest import Oracle, fill_torch, synthesise
+from conftest import Reference, fill_torch, synthesise
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
@@ -91,19 +91,19 @@ def tiny_checkpoint(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
 # ---- published checkpoints, by the script
 
 
-def test_published_checkpoint(oracle: Oracle, tmp_path: Path):
+def test_published_checkpoint(reference: Reference, tmp_path: Path):
     """The whole UNet with the pose encoder in it, and the same pose encoder once more beside it."""
-    sizes, out = write_sizes(tmp_path / "pipeline", oracle.config), tmp_path / "out"
-    save_torch(oracle.state_dict, tmp_path / "checkpoint-7" / "pytorch_model.bin")
-    save_torch(split_pose(oracle.state_dict)[1], tmp_path / "pose_encoder.pth")
+    sizes, out = write_sizes(tmp_path / "pipeline", reference.config), tmp_path / "out"
+    save_torch(reference.state_dict, tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    save_torch(split_pose(reference.state_dict)[1], tmp_path / "pose_encoder.pth")
     run = import_pytorch(
         "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", out, "--step", 7
     )
     assert run.status == 0, run.err
     assert "step 7" in run.out
     config, params, provenance = load_inference(out)
-    assert config == oracle.config
-    assert_same(params, oracle.params)
+    assert config == reference.config
+    assert_same(params, reference.params)
     assert provenance["step"] == 7
     assert provenance["checkpoint"] == str(tmp_path / "checkpoint-7")
 

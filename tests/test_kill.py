@@ -31,8 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     tiny_models.write_pipeline(folder / "pipeline")
     tiny_models.write_videos(folder, 5)
-    config = a_config(folder, Path("set below"), steps=STEPS)
-    config.data.batch_size, config.checkpoint.every = 8, 6
+    config = a_config(folder, Path("set below"), num_train_steps=STEPS)
+    config.data.batch_size, config.checkpoint.save_interval = 8, 6
     save_config(config, folder / "config.yaml")
     return folder
 
@@ -45,7 +45,14 @@ def start(world: Path, out: Path, overrides: Sequence[str] = (), devices: int = 
         "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "train.py", "--config", str(world / "config.yaml"), f"out={out}", *overrides]
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        str(world / "config.yaml"),
+        f"output_dir={out}",
+        *overrides,
+    ]
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -58,7 +65,7 @@ def start_pair(
         free.bind(("127.0.0.1", 0))
         coordinator = f"mesh.coordinator=127.0.0.1:{free.getsockname()[1]}"
     return [
-        start(world, out, [coordinator, "mesh.processes=2", f"mesh.process={i}", *overrides[i]], 4)
+        start(world, out, [coordinator, "mesh.num_processes=2", f"mesh.process_id={i}", *overrides[i]], 4)
         for i in range(2)
     ]
 
@@ -101,7 +108,7 @@ def assert_same_run(out: Path, undisturbed: Path) -> None:
         np.testing.assert_array_equal(ours[path], x, err_msg=path)
 
 
-def test_killed_and_started_again(world: Path, undisturbed: Path, tmp_path: Path):
+def test_killed_run_resumed_equals_undisturbed_run(world: Path, undisturbed: Path, tmp_path: Path):
     process = start(world, tmp_path, ["data.workers=2"])
     wait_for(lambda: rows(tmp_path) >= 9, process)
     process.kill()
@@ -111,20 +118,22 @@ def test_killed_and_started_again(world: Path, undisturbed: Path, tmp_path: Path
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_asked_to_end_and_started_again(world: Path, undisturbed: Path, tmp_path: Path):
+def test_run_after_sigterm_resumed_equals_undisturbed_run(world: Path, undisturbed: Path, tmp_path: Path):
     process = start(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 8, process)
     process.send_signal(signal.SIGTERM)
     said = finish(process)
     done = rows(tmp_path)
     assert done < STEPS, "it was too fast to be asked"
-    assert f"asked to end: step {done} is saved" in said
+    assert f"SIGTERM: saved step {done}" in said
     assert (tmp_path / "checkpoints" / str(done)).is_dir()
     finish(start(world, tmp_path))
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_killed_while_a_checkpoint_is_written(world: Path, undisturbed: Path, tmp_path: Path):
+def test_run_killed_while_saving_resumes_from_the_whole_checkpoint(
+    world: Path, undisturbed: Path, tmp_path: Path
+):
     """The one being written is left lying; sampling and the next run take the whole one before it."""
     checkpoints = tmp_path / "checkpoints"
     process = start(world, tmp_path)
@@ -138,7 +147,9 @@ def test_killed_while_a_checkpoint_is_written(world: Path, undisturbed: Path, tm
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_two_processes_of_four_devices(world: Path, undisturbed: Path, tmp_path: Path):
+def test_two_processes_have_the_losses_of_one_and_resume_after_a_kill(
+    world: Path, undisturbed: Path, tmp_path: Path
+):
     """The losses of one process; and one of the pair is killed, the other ends, and both go on."""
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     for process in start_pair(world, whole):
@@ -159,10 +170,10 @@ def test_two_processes_of_four_devices(world: Path, undisturbed: Path, tmp_path:
     np.testing.assert_allclose([float(x) for x in losses(disturbed)], ours, rtol=1e-6)
 
 
-def test_a_pair_is_asked_to_end(world: Path, tmp_path: Path):
+def test_sigterm_to_one_of_two_processes_saves_the_same_step(world: Path, tmp_path: Path):
     """Both hear it behind the same step, and save it together."""
     pair = start_pair(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 3, pair[0])
     pair[1].send_signal(signal.SIGTERM)
     said = [finish(process) for process in pair]
-    assert all("is saved" in text for text in said)
+    assert all("SIGTERM: saved step" in text for text in said)

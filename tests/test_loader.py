@@ -1,4 +1,4 @@
-"""Batches are a matter of records, config, seed and step alone; what is broken is named; no process stays."""
+"""Batches depend on records, config, seed and step alone; corrupt records are named; workers always end."""
 
 import io
 import json
@@ -19,13 +19,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fyp_jax.data.loader import DataConfig, ExampleSource, Loader, TooManyBadFiles
+from fyp_jax.data.config import DataConfig
+from fyp_jax.data.example_source import ExampleSource
+from fyp_jax.data.loader import Loader, TooManyCorruptRecords
 from fyp_jax.errors import UserError
 from fyp_jax.types import Batch
 
 
-class Memory:
-    """Records in memory, which count how often one is read."""
+class InMemoryRecords:
+    """Records in memory that count their reads."""
 
     def __init__(self, kind: str, records: list[dict[str, Any]], fingerprint: str = "these"):
         self.kind, self.records, self.fingerprint, self.reads = kind, records, fingerprint, 0
@@ -43,11 +45,11 @@ def tokenize(text: str) -> np.ndarray:
 
 
 def captions(batch: Batch) -> list[str]:
-    return [bytes(row.astype(np.uint8)).rstrip(b"\0").decode() for row in np.asarray(batch.ids)]
+    return [bytes(row.astype(np.uint8)).rstrip(b"\0").decode() for row in np.asarray(batch.input_ids)]
 
 
-def movie(number: int, frames: int = 30) -> bytes:
-    """Frame i is grey of 8 i on the left, and of 20 x the clip's number on the right."""
+def encode_video(number: int, frames: int = 30) -> bytes:
+    """A video whose frame i has grey level 8 i on the left and 20 x `number` on the right."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10, options={"g": "10", "qmin": "1", "qmax": "1"})
@@ -64,11 +66,11 @@ def movie(number: int, frames: int = 30) -> bytes:
 
 
 @cache
-def videos(count: int = 7, broken: tuple[int, ...] = ()) -> Memory:
+def videos(count: int = 7, broken: tuple[int, ...] = ()) -> InMemoryRecords:
     records = []
     for number in range(count):
         starts = np.arange(0, 30, 10)
-        data = movie(number)
+        data = encode_video(number)
         records.append(
             {
                 "name": f"clip{number}.mp4",
@@ -78,7 +80,7 @@ def videos(count: int = 7, broken: tuple[int, ...] = ()) -> Memory:
                 "captions": {"frame": starts, "text": [f"clip{number} {start}" for start in starts]},
             }
         )
-    return Memory("captioned_videos", records)
+    return InMemoryRecords("captioned_videos", records)
 
 
 def png(grey: int) -> bytes:
@@ -87,7 +89,7 @@ def png(grey: int) -> bytes:
     return out.getvalue()
 
 
-def images(count: int, broken: tuple[int, ...] = ()) -> Memory:
+def images(count: int, broken: tuple[int, ...] = ()) -> InMemoryRecords:
     records = [
         {
             "name": f"{number}.png",
@@ -98,49 +100,49 @@ def images(count: int, broken: tuple[int, ...] = ()) -> Memory:
         }
         for number in range(count)
     ]
-    return Memory("pose_images", records)
+    return InMemoryRecords("pose_images", records)
 
 
 def config(**changes: Any) -> DataConfig:
-    plain = {
+    defaults = {
         "path": "here",
-        "frames": 4,
+        "num_frames": 4,
         "stride": 3,
         "height": 16,
         "width": 32,
         "batch_size": 5,
         "workers": 0,
     }
-    return DataConfig(**plain | changes)
+    return DataConfig(**defaults | changes)
 
 
 def image_config(**changes: Any) -> DataConfig:
-    return config(**{"frames": 1, "height": 8, "width": 8} | changes)
+    return config(**{"num_frames": 1, "height": 8, "width": 8} | changes)
 
 
 def assert_same(one: Batch, other: Batch) -> None:
     np.testing.assert_array_equal(one.video, other.video)
-    np.testing.assert_array_equal(one.ids, other.ids)
-    assert (one.skeleton is None) == (other.skeleton is None)
-    if one.skeleton is not None and other.skeleton is not None:
-        np.testing.assert_array_equal(one.skeleton, other.skeleton)
+    np.testing.assert_array_equal(one.input_ids, other.input_ids)
+    assert (one.pose_images is None) == (other.pose_images is None)
+    if one.pose_images is not None and other.pose_images is not None:
+        np.testing.assert_array_equal(one.pose_images, other.pose_images)
 
 
-def rows_of(batch: Batch, rows: range) -> Batch:
+def select_rows(batch: Batch, rows: range) -> Batch:
     return Batch(*(None if part is None else np.asarray(part)[rows] for part in batch))
 
 
-DIVERSE = {"caption_dropout": 0.3, "max_corrupt_fraction": 0.3}
+VARIED = {"caption_dropout": 0.3, "max_corrupt_fraction": 0.3}
 
 
 @cache
 def reference(steps: int = 6) -> list[Batch]:
-    """Batches of records of which one is broken, with text dropped."""
-    loader = Loader(videos(broken=(2,)), config(**DIVERSE), tokenize, 3, range(5))
+    """First batches of records of which one is corrupt, with caption dropout."""
+    loader = Loader(videos(broken=(2,)), config(**VARIED), tokenize, 3, range(5))
     return [next(loader) for _ in range(steps)]
 
 
-def test_the_reference_is_worth_comparing_with():
+def test_reference_batches_cover_all_valid_records_captions_and_windows():
     seen = [caption for batch in reference() for caption in captions(batch)]
     assert 0 < seen.count("") < 20
     assert {caption[:5] for caption in seen if caption} == {f"clip{i}" for i in (0, 1, 3, 4, 5, 6)}
@@ -150,39 +152,39 @@ def test_the_reference_is_worth_comparing_with():
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_batches_are_the_same_on_any_number_of_workers(workers):
-    with Loader(videos(broken=(2,)), config(workers=workers, **DIVERSE), tokenize, 3, range(5)) as loader:
+def test_loader_with_any_number_of_workers_gives_the_same_batches(workers):
+    with Loader(videos(broken=(2,)), config(workers=workers, **VARIED), tokenize, 3, range(5)) as loader:
         for batch in reference():
             assert_same(next(loader), batch)
         assert list(loader.rejected) == ["clip2.mp4"]
 
 
 @pytest.mark.parametrize("rows", [range(2), range(2, 5), range(4, 5), range(1, 5, 2)])
-def test_a_process_gets_its_rows_of_the_same_batches(rows):
-    loader = Loader(videos(broken=(2,)), config(**DIVERSE), tokenize, 3, rows)
+def test_loader_of_some_rows_gives_these_rows_of_the_same_batches(rows):
+    loader = Loader(videos(broken=(2,)), config(**VARIED), tokenize, 3, rows)
     for batch in reference():
-        assert_same(next(loader), rows_of(batch, rows))
+        assert_same(next(loader), select_rows(batch, rows))
 
 
-def test_a_killed_worker_is_an_error_and_the_batch_that_is_due_is_not_lost():
-    with Loader(videos(broken=(2,)), config(workers=2, **DIVERSE), tokenize, 3, range(5)) as loader:
+def test_loader_raises_when_a_worker_is_killed_and_resumes_without_losing_a_batch():
+    with Loader(videos(broken=(2,)), config(workers=2, **VARIED), tokenize, 3, range(5)) as loader:
         assert_same(next(loader), reference()[0])
         workers = multiprocessing.active_children()
         assert len(workers) == 2
         assert workers[0].pid is not None
         os.kill(workers[0].pid, signal.SIGKILL)
-        got = [reference()[0]]
-        with pytest.raises(UserError, match="here: a decoding process died, .* exit code -9"):
-            got.extend(loader)  # what was decoded before still comes
+        received = [reference()[0]]
+        with pytest.raises(UserError, match="here: a data worker process died, .* exit code -9"):
+            received.extend(loader)  # examples that were decoded before still come
         assert not multiprocessing.active_children()
-    for batch, expected in zip(got, reference(), strict=False):
+    for batch, expected in zip(received, reference(), strict=False):
         assert_same(batch, expected)
-    going_on = Loader(videos(broken=(2,)), config(**DIVERSE), tokenize, 3, range(5))
-    going_on.restore(loader.state())
-    assert_same(next(going_on), reference()[len(got)])
+    resumed = Loader(videos(broken=(2,)), config(**VARIED), tokenize, 3, range(5))
+    resumed.restore(loader.state())
+    assert_same(next(resumed), reference()[len(received)])
 
 
-def test_each_record_comes_once_an_epoch_and_each_epoch_anew():
+def test_loader_gives_each_record_once_per_epoch_in_a_new_order():
     loader = Loader(images(7), image_config(batch_size=3), tokenize, 0, range(3))
     seen = [caption for _ in range(28) for caption in captions(next(loader))]
     epochs = [seen[i : i + 7] for i in range(0, 84, 7)]
@@ -190,21 +192,21 @@ def test_each_record_comes_once_an_epoch_and_each_epoch_anew():
     assert len({tuple(epoch) for epoch in epochs}) > 10
 
 
-def test_a_batch_may_be_larger_than_the_dataset():
+def test_loader_gives_batches_larger_than_the_dataset():
     batch = next(Loader(images(2), image_config(), tokenize, 0, range(5)))
     assert sorted(Counter(captions(batch)).values()) in ([2, 3], [2, 3])
     assert set(captions(next(Loader(images(1), image_config(), tokenize, 0, range(5))))) == {"0"}
 
 
-def test_seeds_differ():
+def test_loader_with_another_seed_gives_other_batches():
     batches = [next(Loader(videos(), config(), tokenize, seed, range(5))) for seed in (0, 0, 1)]
     assert_same(batches[0], batches[1])
     assert not np.array_equal(batches[0].video, batches[2].video)
 
 
-def test_units():
+def test_batch_has_documented_shapes_dtypes_and_value_ranges():
     batch = next(Loader(videos(), config(stride=1), tokenize, 0, range(5)))
-    assert (batch.video.dtype, batch.ids.dtype, batch.skeleton) == (np.float32, np.int32, None)
+    assert (batch.video.dtype, batch.input_ids.dtype, batch.pose_images) == (np.float32, np.int32, None)
     assert batch.video.shape == (5, 4, 16, 32, 3)
     for clip, caption in zip(np.asarray(batch.video), captions(batch), strict=True):
         grey = (clip + 1) * 127.5
@@ -217,21 +219,21 @@ def test_units():
     for number, record in enumerate(records.records):
         record["skeleton"] = png(255 - number)
     batch = next(Loader(records, image_config(batch_size=256), tokenize, 0, range(256)))
-    assert batch.skeleton is not None
-    assert (batch.skeleton.dtype, batch.skeleton.shape) == (np.float32, (256, 1, 8, 8, 3))
+    assert batch.pose_images is not None
+    assert (batch.pose_images.dtype, batch.pose_images.shape) == (np.float32, (256, 1, 8, 8, 3))
     order = np.argsort([int(caption) for caption in captions(batch)])
     expected = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
     np.testing.assert_array_equal(np.asarray(batch.video)[order, 0, 5, 5, 1], expected)
     assert expected[[0, -1]].tolist() == [-1, 1]
     np.testing.assert_allclose(
-        np.asarray(batch.skeleton)[order, 0, 5, 5, 1], np.arange(256)[::-1] / 255, atol=1e-6
+        np.asarray(batch.pose_images)[order, 0, 5, 5, 1], np.arange(256)[::-1] / 255, atol=1e-6
     )
 
 
-def test_text_is_dropped_as_often_as_asked_and_nothing_else_changes():
+def test_caption_dropout_drops_the_given_fraction_and_changes_nothing_else():
     loaders = [
-        Loader(images(50), image_config(batch_size=400, caption_dropout=share), tokenize, 0, range(400))
-        for share in (0.0, 0.25, 1.0)
+        Loader(images(50), image_config(batch_size=400, caption_dropout=dropout), tokenize, 0, range(400))
+        for dropout in (0.0, 0.25, 1.0)
     ]
     batches = [next(loader) for loader in loaders]
     none, some, every = ([caption == "" for caption in captions(batch)] for batch in batches)
@@ -241,10 +243,11 @@ def test_text_is_dropped_as_often_as_asked_and_nothing_else_changes():
     for batch in batches[1:]:
         np.testing.assert_array_equal(batch.video, batches[0].video)
     kept = ~np.array(some)
-    np.testing.assert_array_equal(np.asarray(batches[1].ids)[kept], np.asarray(batches[0].ids)[kept])
+    input_ids = [np.asarray(batch.input_ids)[kept] for batch in batches]
+    np.testing.assert_array_equal(input_ids[1], input_ids[0])
 
 
-def test_a_broken_record_is_replaced_and_named_once(caplog):
+def test_loader_replaces_a_corrupt_record_and_logs_it_once(caplog):
     whole = Loader(images(20), image_config(batch_size=10), tokenize, 0, range(10))
     loader = Loader(
         images(20, (3, 8)), image_config(batch_size=10, max_corrupt_fraction=0.1), tokenize, 0, range(10)
@@ -256,47 +259,47 @@ def test_a_broken_record_is_replaced_and_named_once(caplog):
     replaced = [new for old, new in pairs if old in ("3", "8")]
     assert len(replaced) == 8
     assert not {"3", "8"} & set(replaced)
-    assert len(set(replaced)) > 3  # chosen by chance
+    assert len(set(replaced)) > 3  # the replacement is random
     assert all(old == new for old, new in pairs if old not in ("3", "8"))
     assert sorted(loader.rejected) == ["3.png", "8.png"]
-    assert all(why.startswith("its image does not open") for why in loader.rejected.values())
+    assert all(why.startswith("its image cannot be decoded") for why in loader.rejected.values())
     lines = sorted(record.getMessage() for record in caplog.records)
     assert [line.split(" (")[0] for line in lines] == [
-        f"{number}.png: skipped, its image does not open" for number in (3, 8)
+        f"{number}.png: skipped, its image cannot be decoded" for number in (3, 8)
     ]
 
 
 @pytest.mark.parametrize(("broken", "fraction"), [((4, 9, 11), 0.1), ((7,), 0.0), ((7,), 0.04)])
-def test_more_broken_records_than_allowed_stop_the_run(broken, fraction):
+def test_loader_raises_for_more_corrupt_records_than_allowed(broken, fraction):
     loader = Loader(images(20, broken), image_config(max_corrupt_fraction=fraction), tokenize, 0, range(5))
-    with pytest.raises(TooManyBadFiles) as caught:
+    with pytest.raises(TooManyCorruptRecords) as caught:
         list(loader)
     assert len(loader.rejected) == len(broken)
     message = str(caught.value)
-    assert message.startswith(f"here: {len(broken)} of 20 records are broken")
+    assert message.startswith(f"here: {len(broken)} of 20 records are corrupt")
     assert f"max_corrupt_fraction={fraction} allows {len(broken) - 1}: " in message
     for number in broken:
-        assert f"{number}.png: its image does not open" in message
+        assert f"{number}.png: its image cannot be decoded" in message
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(3, 1.0), (1, 0.0), (50, 0.5), (1, 1.0)])
-def test_records_of_which_none_can_be_read_stop_the_run(count, fraction):
+def test_loader_raises_when_all_records_are_corrupt(count, fraction):
     loader = Loader(
         images(count, tuple(range(count))), image_config(max_corrupt_fraction=fraction), tokenize, 0, range(5)
     )
-    with pytest.raises(TooManyBadFiles, match="drawn in a row"):
+    with pytest.raises(TooManyCorruptRecords, match="sampled in a row"):
         next(loader)
 
 
-def test_all_but_one_record_may_be_broken():
+def test_loader_finds_the_only_valid_record():
     loader = Loader(
         images(40, tuple(range(39))), image_config(max_corrupt_fraction=1.0), tokenize, 0, range(5)
     )
     assert captions(next(loader)) == ["39"] * 5
 
 
-def test_many_broken_records_are_not_all_tried():
-    class Broken(Memory):
+def test_loader_raises_after_few_reads_when_many_records_are_corrupt():
+    class Broken(InMemoryRecords):
         def __len__(self) -> int:
             return 100_000
 
@@ -305,30 +308,30 @@ def test_many_broken_records_are_not_all_tried():
 
     records = Broken("pose_images", images(1, (0,)).records)
     with pytest.raises(
-        TooManyBadFiles, match=r"here: 8 of 100000 records are broken, 8 of them drawn in a row"
+        TooManyCorruptRecords, match=r"here: 8 of 100000 records are corrupt, 8 of them sampled in a row"
     ):
         next(Loader(records, image_config(), tokenize, 0, range(5)))
     assert records.reads == 8
 
 
-def test_a_restored_loader_goes_on_and_decodes_nothing_twice():
-    first = Loader(videos(broken=(2,)), config(**DIVERSE), tokenize, 3, range(5))
+def test_restored_loader_resumes_and_decodes_no_earlier_batch():
+    first = Loader(videos(broken=(2,)), config(**VARIED), tokenize, 3, range(5))
     assert_same(next(first), reference()[0])
     assert_same(next(first), reference()[1])
     state = json.loads(json.dumps(first.state()))
     assert_same(next(first), reference()[2])
 
     records = videos(broken=(2,))
-    second = Loader(records, config(**DIVERSE), tokenize, 3, range(2, 5))
+    second = Loader(records, config(**VARIED), tokenize, 3, range(2, 5))
     next(second)
     second.restore(state)
     before = records.reads
     for batch in reference()[2:4]:
-        assert_same(next(second), rows_of(batch, range(2, 5)))
-    assert 6 <= records.reads - before <= 9  # with what replaces a broken one
+        assert_same(next(second), select_rows(batch, range(2, 5)))
+    assert 6 <= records.reads - before <= 9  # some are read to replace the corrupt one
     assert second.state()["step"] == 4
 
-    third = Loader(videos(broken=(2,)), config(workers=1, **DIVERSE), tokenize, 3, range(5), start_step=1)
+    third = Loader(videos(broken=(2,)), config(workers=1, **VARIED), tokenize, 3, range(5), start_step=1)
     with third:
         assert_same(next(third), reference()[1])
         third.restore(state)
@@ -336,15 +339,15 @@ def test_a_restored_loader_goes_on_and_decodes_nothing_twice():
             assert_same(next(third), batch)
 
 
-def test_the_state_of_other_data_is_refused():
+def test_restore_rejects_the_state_of_other_data():
     state = Loader(images(9), image_config(), tokenize, 0, range(5), start_step=3).state()
-    others = Memory("pose_images", images(9).records, "those")
-    for loader, says in [
+    others = InMemoryRecords("pose_images", images(9).records, "those")
+    for loader, difference in [
         (Loader(others, image_config(), tokenize, 0, range(5)), "records was these, is those"),
         (Loader(images(9), image_config(), tokenize, 1, range(5)), "seed was 0, is 1"),
         (Loader(images(9), image_config(batch_size=6), tokenize, 0, range(5)), "batch_size was 5, is 6"),
     ]:
-        with pytest.raises(UserError, match=f"here: cannot go on with other data: {says}$"):
+        with pytest.raises(UserError, match=f"here: cannot resume with other data: {difference}$"):
             loader.restore(state)
         assert loader.state()["step"] == 0
     with pytest.raises(UserError, match="seed was None"):
@@ -354,11 +357,11 @@ def test_the_state_of_other_data_is_refused():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"frames": 0}, {"stride": 0}, {"height": 0}, {"width": -8}, {"batch_size": 0}, {"workers": -1},
+        {"num_frames": 0}, {"stride": 0}, {"height": 0}, {"width": -8}, {"batch_size": 0}, {"workers": -1},
         {"max_corrupt_fraction": -0.1}, {"max_corrupt_fraction": float("nan")}, {"caption_dropout": 1.1},
     ],
 )  # fmt: skip
-def test_values_that_make_no_batch_are_refused(changes):
+def test_config_rejects_values_out_of_range(changes):
     config().check()
     with pytest.raises(UserError, match=f"data.{next(iter(changes))}="):
         config(**changes).check()
@@ -366,9 +369,9 @@ def test_values_that_make_no_batch_are_refused(changes):
         ExampleSource(videos(), config(**changes), 0)
 
 
-def test_records_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="data.frames=4, but here has images: data.frames=1"):
-        Loader(images(3), image_config(frames=4), tokenize, 0, range(5))
+def test_loader_rejects_records_and_rows_that_do_not_fit_the_config():
+    with pytest.raises(UserError, match="data.num_frames=4, but here holds images: set data.num_frames=1"):
+        Loader(images(3), image_config(num_frames=4), tokenize, 0, range(5))
     with pytest.raises(UserError, match="here: has no records"):
         Loader(images(0), image_config(), tokenize, 0, range(5))
     for rows in (range(0), range(3, 6)):
@@ -377,13 +380,15 @@ def test_records_that_do_not_fit_are_refused():
 
 
 SCRIPT = """
-import io, os, sys, time
+import io, os, sys
 import numpy as np
-from fyp_jax.data.loader import DataConfig, Loader
+from fyp_jax.data.config import DataConfig
+from fyp_jax.data.loader import Loader
 from fyp_jax.errors import run_cli
 from PIL import Image
 
-class Told:
+class ProcessRecords:
+    # a caption tells the process and the JAX backend in which its record was read
     kind, fingerprint = "pose_images", "x"
 
     def __len__(self):
@@ -393,20 +398,19 @@ class Told:
         import jax
         image = io.BytesIO()
         Image.new("RGB", (8, 8)).save(image, "PNG")
-        says = f"{os.getpid()} {jax.default_backend()} {jax.config.jax_platforms}"
-        return {"name": "x", "image": image.getvalue(), "skeleton": image.getvalue(), "caption": says}
+        caption = f"{os.getpid()} {jax.default_backend()} {jax.config.jax_platforms}"
+        return {"name": "x", "image": image.getvalue(), "skeleton": image.getvalue(), "caption": caption}
 
-def tell(text):
+def print_caption(text):
     print(text, flush=True)
     return np.zeros(1, np.int32)
 
 def main():
-    config = DataConfig(frames=1, height=8, width=8, batch_size=4, workers=2)
-    loader = Loader(Told(), config, tell, 0, range(4))
+    config = DataConfig(num_frames=1, height=8, width=8, batch_size=4, workers=2)
+    loader = Loader(ProcessRecords(), config, print_caption, 0, range(4))
     next(loader)
-    while sys.argv[1] == "wait":
+    while sys.stdin.readline():  # a line asks for the next batch
         next(loader)
-        time.sleep(0.05)
 
 if __name__ == "__main__":
     sys.exit(run_cli(main))
@@ -421,27 +425,30 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks processes up in /proc")
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks up processes in /proc")
 @pytest.mark.parametrize("end", [pytest.param("return", marks=pytest.mark.slow), "interrupt", "kill"])
-def test_workers_end_with_the_program_and_leave_accelerators_alone(tmp_path, end):
+def test_workers_use_the_cpu_and_end_with_the_program(tmp_path, end):
     (tmp_path / "program.py").write_text(SCRIPT)
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     program = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), "go" if end == "return" else "wait"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+        [sys.executable, str(tmp_path / "program.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
     )  # fmt: skip
-    assert program.stdout is not None
-    told = [program.stdout.readline().split() for _ in range(4)]
-    workers = {int(pid) for pid, _, _ in told}
+    assert program.stdin is not None and program.stdout is not None  # noqa: PT018
+    lines = [program.stdout.readline().split() for _ in range(4)]
+    workers = {int(pid) for pid, _, _ in lines}
     assert len(workers) == 2
     assert program.pid not in workers
-    assert [line[1:] for line in told] == [["cpu", "cpu"]] * 4
+    assert [line[1:] for line in lines] == [["cpu", "cpu"]] * 4
     if end == "interrupt":
-        os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to all of them
+        os.killpg(program.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     elif end == "kill":
-        for pid in workers:  # a preemption may tell all processes; only the trainer decides when to end
+        for pid in workers:  # a preemption may send SIGTERM to all processes; the trainer decides when to end
             os.kill(pid, signal.SIGTERM)
-        for _ in range(60):
+        for line in range(60):  # far more than the workers had decoded before the signal
+            if line % 4 == 0:
+                program.stdin.write("\n")
+                program.stdin.flush()
             assert int(program.stdout.readline().split()[0]) in workers
         program.kill()
     _, errors = program.communicate(timeout=120)

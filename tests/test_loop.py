@@ -20,16 +20,15 @@ from fyp_jax import trees
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
-from fyp_jax.data.loader import DataConfig
+from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.training import loop
-from fyp_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
-from fyp_jax.training.init import start
-from fyp_jax.training.logs import LogConfig
-from fyp_jax.training.losses import denoise
+from fyp_jax.training.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
+from fyp_jax.training.init import initialize_weights
+from fyp_jax.training.losses import diffusion
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState
 from fyp_jax.training.step import make_step
@@ -65,7 +64,7 @@ def equal_programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -
 def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     data = DataConfig(
         path=str(world / "records" / "captioned_videos"),
-        frames=FRAMES,
+        num_frames=FRAMES,
         stride=2,
         height=64,
         width=64,
@@ -75,13 +74,13 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     values = {
         "pretrained": str(world / "pipeline"),
         "random_init": True,
-        "out": str(out),
-        "steps": 4,
+        "output_dir": str(out),
+        "num_train_steps": 4,
         "data": data,
         "optimizer": OptimizerConfig(lr=1e-3),
         "mesh": MeshConfig(),
-        "checkpoint": CheckpointConfig(every=2),
-        "log": LogConfig(every=1),
+        "checkpoint": CheckpointConfig(save_interval=2),
+        "log": LogConfig(log_interval=1),
     }
     return TrainConfig(**{**values, **changes})
 
@@ -89,9 +88,9 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
 def train_on(devices: int, config: TrainConfig, patch: pytest.MonkeyPatch) -> list[str]:
     """Run it, and read the column of losses as it was written."""
     make = functools.partial(make_mesh, devices=jax.devices()[:devices])
-    patch.setattr(loop.parallel, "make_mesh", make)
+    patch.setattr(loop, "make_mesh", make)
     loop.train(config)
-    return losses(Path(config.out))
+    return losses(Path(config.output_dir))
 
 
 def losses(out: Path) -> list[str]:
@@ -113,11 +112,11 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
     return flatten_dict(params, sep="/")
 
 
-def test_two_steps_and_two_more_are_four_bit_for_bit(
+def test_run_resumed_after_two_steps_equals_whole_run_bit_for_bit(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out, four = whole_run
-    assert train_on(1, a_config(world, tmp_path, steps=2), monkeypatch) == four[:2]
+    assert train_on(1, a_config(world, tmp_path, num_train_steps=2), monkeypatch) == four[:2]
     assert train_on(1, a_config(world, tmp_path), monkeypatch) == four
     ours, theirs = arrays(tmp_path), arrays(out)
     for path, x in theirs.items():
@@ -125,18 +124,20 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_mesh(
+def test_run_resumed_on_another_mesh_has_the_same_losses(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(parallel, "MIN_SHARD_SIZE", 64)
-    mixed = a_config(world, tmp_path, steps=2, mesh=MeshConfig(data=2, fsdp=2, frame=2))
+    monkeypatch.setattr("fyp_jax.parallel.mesh.MIN_SHARD_SIZE", 64)
+    mixed = a_config(world, tmp_path, num_train_steps=2, mesh=MeshConfig(data=2, fsdp=2, frame=2))
     train_on(8, mixed, monkeypatch)
     found = train_on(1, a_config(world, tmp_path), monkeypatch)
     np.testing.assert_allclose([float(x) for x in found], [float(x) for x in whole_run[1]], rtol=1e-5)
 
 
-def test_only_what_trains_changes_and_sampling_reads_it(world: Path, whole_run: tuple[Path, list[str]]):
-    begin = start(a_config(world, Path("x")), STAGES["motion"], None)
+def test_checkpoint_of_motion_stage_changes_trainable_parameters_alone(
+    world: Path, whole_run: tuple[Path, list[str]]
+):
+    begin = initialize_weights(a_config(world, Path("x")), STAGES["motion"], None)
     after = arrays(whole_run[0])
     for path, x in begin.trainable.items():
         assert not np.array_equal(after[path], x), f"{path} was to be trained"
@@ -144,27 +145,27 @@ def test_only_what_trains_changes_and_sampling_reads_it(world: Path, whole_run: 
         np.testing.assert_array_equal(after[path], begin.frozen[path], err_msg=path)
 
 
-def test_the_config_of_a_run_is_written_and_reads_back(world: Path, whole_run: tuple[Path, list[str]]):
+def test_config_of_a_run_reads_back_equal(world: Path, whole_run: tuple[Path, list[str]]):
     out = whole_run[0]
     assert load_config(TrainConfig, out / "config.yaml", []) == a_config(world, out)
 
 
-def test_a_finished_run_has_nothing_to_do(
+def test_finished_run_started_again_trains_nothing(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ):
     assert train_on(1, a_config(world, whole_run[0]), monkeypatch) == whole_run[1]
     assert "all of its 4 steps are done" in caplog.text
 
 
-def test_other_data_is_no_going_on(
+def test_run_resumed_with_other_data_is_refused(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(UserError, match="cannot go on with other data: seed was 0, is 1"):
-        train_on(1, a_config(world, whole_run[0], steps=6, seed=1), monkeypatch)
+    with pytest.raises(UserError, match="cannot resume with other data: seed was 0, is 1"):
+        train_on(1, a_config(world, whole_run[0], num_train_steps=6, seed=1), monkeypatch)
 
 
-def test_records_of_the_other_stage(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match="holds captioned_videos, but the pose stage learns from pose_images"):
+def test_records_of_another_stage_are_refused(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="holds captioned_videos, but the pose stage trains on pose_images"):
         train_on(1, a_config(world, tmp_path, stage="pose"), monkeypatch)
 
 
@@ -176,11 +177,11 @@ def one_device() -> jax.sharding.Mesh:
 @pytest.fixture(scope="module")
 def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
     """A fresh state, its step with AdamW, and how to make the state again (a step consumes it)."""
-    models, optimizer = tiny_models.networks("motion", ExecutionConfig()), optax.adamw(1e-3)
+    models, optimizer = tiny_models.models("motion", ExecutionConfig()), optax.adamw(1e-3)
     make = functools.partial(tiny_models.state, models, "motion", optimizer, one_device)
     state = make()
     rate = optax.constant_schedule(1e-3)
-    step = make_step(models, denoise, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
+    step = make_step(models, diffusion, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
     return state, step, make
 
 
@@ -188,7 +189,7 @@ def size(tree: Any) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-def test_optimizer_holds_two_moments_of_what_trains(stepped: tuple):
+def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tuple):
     state, _, _ = stepped
     moments, counters = 2 * size(state.trainable), 4
     assert size(state.opt_state) == moments + counters
@@ -196,33 +197,34 @@ def test_optimizer_holds_two_moments_of_what_trains(stepped: tuple):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
-def test_a_state_is_updated_in_place(stepped: tuple, one_device: jax.sharding.Mesh):
+def test_step_donates_the_whole_state(stepped: tuple, one_device: jax.sharding.Mesh):
     """Donated: all that the step gives back stands where the old state stood, but for the metrics."""
     state, step, _ = stepped
     batch = tiny_models.batch("motion", CLIPS, FRAMES)
-    memory = step.lower(state, batch, tiny_models.votes(one_device)).compile().memory_analysis()
+    memory = step.lower(state, batch, tiny_models.stop_signals(one_device)).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size(state.trainable) + size(state.opt_state) + size(state.frozen)
 
 
-def test_captions_of_every_clip_count(stepped: tuple, one_device: jax.sharding.Mesh):
+def test_loss_depends_on_the_caption_of_every_clip(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
     batch = tiny_models.batch("motion", CLIPS, FRAMES)
     found = set()
     for clip in (None, 0, CLIPS - 1):
-        ids = np.array(batch.ids)
+        input_ids = np.array(batch.input_ids)
         if clip is not None:
-            ids[clip] = (ids[clip] + 1) % 512
-        found.add(float(step(make(), batch._replace(ids=ids), tiny_models.votes(one_device))[1]["loss"]))
+            input_ids[clip] = (input_ids[clip] + 1) % 512
+        changed = batch._replace(input_ids=input_ids)
+        found.add(float(step(make(), changed, tiny_models.stop_signals(one_device))[1]["loss"]))
     assert len(found) == 3
 
 
-def test_a_gradient_that_is_not_finite_is_no_update(stepped: tuple, one_device: jax.sharding.Mesh):
+def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
     before, state = make(), make()
     broken = tiny_models.batch("motion", CLIPS, FRAMES)
     broken.video[1, 0, 0, 0, 0] = np.nan
     for _ in range(2):
-        state, metrics = step(state, broken, tiny_models.votes(one_device))
+        state, metrics = step(state, broken, tiny_models.stop_signals(one_device))
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"])) == (2, 2)
     for ours, theirs in zip(
         jax.tree.leaves((state.trainable, state.opt_state)),
@@ -230,40 +232,52 @@ def test_a_gradient_that_is_not_finite_is_no_update(stepped: tuple, one_device: 
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
-    state, metrics = step(state, tiny_models.batch("motion", CLIPS, FRAMES), tiny_models.votes(one_device))
+    state, metrics = step(
+        state, tiny_models.batch("motion", CLIPS, FRAMES), tiny_models.stop_signals(one_device)
+    )
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(state.step)) == (2, 0, 3)
     assert np.isfinite(metrics["loss"])
 
 
-def test_ten_such_steps_in_a_row_end_a_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ten_nonfinite_steps_in_a_row_end_the_run(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def broken(*arguments: Any) -> Any:
-        begin = start(*arguments)
+        begin = initialize_weights(*arguments)
         path = next(path for path in begin.frozen if path.startswith("unet/conv_out"))
         begin.frozen[path] = np.full_like(begin.frozen[path], np.nan)
         return begin
 
-    monkeypatch.setattr(loop, "start", broken)
+    monkeypatch.setattr(loop, "initialize_weights", broken)
     with pytest.raises(UserError, match="step 9: the gradient was not finite 10 times in a row"):
-        train_on(1, a_config(world, tmp_path, steps=30, checkpoint=CheckpointConfig(every=30)), monkeypatch)
+        train_on(
+            1,
+            a_config(world, tmp_path, num_train_steps=30, checkpoint=CheckpointConfig(save_interval=30)),
+            monkeypatch,
+        )
 
 
 @pytest.mark.slow
-def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_in_bfloat16_with_ema_saves_averaged_float32_weights(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Frozen weights in half the bytes; what trains stays float32, and sampling gets its moving average."""
     config = a_config(
         world,
         tmp_path,
-        steps=1,
+        num_train_steps=1,
         dtype="bfloat16",
         frozen_dtype="bfloat16",
         remat="all",
-        optimizer=OptimizerConfig(lr=1e-3, ema=0.75),
+        optimizer=OptimizerConfig(lr=1e-3, ema_decay=0.75),
     )
     train_on(1, config, monkeypatch)
-    begin, after = start(config, STAGES["motion"], None), arrays(tmp_path)
+    begin, after = initialize_weights(config, STAGES["motion"], None), arrays(tmp_path)
     assert {x.dtype for x in begin.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
     with TrainingCheckpoints(f"{tmp_path}/checkpoints", 1) as checkpoints:
-        _, state, _, _ = loop._begin(config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1]))
+        _, state, _, _ = loop._initial_state(
+            config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1])
+        )
         saved = checkpoints.restore(loop.mutable_state(state))
     assert saved is not None
     for path, x in begin.trainable.items():
@@ -273,7 +287,7 @@ def test_bfloat16_with_an_average(world: Path, tmp_path: Path, monkeypatch: pyte
         assert not np.array_equal(trained, x), path
 
 
-def test_the_last_and_the_best_are_kept(tmp_path: Path):
+def test_checkpoints_keep_the_newest_and_the_one_with_the_lowest_loss(tmp_path: Path):
     config = tiny_models.UNET
     params = unflatten_dict({path: jnp.zeros(1) for path in ("unet/x", "pose_encoder/x")}, sep="/")
     with TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:
@@ -290,19 +304,17 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path):
             checkpoints.restore({"w": jnp.zeros(4)})
 
 
-def test_buckets_reach_orbax_as_they_are(monkeypatch: pytest.MonkeyPatch):
-    from fyp_jax import checkpoint
-
+def test_bucket_path_reaches_orbax_unchanged(monkeypatch: pytest.MonkeyPatch):
     def refuse(folder: Any, **_: Any) -> None:
         raise RuntimeError(str(folder))
 
-    monkeypatch.setattr(checkpoint, "_make", lambda folder: folder)
-    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", refuse)
+    monkeypatch.setattr("fyp_jax.checkpoints.training.make_folder", lambda folder: folder)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager", refuse)
     with pytest.raises(RuntimeError, match="^gs://bucket/run$"):
         TrainingCheckpoints("gs://bucket/run", max_to_keep=1)
 
 
-def test_temporal_layers_begin_as_the_stage_wants(
+def test_untrained_temporal_layers_start_as_the_stage_needs_them(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Fresh ones are silent for images; the reference's draw them; trained ones stay."""
@@ -316,16 +328,16 @@ def test_temporal_layers_begin_as_the_stage_wants(
     tiny_models.write_weights(world / "pipeline", tmp_path / "pipeline")
     config = a_config(world, tmp_path, random_init=False, pretrained=str(tmp_path / "pipeline"))
     for init, zero_init, expected in (("fresh", True, True), ("fresh", False, False)):
-        begun = start(
-            dataclasses.replace(config, init=str(tmp_path / init), zero_init_temporal=zero_init),
+        begun = initialize_weights(
+            dataclasses.replace(config, init_checkpoint=str(tmp_path / init), zero_init_temporal=zero_init),
             STAGES["motion"],
             None,
         )
         assert silent(begun.trainable) == expected
     pose = dataclasses.replace(config, stage="pose", zero_init_temporal=False)
-    assert silent(start(pose, STAGES["pose"], None).frozen)
-    trained = start(
-        dataclasses.replace(config, init=f"{whole_run[0]}/checkpoints"), STAGES["motion"], None
+    assert silent(initialize_weights(pose, STAGES["pose"], None).frozen)
+    trained = initialize_weights(
+        dataclasses.replace(config, init_checkpoint=f"{whole_run[0]}/checkpoints"), STAGES["motion"], None
     ).trainable
     theirs = arrays(whole_run[0])
     for path, x in trained.items():

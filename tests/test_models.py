@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from conftest import Oracle
+from conftest import Reference
 from fyp_jax.models import attention
 from fyp_jax.models.attention import MIN_BLOCKWISE_SCORES, CrossFrameAttention, blockwise_attention
 from fyp_jax.models.execution import REMAT, ExecutionConfig
@@ -112,12 +112,12 @@ def test_text_timestep_and_pose_count():
         run(TINY, latents, text, pose_features=features[:1])
 
 
-def test_bfloat16_is_near_float32(oracle: Oracle):
-    unet = UNet3D(oracle.config, ExecutionConfig(jnp.bfloat16))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), oracle.params["unet"])
-    eps = jax.jit(unet.apply)({"params": params}, oracle.latents, jnp.array([501]), oracle.text)
+def test_bfloat16_is_near_float32(reference: Reference):
+    unet = UNet3D(reference.config, ExecutionConfig(jnp.bfloat16))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), reference.params["unet"])
+    eps = jax.jit(unet.apply)({"params": params}, reference.latents, jnp.array([501]), reference.text)
     assert eps.dtype == jnp.bfloat16
-    exact = oracle.arrays["eps_no_pose"].transpose(0, 2, 3, 4, 1)
+    exact = reference.arrays["eps_no_pose"].transpose(0, 2, 3, 4, 1)
     assert np.sqrt(np.mean((np.asarray(eps, np.float32) - exact) ** 2)) < 0.03 * exact.std()
 
 

@@ -14,16 +14,17 @@ import optax
 import pytest
 
 import tiny_models
-from fyp_jax.collectives import collectives
+from fyp_jax import platforms
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_batch
-from fyp_jax.training.losses import OBJECTIVES
+from fyp_jax.tpu.hlo import collectives
+from fyp_jax.training.gradient import sharded_gradient
+from fyp_jax.training.losses import LOSSES
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import state_specs
-from fyp_jax.training.step import sharded_gradient
 
 MESHES = {
     "data": MeshConfig(data=8),
@@ -32,15 +33,15 @@ MESHES = {
     "all": MeshConfig(data=2, fsdp=2, frame=2),
 }
 CLIPS, FRAMES, SIDE = 8, 8, 32
-VOTE = 2
+SIGNAL = 2
 
 
 @pytest.fixture(autouse=True)
 def small_parameters_are_divided(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel, "MIN_SHARD_SIZE", 64)
+    monkeypatch.setattr("fyp_jax.parallel.mesh.MIN_SHARD_SIZE", 64)
 
 
-def gradient(mesh: jax.sharding.Mesh, stage: str, accumulate: int = 1) -> tuple[Any, Any, Any]:
+def gradient(mesh: jax.sharding.Mesh, stage: str, grad_accumulation_steps: int = 1) -> tuple[Any, Any, Any]:
     """The compiled program, gradients and metrics."""
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
     models = tiny_models.models(stage, ExecutionConfig(frame_axis=frame_axis))
@@ -48,14 +49,14 @@ def gradient(mesh: jax.sharding.Mesh, stage: str, accumulate: int = 1) -> tuple[
     frames = FRAMES if stage == "motion" else 1
     batch = shard_batch(tiny_models.batch(stage, CLIPS, frames, SIDE), range(CLIPS), CLIPS, mesh)
     function = sharded_gradient(
-        models, OBJECTIVES[STAGES[stage].objective], mesh, state_specs(state, mesh), CLIPS, accumulate
+        models, LOSSES[STAGES[stage].loss], mesh, state_specs(state, mesh), CLIPS, grad_accumulation_steps
     )
     arguments = (
         state.trainable,
         state.frozen,
         batch,
         jax.random.key(3),
-        tiny_models.votes(mesh).at[-1].set(VOTE),
+        tiny_models.stop_signals(mesh).at[-1].set(SIGNAL),
     )
     program = jax.jit(function).lower(*arguments).compile()
     return program, *program(*arguments)
@@ -79,16 +80,16 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_motion_stage_gives_what_one_device_gives(name: str):
+def test_motion_gradient_on_a_mesh_equals_one_device(name: str):
     gradients, metrics = on_one_device("motion")
     _, ours, our_metrics = on_mesh(name, "motion")
     np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
-    np.testing.assert_allclose(our_metrics["loss_quarters"], metrics["loss_quarters"], rtol=1e-5)
+    np.testing.assert_allclose(our_metrics["timestep_bin_loss"], metrics["timestep_bin_loss"], rtol=1e-5)
     assert_same(ours, gradients)
 
 
 @pytest.mark.parametrize("name", ["data", "fsdp"])
-def test_pose_stage_gives_what_one_device_gives(name: str):
+def test_pose_gradient_on_a_mesh_equals_one_device(name: str):
     gradients, metrics = on_one_device("pose")
     _, ours, our_metrics = on_mesh(name, "pose")
     np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
@@ -96,31 +97,31 @@ def test_pose_stage_gives_what_one_device_gives(name: str):
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "image"])
-def test_stages_from_nothing_give_what_one_device_gives(stage: str):
+def test_autoencoder_and_image_gradient_on_fsdp_equals_one_device(stage: str):
     gradients, metrics = on_one_device(stage)
     _, ours, our_metrics = on_mesh("fsdp", stage)
     np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
     assert_same(ours, gradients)
 
 
-def test_a_batch_in_one_part_runs_no_loop():
+def test_step_without_gradient_accumulation_has_no_scan():
     """On a CPU, XLA runs a convolution in a loop twenty times as slowly, even where it unrolls the loop."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     models = tiny_models.models("image", ExecutionConfig())
     state = tiny_models.state(models, "image", optax.sgd(1.0), mesh)
     batch = tiny_models.batch("image", CLIPS, 1, SIDE)
 
-    def loops(accumulate: int) -> int:
+    def loops(grad_accumulation_steps: int) -> int:
         gradient = sharded_gradient(
-            models, OBJECTIVES["denoise"], mesh, state_specs(state, mesh), CLIPS, accumulate
+            models, LOSSES["diffusion"], mesh, state_specs(state, mesh), CLIPS, grad_accumulation_steps
         )
-        arguments = (state.trainable, state.frozen, batch, jax.random.key(0), tiny_models.votes(mesh))
+        arguments = (state.trainable, state.frozen, batch, jax.random.key(0), tiny_models.stop_signals(mesh))
         return str(jax.make_jaxpr(gradient)(*arguments)).count("scan[")
 
-    assert loops(accumulate=1) == loops(accumulate=2) - 1
+    assert loops(1) == loops(2) - 1
 
 
-def test_data_parallelism_moves_the_trainable_gradients_and_scalars():
+def test_data_parallel_step_communicates_trainable_gradients_alone():
     program, gradients, _ = on_mesh("data", "motion")
     moved = collectives(program.as_text())
     trainable = sum(x.nbytes for x in gradients.values())
@@ -128,7 +129,7 @@ def test_data_parallelism_moves_the_trainable_gradients_and_scalars():
     assert trainable <= sum(item.bytes for item in moved) <= trainable + 100
 
 
-def test_frames_apart_are_never_in_one_place():
+def test_frame_parallel_step_never_gathers_a_whole_clip():
     """No device gets more in a message than its own share of the widest activations."""
     program, _, _ = on_mesh("frame", "motion")
     moved = collectives(program.as_text())
@@ -136,7 +137,7 @@ def test_frames_apart_are_never_in_one_place():
     assert kinds == {"all-reduce", "all-to-all", "collective-permute"}, "no all-gather, and each way is used"
     pixels = (SIDE // 8) ** 2
     share = CLIPS * FRAMES // 8 * pixels * max(tiny_models.UNET.block_out_channels)
-    largest = max(math.prod(shape) for item in moved for shape in item.arrays)
+    largest = max(math.prod(shape) for item in moved for shape in item.shapes)
     parameters = max(math.prod(x.shape) for x in on_one_device("motion")[0].values())
     assert largest <= max(share, parameters)
     # Nor does the program hold a whole clip of latents or wider anywhere else.
@@ -145,23 +146,37 @@ def test_frames_apart_are_never_in_one_place():
     assert not whole.findall(program.as_text())
 
 
-def test_large_parameters_gradients_and_moments_are_divided():
+def test_fsdp_divides_large_parameters_gradients_and_optimizer_state():
+    """Each device holds an eighth of the bytes of each large array, and all of each small one."""
+    mesh = make_mesh(MESHES["fsdp"])
+    state = tiny_models.state(
+        tiny_models.models("motion", ExecutionConfig()), "motion", optax.adamw(1.0), mesh
+    )
+    moments = state.opt_state[0]
     _, gradients, _ = on_mesh("fsdp", "motion")
-    for path, x in gradients.items():
-        held = math.prod(x.addressable_shards[0].data.shape)
-        assert held == x.size // 8 if x.size >= 64 else held == x.size, path
+    large = 0
+    for arrays in (state.trainable, state.frozen, gradients, moments.mu, moments.nu):
+        for path, x in arrays.items():
+            divides = x.size >= 64 and any(length % 8 == 0 for length in x.shape)
+            held = {shard.data.nbytes for shard in x.addressable_shards}
+            assert held == {x.nbytes // 8 if divides else x.nbytes}, path
+            assert len(x.addressable_shards) == 8, path
+            large += divides
+    assert large > 200
 
 
-def test_parts_of_a_batch_add_up_to_the_batch():
+def test_accumulated_gradient_equals_gradient_of_whole_batch():
     gradients, metrics = on_one_device("motion")
-    _, ours, our_metrics = gradient(make_mesh(MeshConfig(data=2), jax.devices()[:2]), "motion", accumulate=4)
+    _, ours, our_metrics = gradient(
+        make_mesh(MeshConfig(data=2), jax.devices()[:2]), "motion", grad_accumulation_steps=4
+    )
     np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
     assert_same(ours, gradients)
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_a_vote_of_one_device_is_heard_by_all(name: str):
-    assert on_mesh(name, "motion")[2]["vote"] == VOTE
+def test_stop_signal_of_one_device_reaches_all(name: str):
+    assert on_mesh(name, "motion")[2]["stop_signal"] == SIGNAL
 
 
 @pytest.mark.parametrize(
@@ -173,22 +188,24 @@ def test_a_vote_of_one_device_is_heard_by_all(name: str):
         (MeshConfig(fsdp=16), "does not fit the 8 devices"),
     ],
 )
-def test_meshes_that_do_not_fit(config: MeshConfig, message: str):
+def test_mesh_that_does_not_fit_the_devices_is_refused(config: MeshConfig, message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         make_mesh(config)
 
 
-def test_batches_that_do_not_fit():
+def test_batch_that_does_not_divide_over_the_mesh_is_refused():
     mesh = make_mesh(MESHES["all"])
     assert process_batch_range(8, mesh) == range(8)
     with pytest.raises(UserError, match="data.batch_size=6 is not a multiple of 4"):
         check_divisible(6, 8, mesh)
-    with pytest.raises(UserError, match="data.frames=5 is not a multiple of mesh.frame=2"):
+    with pytest.raises(UserError, match="data.num_frames=5 is not a multiple of mesh.frame=2"):
         check_divisible(8, 5, mesh)
 
 
-def test_several_hosts_need_all_three_flags():
-    with pytest.raises(UserError, match="mesh.coordinator is given, but not mesh.processes and mesh.process"):
+def test_coordinator_without_the_other_two_fields_is_refused():
+    with pytest.raises(
+        UserError, match="mesh.coordinator is given, but not mesh.num_processes and mesh.process_id"
+    ):
         initialize(MeshConfig(coordinator="127.0.0.1:1"))
 
 
@@ -205,10 +222,10 @@ class Metadata(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_pod_finds_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_initialize_on_a_tpu_pod_connects_without_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     joined = []
-    monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda *given: joined.append(given))
-    monkeypatch.setattr(parallel, "DEVICES", tmp_path)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: joined.append(given))
+    monkeypatch.setattr(platforms, "DEVICES", tmp_path)
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -234,7 +251,7 @@ def test_a_pod_finds_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert joined == [(), ()]
 
 
-def test_collectives_are_read_off_a_program():
+def test_collectives_of_hlo_text_are_read():
     hlo = """
   %all-reduce.3 = (f32[2,3]{1,0}, s32[]) all-reduce(%a, %b), replica_groups={{0,1}}
   %x = bf16[4,8]{1,0} all-gather(%y), dimensions={0}

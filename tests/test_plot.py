@@ -1,4 +1,4 @@
-"""The curves of training runs as a picture."""
+"""scripts/plot.py: the curves of training runs as an image."""
 
 import runpy
 import sys
@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from fyp_jax.errors import run_cli
-from fyp_jax.training.logs import COLUMNS, LogConfig, TrainingLog, read_metrics
+from fyp_jax.training.config import LogConfig
+from fyp_jax.training.logs import COLUMNS, TrainingLog, read_metrics
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "plot.py"
-BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # of the first and the second run
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # colours of the first and the second run
 
 
 def run(*args: object) -> int:
@@ -24,20 +25,20 @@ def run(*args: object) -> int:
 
 
 def panels(runs: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The axes of the figure by their titles."""
+    """The axes of the figure, by title."""
     return {
         axes.get_title(loc="left"): axes for axes in runpy.run_path(str(SCRIPT))["figure"](runs, rows).axes
     }
 
 
-def training_run(folder: Path, losses: list[float], quarter: float | None = None) -> Path:
-    """A run's folder; `quarter` stands in all timestep quarters."""
-    with TrainingLog(folder, 0, len(losses) - 1, LogConfig(every=1), active=True) as log:
+def training_run(folder: Path, losses: list[float], bin_loss: float | None = None) -> Path:
+    """Write the folder of a run; `bin_loss` is the loss of every timestep bin."""
+    with TrainingLog(folder, 0, len(losses) - 1, LogConfig(log_interval=1), active=True) as log:
         for step, loss in enumerate(losses):
-            quarters = {f"loss_quarter_{i}": loss if quarter is None else quarter for i in range(4)}
+            bins = {f"timestep_bin_loss_{i}": loss if bin_loss is None else bin_loss for i in range(4)}
             norms = {"grad_norm": 2 * loss, "param_norm": 1.0, "lr": 1e-4 / (step + 1), "skipped": 0}
             times = {"step_time": 0.5, "data_wait": 0.0, "clips": 8}
-            log.step(step, {"loss": loss, **quarters, **norms, **times})
+            log.step(step, {"loss": loss, **bins, **norms, **times})
     return folder
 
 
@@ -47,16 +48,16 @@ def colours(file: Path) -> set[tuple[int, ...]]:
         return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
 
 
-def test_a_run_is_drawn_in_its_folder(tmp_path, capsys):
+def test_plot_of_one_run_is_saved_in_its_folder(tmp_path, capsys):
     folder = training_run(tmp_path / "motion", [3.0, 2.0, 1.5, 1.2])
     assert run(folder) == 0
     assert capsys.readouterr().out == f"{folder / 'curves.png'}\n"
-    drawn = colours(folder / "curves.png")
-    assert BLUE in drawn
-    assert ORANGE not in drawn
+    found = colours(folder / "curves.png")
+    assert BLUE in found
+    assert ORANGE not in found
 
 
-def test_runs_are_drawn_over_each_other(tmp_path):
+def test_plot_of_two_runs_shows_both_with_a_legend(tmp_path):
     folders = [training_run(tmp_path / name, [3.0, 2.0, level]) for name, level in (("a", 1.0), ("b", 1.5))]
     assert run(*folders, "--out", tmp_path / "new" / "both.png", "--smooth", 2) == 0
     assert {BLUE, ORANGE} <= colours(tmp_path / "new" / "both.png")
@@ -66,7 +67,7 @@ def test_runs_are_drawn_over_each_other(tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
 
 
-def test_panels_show_their_column(tmp_path):
+def test_figure_panels_show_the_finite_values_of_their_columns(tmp_path):
     losses = [3.0, 2.0, np.inf, 1.0]
     columns = read_metrics(training_run(tmp_path, losses) / "metrics.csv")
     columns["loss/timesteps_250_499"] = np.array([np.nan, 4.0, np.nan, 5.0])
@@ -83,11 +84,11 @@ def test_panels_show_their_column(tmp_path):
         "gradient norm": [[0, 6], [1, 4], [3, 2]],
         "learning rate": [[i, 1e-4 / (i + 1)] for i in range(4)],
         "time of a step, seconds": [[i, 0.5] for i in range(4)],
-        "of it waiting for data, seconds": [[i, 0] for i in range(4)],
+        "time waiting for data, seconds": [[i, 0] for i in range(4)],
     }
 
 
-def test_smoothing_is_a_mean_over_the_past_of_losses_and_norm(tmp_path):
+def test_figure_smooths_losses_and_norm_by_a_running_mean(tmp_path):
     columns = read_metrics(training_run(tmp_path, [6.0, 2.0, 4.0, 9.0]) / "metrics.csv")
     shown = panels({"run": columns}, 3)
     raw, smooth = (line.get_ydata().tolist() for line in shown["loss"].get_lines())
@@ -97,17 +98,17 @@ def test_smoothing_is_a_mean_over_the_past_of_losses_and_norm(tmp_path):
     assert len(shown["learning rate"].get_lines()) == 1
 
 
-def test_a_loss_that_spans_decades_is_on_a_logarithmic_scale(tmp_path):
-    wide = read_metrics(training_run(tmp_path / "wide", [11.0, 5.0, 1.0], quarter=2.0) / "metrics.csv")
-    near = read_metrics(training_run(tmp_path / "near", [4.0, 1.5, 1.0], quarter=30.0) / "metrics.csv")
-    wide["optimizer/learning_rate"] = np.array([1e-6, 1e-5, 1e-4])  # warms up, in a line
+def test_figure_scale_is_logarithmic_where_a_loss_spans_more_than_a_decade(tmp_path):
+    wide = read_metrics(training_run(tmp_path / "wide", [11.0, 5.0, 1.0], bin_loss=2.0) / "metrics.csv")
+    near = read_metrics(training_run(tmp_path / "near", [4.0, 1.5, 1.0], bin_loss=30.0) / "metrics.csv")
+    wide["optimizer/learning_rate"] = np.array([1e-6, 1e-5, 1e-4])  # linear warmup
     alone, both = panels({"near": near}, 1), panels({"near": near, "wide": wide}, 1)
     assert {axes.get_yscale() for axes in alone.values()} == {"linear"}
     logarithmic = {title for title, axes in both.items() if axes.get_yscale() == "log"}
     assert logarithmic == {"loss", "gradient norm", *(title for title in both if "timesteps" in title)}
 
 
-def test_quarters_share_a_scale_and_nothing_is_cut_off(tmp_path):
+def test_figure_timestep_bins_share_a_scale_that_shows_all_values(tmp_path):
     columns = read_metrics(training_run(tmp_path, [3.0, 1.0]) / "metrics.csv")
     columns["loss/timesteps_750_999"] = np.array([7.0, 8.0])
     shown = panels({"run": columns}, 1)
@@ -118,8 +119,8 @@ def test_quarters_share_a_scale_and_nothing_is_cut_off(tmp_path):
             assert low <= line.get_ydata().min() <= line.get_ydata().max() <= high, axes.get_title(loc="left")
 
 
-def test_a_run_of_one_row_is_seen(tmp_path):
-    folder = training_run(tmp_path / "one", [1.0], quarter=float("nan"))
+def test_plot_of_a_run_with_one_row_is_visible(tmp_path):
+    folder = training_run(tmp_path / "one", [1.0], bin_loss=float("nan"))
     assert run(folder) == 0
     assert BLUE in colours(folder / "curves.png")
 
@@ -134,7 +135,7 @@ def test_a_run_of_one_row_is_seen(tmp_path):
         (",".join(COLUMNS) + "\n", ["--smooth", 0], "--smooth 0 must be at least 1"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, capsys, content, args, says):
+def test_plot_of_bad_metrics_or_options_exits_with_one_line(tmp_path, capsys, content, args, says):
     if content is not None:
         (tmp_path / "metrics.csv").write_text(content)
     assert run(tmp_path, *args) == 2
@@ -145,7 +146,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, content, args, says):
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
+def test_plot_to_an_unwritable_path_exits_with_one_line(tmp_path, capsys):
     folder = training_run(tmp_path / "run", [1.0])
     capsys.readouterr()
     assert run(folder, "--out", folder / "metrics.csv" / "x.png") == 2

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import FIXTURES, Oracle, channels_last, tagged
+from conftest import FIXTURES, Reference, channels_last, tagged
 from fyp_jax.diffusion import ddim
 from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.pipeline.pipeline import cfg_denoiser
 
-with np.load(FIXTURES / "small_oracle.npz") as _arrays:
+with np.load(FIXTURES / "small_reference.npz") as _arrays:
     INSIDE = sorted(name for name in _arrays if name.startswith("inside/"))
 
 assert len(INSIDE) >= 15
@@ -25,47 +25,47 @@ def assert_close(ours: jax.Array, theirs: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def pose_features(oracle: Oracle) -> list[jax.Array]:
-    apply = jax.jit(PoseEncoder(oracle.config).apply)
-    return apply({"params": oracle.params["pose_encoder"]}, oracle.skeleton)
+def pose_features(reference: Reference) -> list[jax.Array]:
+    apply = jax.jit(PoseEncoder(reference.config).apply)
+    return apply({"params": reference.params["pose_encoder"]}, reference.skeleton)
 
 
 @pytest.fixture(scope="module")
-def intermediates(oracle: Oracle, pose_features: list[jax.Array]) -> tuple[jax.Array, dict]:
-    unet = UNet3D(oracle.config)
+def intermediates(reference: Reference, pose_features: list[jax.Array]) -> tuple[jax.Array, dict]:
+    unet = UNet3D(reference.config)
     t = jnp.array([501])
-    variables = {"params": oracle.params["unet"]}
-    run = jax.jit(lambda v, z: unet.apply(v, z, t, oracle.text, pose_features, capture_intermediates=True))
-    eps, state = run(variables, oracle.latents)
+    variables = {"params": reference.params["unet"]}
+    run = jax.jit(lambda v, z: unet.apply(v, z, t, reference.text, pose_features, capture_intermediates=True))
+    eps, state = run(variables, reference.latents)
     return eps, state["intermediates"]
 
 
 @pytest.mark.parametrize("level", range(4))
-def test_pose_features(oracle: Oracle, pose_features: list[jax.Array], level: int):
+def test_pose_features(reference: Reference, pose_features: list[jax.Array], level: int):
     assert len(pose_features) == 4
-    assert_close(pose_features[level], channels_last(oracle.arrays[f"pose_feature_{level}"]))
+    assert_close(pose_features[level], channels_last(reference.arrays[f"pose_feature_{level}"]))
 
 
-def test_noise_prediction_with_pose(oracle: Oracle, intermediates: tuple[jax.Array, dict]):
-    assert_close(intermediates[0], channels_last(oracle.arrays["eps_pose"]))
+def test_noise_prediction_with_pose(reference: Reference, intermediates: tuple[jax.Array, dict]):
+    assert_close(intermediates[0], channels_last(reference.arrays["eps_pose"]))
 
 
-def test_noise_prediction_without_pose(oracle: Oracle):
-    unet = UNet3D(oracle.config)
+def test_noise_prediction_without_pose(reference: Reference):
+    unet = UNet3D(reference.config)
     eps = jax.jit(unet.apply)(
-        {"params": oracle.params["unet"]}, oracle.latents, jnp.array([501]), oracle.text
+        {"params": reference.params["unet"]}, reference.latents, jnp.array([501]), reference.text
     )
-    assert_close(eps, channels_last(oracle.arrays["eps_no_pose"]))
+    assert_close(eps, channels_last(reference.arrays["eps_no_pose"]))
 
 
 @pytest.mark.parametrize("name", INSIDE)
-def test_inside(oracle: Oracle, intermediates: tuple[jax.Array, dict], name: str):
+def test_inside(reference: Reference, intermediates: tuple[jax.Array, dict], name: str):
     """Where two models part: each module's output, in the axes that PyTorch has there."""
     node = intermediates[1]
     module = name.removeprefix("inside/")
     for part in torch_to_ours(module).split("."):
         node = node[part]
-    ours, theirs = node["__call__"][0], oracle.arrays[name]
+    ours, theirs = node["__call__"][0], reference.arrays[name]
     if isinstance(ours, tuple):  # a down block also gives its skips
         ours = ours[0]
     if module.endswith("conv_temporal"):
@@ -82,27 +82,32 @@ def torch_to_ours(module: str) -> str:
     return ".".join(parts)
 
 
-def test_ddim_with_guidance_and_pose(oracle: Oracle, pose_features: list[jax.Array]):
+def test_ddim_with_guidance_and_pose(reference: Reference, pose_features: list[jax.Array]):
     schedule = ScheduleConfig()
-    assert schedule.timesteps(5).tolist() == oracle.arrays["ddim_timesteps"].tolist()
+    assert schedule.timesteps(5).tolist() == reference.arrays["ddim_timesteps"].tolist()
     denoise = cfg_denoiser(
-        UNet3D(oracle.config), oracle.params["unet"], oracle.text, oracle.uncond, pose_features, 7.5
+        UNet3D(reference.config),
+        reference.params["unet"],
+        reference.text,
+        reference.uncond,
+        pose_features,
+        7.5,
     )
-    latents = jax.jit(lambda z: ddim.sample(denoise, z, 5, schedule))(oracle.latents)
-    assert_close(latents, channels_last(oracle.arrays["ddim_latents"]))
+    latents = jax.jit(lambda z: ddim.sample(denoise, z, 5, schedule))(reference.latents)
+    assert_close(latents, channels_last(reference.arrays["ddim_latents"]))
 
 
-def test_inversion(oracle: Oracle):
-    unet = UNet3D(oracle.config)
+def test_inversion(reference: Reference):
+    unet = UNet3D(reference.config)
 
     def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
-        return unet.apply({"params": oracle.params["unet"]}, z, t[None], oracle.text)
+        return unet.apply({"params": reference.params["unet"]}, z, t[None], reference.text)
 
-    latents = jax.jit(lambda z: ddim.invert(denoise, z, 5, ScheduleConfig()))(0.5 * oracle.latents)
-    assert_close(latents, channels_last(oracle.arrays["inversion_latents"]))
+    latents = jax.jit(lambda z: ddim.invert(denoise, z, 5, ScheduleConfig()))(0.5 * reference.latents)
+    assert_close(latents, channels_last(reference.arrays["inversion_latents"]))
 
 
-def test_add_noise(oracle: Oracle):
+def test_add_noise(reference: Reference):
     noise = jnp.asarray(channels_last(tagged("small/noise", (1, 4, 3, 8, 8))))
-    noisy = add_noise(oracle.latents, noise, jnp.array([501]), ScheduleConfig())
-    assert_close(noisy, channels_last(oracle.arrays["noisy"]))
+    noisy = add_noise(reference.latents, noise, jnp.array([501]), ScheduleConfig())
+    assert_close(noisy, channels_last(reference.arrays["noisy"]))

@@ -16,7 +16,7 @@ FEW = 4
 pytestmark = pytest.mark.slow
 
 
-def test_asked_to_end_while_it_compiles(world: Path, tmp_path: Path):
+def test_sigterm_while_compiling_saves_and_ends(world: Path, tmp_path: Path):
     process = start(world, tmp_path)
     wait_for((tmp_path / "config.yaml").exists, process)
     assert rows(tmp_path) == 0
@@ -24,19 +24,19 @@ def test_asked_to_end_while_it_compiles(world: Path, tmp_path: Path):
     said = finish(process)
     done = len(losses(tmp_path))
     assert done <= 2, "it went on for longer than it takes to hear"
-    assert f"asked to end: step {done} is saved" in said
+    assert f"SIGTERM: saved step {done}" in said
     assert load_inference(tmp_path / "checkpoints")[2]["step"] == done
 
 
-def test_asked_to_end_while_the_last_checkpoint_is_written(world: Path, tmp_path: Path):
-    process = start(world, tmp_path, [f"steps={FEW}"])
+def test_sigterm_while_the_last_checkpoint_is_written_finishes_it(world: Path, tmp_path: Path):
+    process = start(world, tmp_path, [f"num_train_steps={FEW}"])
     wait_for(lambda: any((tmp_path / "checkpoints").glob(f"{FEW}.orbax-checkpoint-tmp*")), process)
     process.send_signal(signal.SIGTERM)
     finish(process)
     assert load_inference(tmp_path / "checkpoints")[2]["step"] == FEW
 
 
-def test_a_pair_without_its_coordinator_ends(world: Path, tmp_path: Path):
+def test_process_whose_coordinator_is_killed_ends(world: Path, tmp_path: Path):
     pair = start_pair(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 2, pair[0])
     pair[0].kill()
@@ -46,7 +46,7 @@ def test_a_pair_without_its_coordinator_ends(world: Path, tmp_path: Path):
     assert "another task died" in said
 
 
-def test_a_pair_of_which_one_finds_too_many_broken_records_ends(world: Path, tmp_path: Path):
+def test_two_processes_end_where_one_has_too_many_corrupt_records(world: Path, tmp_path: Path):
     """Each with one line of its own; nothing that was learned from the last batch twice is saved."""
     broken = tmp_path / "broken"
     shutil.copytree(world / "records", broken)
@@ -60,7 +60,7 @@ def test_a_pair_of_which_one_finds_too_many_broken_records_ends(world: Path, tmp
     assert [process.returncode for process in pair] == [2, 2]
     errors = [[line for line in text.splitlines() if "error: " in line] for text in said]
     assert [len(lines) for lines in errors] == [1, 1], said
-    assert "the run ends: another process has no data to go on with" in errors[0][0]
+    assert "the run ends: another process has no more data" in errors[0][0]
     assert f"{broken}: " in errors[1][0]
-    assert "records are broken" in errors[1][0]
+    assert "records are corrupt" in errors[1][0]
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from conftest import FIXTURES, Oracle
+from conftest import FIXTURES, Reference
 from fyp_jax.convert.torch_key_mapping import (
     POSE_PREFIX,
     TEMPORAL,
@@ -64,30 +64,30 @@ def test_sd2_has_linear_projections():
     assert layout["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"] == (320, 1024)
 
 
-def test_round_trip_is_bitwise(oracle: Oracle):
-    back = to_torch(from_torch(oracle.state_dict))
-    assert set(back) == set(oracle.state_dict)
-    for name, value in oracle.state_dict.items():
+def test_round_trip_is_bitwise(reference: Reference):
+    back = to_torch(from_torch(reference.state_dict))
+    assert set(back) == set(reference.state_dict)
+    for name, value in reference.state_dict.items():
         assert back[name].dtype == value.dtype
         np.testing.assert_array_equal(back[name].view(np.uint32), value.view(np.uint32), err_msg=name)
 
 
-def test_round_trip_of_ours_is_bitwise(oracle: Oracle):
-    again = from_torch(to_torch(oracle.params))
-    assert jax.tree.structure(again) == jax.tree.structure(oracle.params)
-    jax.tree.map(np.testing.assert_array_equal, again, oracle.params)
+def test_round_trip_of_ours_is_bitwise(reference: Reference):
+    again = from_torch(to_torch(reference.params))
+    assert jax.tree.structure(again) == jax.tree.structure(reference.params)
+    jax.tree.map(np.testing.assert_array_equal, again, reference.params)
 
 
 @pytest.mark.parametrize("part", ["unet", "pose_encoder"])
-def test_one_part_alone(oracle: Oracle, part: str):
-    alone = from_torch(to_torch({part: oracle.params[part]}))
+def test_one_part_alone(reference: Reference, part: str):
+    alone = from_torch(to_torch({part: reference.params[part]}))
     assert list(alone) == [part]
-    jax.tree.map(np.testing.assert_array_equal, alone[part], oracle.params[part])
+    jax.tree.map(np.testing.assert_array_equal, alone[part], reference.params[part])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_dtype_is_kept(oracle: Oracle, dtype: type):
-    state_dict = {name: value.astype(dtype) for name, value in oracle.state_dict.items()}
+def test_dtype_is_kept(reference: Reference, dtype: type):
+    state_dict = {name: value.astype(dtype) for name, value in reference.state_dict.items()}
     assert {leaf.dtype for leaf in jax.tree.leaves(from_torch(state_dict))} == {np.dtype(dtype)}
 
 
@@ -98,27 +98,27 @@ UP = "up_blocks.1.attentions.2.transformer_blocks.0.conv_temporal.up.weight"
 @pytest.mark.parametrize(
     "name", [UP, "conv_out.bias", "skeleton_adapter.body.3.block2.bias", "conv_in.weight"]
 )
-def test_missing_name(oracle: Oracle, name: str, known: bool):
-    state_dict = {key: value for key, value in oracle.state_dict.items() if key != name}
+def test_missing_name(reference: Reference, name: str, known: bool):
+    state_dict = {key: value for key, value in reference.state_dict.items() if key != name}
     with pytest.raises(TreeMismatch, match=name.replace(".", r"\.")):
-        from_torch(state_dict, oracle.config if known else None)
+        from_torch(state_dict, reference.config if known else None)
 
 
 @pytest.mark.parametrize(
     "name", ["mid_block.extra.weight", "skeleton_adapter.extra", "module.conv_in.weight"]
 )
-def test_leftover_name(oracle: Oracle, name: str):
+def test_leftover_name(reference: Reference, name: str):
     with pytest.raises(TreeMismatch, match=rf"1 unexpected \({name}\)"):
-        from_torch(oracle.state_dict | {name: np.zeros(3, np.float32)})
+        from_torch(reference.state_dict | {name: np.zeros(3, np.float32)})
 
 
-def test_wrong_shape(oracle: Oracle):
+def test_wrong_shape(reference: Reference):
     with pytest.raises(TreeMismatch, match=r"1 wrong shape \(.*conv_temporal\.up\.weight is \(64, 32, 2\)"):
-        from_torch(oracle.state_dict | {UP: oracle.state_dict[UP][..., :2]})
+        from_torch(reference.state_dict | {UP: reference.state_dict[UP][..., :2]})
 
 
-def test_many_names_are_counted(oracle: Oracle):
-    without = {name: value for name, value in oracle.state_dict.items() if "attn_temp" not in name}
+def test_many_names_are_counted(reference: Reference):
+    without = {name: value for name, value in reference.state_dict.items() if "attn_temp" not in name}
     with pytest.raises(TreeMismatch, match=r"80 missing \(.*, and 72 more\)"):
         from_torch(without)
 
@@ -128,23 +128,23 @@ def test_nothing_at_all():
         from_torch({})
 
 
-def test_leftover_on_our_side(oracle: Oracle):
-    unet = oracle.params["unet"] | {"extra": {"kernel": np.zeros((2, 2), np.float32)}}
+def test_leftover_on_our_side(reference: Reference):
+    unet = reference.params["unet"] | {"extra": {"kernel": np.zeros((2, 2), np.float32)}}
     with pytest.raises(TreeMismatch, match=r"1 unexpected \(extra\.weight\)"):
         to_torch({"unet": unet})
     with pytest.raises(TreeMismatch, match="optimizer"):
         to_torch({"optimizer": {}})
     with pytest.raises(TreeMismatch, match="conv_in/odd"):
-        to_torch({"unet": oracle.params["unet"] | {"conv_in": {"odd": np.zeros(3, np.float32)}}})
+        to_torch({"unet": reference.params["unet"] | {"conv_in": {"odd": np.zeros(3, np.float32)}}})
 
 
-def test_image_unet_is_inflated(oracle: Oracle):
-    unet = {name: value for name, value in oracle.state_dict.items() if not name.startswith(POSE_PREFIX)}
+def test_image_unet_is_inflated(reference: Reference):
+    unet = {name: value for name, value in reference.state_dict.items() if not name.startswith(POSE_PREFIX)}
     image = {name: value for name, value in unet.items() if not TEMPORAL.search(name)}
     assert len(unet) - len(image) == 16 * 9  # attention 5, norm 2, convolution 2 in each of 16 transformers
     inflated, spatial = (
-        flatten_dict(inflate_unet(image, oracle.config, seed=0), sep="/"),
-        flatten_dict(oracle.params["unet"], sep="/"),
+        flatten_dict(inflate_unet(image, reference.config, seed=0), sep="/"),
+        flatten_dict(reference.params["unet"], sep="/"),
     )
     for path, leaf in inflated.items():
         if not TEMPORAL.search(path):
@@ -154,7 +154,7 @@ def test_image_unet_is_inflated(oracle: Oracle):
         elif path.endswith("conv_temporal/down/kernel"):
             assert np.std(leaf) == pytest.approx(1 / leaf.shape[-1], rel=0.1), path
     with pytest.raises(UserError, match="unexpected"):
-        inflate_unet(unet, oracle.config, seed=0)
+        inflate_unet(unet, reference.config, seed=0)
 
 
 @pytest.mark.parametrize(

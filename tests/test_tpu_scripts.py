@@ -1,4 +1,4 @@
-"""scripts/tpu: what is printed and run, what a host does with it, and that the guide's commands are true."""
+"""scripts/tpu: the commands that they print and run, what a host does with them, and the guide's commands."""
 
 import json
 import os
@@ -13,39 +13,40 @@ from pathlib import Path
 
 import pytest
 
-from fyp_jax.config import SampleConfig, load_config
+from fyp_jax.config import load_config
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts" / "tpu"
 GUIDE = ROOT / "docs" / "from_zero_to_a_pod.md"
-PLACE = {"project": "my-project", "zone": "us-west4-a", "name": "my-pod"}
-POD = {**PLACE, "type": "v5litepod-16", "runtime": "v2-alpha-tpuv5-lite"}
+TARGET = {"project": "my-project", "zone": "us-west4-a", "name": "my-pod"}
+POD = {**TARGET, "type": "v5litepod-16", "runtime": "v2-alpha-tpuv5-lite"}
 RUN = {"bucket": "my-bucket", "run": "sd14_motion", "config": "configs/sd14/stage2_motion.yaml"}
 PROMPT = """validation.prompt=["A robot, on the beach", "It's $HOME, 100%"]"""
 OVERRIDES = ["data.path=/mnt/bucket/records/captioned_videos", "data.batch_size=16", PROMPT]
 TRAIN = [
-    *("python", "train.py", "--config", RUN["config"], "out=runs/sd14_motion"),
+    *("python", "train.py", "--config", RUN["config"], "output_dir=runs/sd14_motion"),
     *("checkpoint.folder=gs://my-bucket/runs/sd14_motion/checkpoints", *OVERRIDES),
 ]
 CALLS = {
     "create.sh": (POD, ["--spot"]),
-    "install.sh": (PLACE, []),
-    "start.sh": (PLACE | RUN, OVERRIDES),
-    "stop.sh": (PLACE, []),
-    "watch.sh": (PLACE | {"run": RUN["run"]}, ["--follow"]),
+    "install.sh": (TARGET, []),
+    "start.sh": (TARGET | RUN, OVERRIDES),
+    "stop.sh": (TARGET, []),
+    "watch.sh": (TARGET | {"run": RUN["run"]}, ["--follow"]),
     "resume.sh": (POD | RUN | {"poll": "0"}, ["--spot", *OVERRIDES]),
     "copy_out.sh": ({"project": "my-project", "bucket": "my-bucket", "run": RUN["run"], "out": "OUT"}, []),
-    "delete.sh": (PLACE, []),
-    "xpk.sh cluster": (PLACE | {"type": POD["type"]}, ["--spot"]),
-    "xpk.sh bucket": (PLACE | {"bucket": "my-bucket"}, []),
+    "delete.sh": (TARGET, []),
+    "xpk.sh cluster": (TARGET | {"type": POD["type"]}, ["--spot"]),
+    "xpk.sh bucket": (TARGET | {"bucket": "my-bucket"}, []),
     "xpk.sh image": ({"image": "host/image:tag"}, []),
-    "xpk.sh start": (PLACE | RUN | {"type": POD["type"], "image": "host/image:tag"}, OVERRIDES),
-    "xpk.sh list": (PLACE, []),
-    "xpk.sh stop": (PLACE | {"run": RUN["run"]}, []),
-    "xpk.sh delete": (PLACE, []),
+    "xpk.sh start": (TARGET | RUN | {"type": POD["type"], "image": "host/image:tag"}, OVERRIDES),
+    "xpk.sh list": (TARGET, []),
+    "xpk.sh stop": (TARGET | {"run": RUN["run"]}, []),
+    "xpk.sh delete": (TARGET, []),
 }
-"""For each script: the flags that it must have, and what else it is given."""
+"""For each script: its required flags, and further arguments."""
 
 FAKE = """#!{python}
 import json, os, sys
@@ -64,7 +65,7 @@ if "describe" in sys.argv or any("host_status" in word for word in sys.argv):
 
 
 class Tools:
-    """Stand-ins for gcloud, xpk and the rest, which write down how they were called; no settings."""
+    """Fakes of gcloud, xpk, docker and git that record their calls; the settings file is empty."""
 
     def __init__(self, folder: Path):
         self._folder, self._called = folder, folder / "called"
@@ -83,10 +84,10 @@ class Tools:
         self.answer()
 
     def answer(self, *answers: str) -> None:
-        """What gcloud says, one after the other, when it is asked how things are."""
+        """Set what gcloud answers to its next questions about a state, in this order."""
         Path(self.environment["ANSWERS"]).write_text("\n".join(answers))
 
-    def call(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def call(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         name, *verb = script.split()
         command = [
             shutil.which("bash") or "bash",
@@ -94,7 +95,7 @@ class Tools:
             *verb,
             "--env",
             str(self._folder / "empty.env"),
-            *words,
+            *arguments,
         ]
         return subprocess.run(
             command,
@@ -118,15 +119,15 @@ def tools(tmp_path: Path) -> Tools:
     return Tools(tmp_path)
 
 
-def words_of(script: str, without: str | None = None) -> list[str]:
+def arguments_of(script: str, without: str | None = None) -> list[str]:
     flags, rest = CALLS[script]
     return [word for name in flags if name != without for word in (f"--{name}", flags[name])] + rest
 
 
-def printed(tools: Tools, script: str) -> list[list[str]]:
-    done = tools.call(script, "--dry-run", *words_of(script))
+def dry_run(tools: Tools, script: str) -> list[list[str]]:
+    done = tools.call(script, "--dry-run", *arguments_of(script))
     assert done.returncode == 0, done.stderr
-    assert not tools.called(), "a dry run ran something"
+    assert not tools.called(), "a dry run called a tool"
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
@@ -137,24 +138,26 @@ def flag(command: list[str], name: str) -> str:
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda script: script.name)
-def test_shells_read_it(script: Path):
+def test_bash_and_shellcheck_accept_every_script(script: Path):
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert shellcheck, "pip install -e '.[dev]' brings it"
+    assert shellcheck, "shellcheck is missing: pip install -e '.[dev]'"
     for command in (["bash", "-n"], [shellcheck]):
         done = subprocess.run([*command, script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     assert os.access(script, os.X_OK)
 
 
-def test_every_script_of_the_user_is_called_here():
-    users = {path.name for path in SCRIPTS.glob("*.sh") if not path.name.startswith(("host_", "common"))}
-    assert users == {script.split()[0] for script in CALLS}
+def test_every_user_script_has_an_entry_in_calls():
+    user_scripts = {
+        path.name for path in SCRIPTS.glob("*.sh") if not path.name.startswith(("host_", "common"))
+    }
+    assert user_scripts == {script.split()[0] for script in CALLS}
 
 
 @pytest.mark.parametrize("script", CALLS)
-def test_all_commands_are_of_one_place(tools: Tools, script: str):
+def test_every_command_names_the_project_zone_and_pod(tools: Tools, script: str):
     flags = CALLS[script][0]
-    for command in printed(tools, script):
+    for command in dry_run(tools, script):
         if command[0] in ("gcloud", "xpk"):
             assert flag(command, "project") == "my-project"
         if command[:3] == ["gcloud", "compute", "tpus"] or command[0] == "xpk":
@@ -164,55 +167,55 @@ def test_all_commands_are_of_one_place(tools: Tools, script: str):
 
 
 @pytest.mark.parametrize("script", [script for script in CALLS if script != "resume.sh"])
-def test_what_is_printed_is_what_runs(tools: Tools, script: str):
-    expected = [command for command in printed(tools, script) if command[0] != "mkdir"]
-    done = tools.call(script, *words_of(script))
+def test_a_dry_run_prints_the_commands_that_a_real_run_calls(tools: Tools, script: str):
+    expected = [command for command in dry_run(tools, script) if command[0] != "mkdir"]
+    done = tools.call(script, *arguments_of(script))
     assert done.returncode == 0, done.stderr
     assert tools.called() == expected
 
 
 @pytest.mark.parametrize("script", CALLS)
-def test_a_flag_that_is_missing_is_one_line(tools: Tools, script: str):
+def test_a_missing_or_unknown_flag_prints_one_line(tools: Tools, script: str):
     optional = {"poll", "out"}
     for name in CALLS[script][0].keys() - optional:
-        done = tools.call(script, *words_of(script, without=name))
+        done = tools.call(script, *arguments_of(script, without=name))
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert f"--{name} is missing" in done.stderr
-    done = tools.call(script, *words_of(script), "--sport")
+    done = tools.call(script, *arguments_of(script), "--sport")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert not tools.called()
 
 
 @pytest.mark.parametrize("script", [script for script in CALLS if script != "resume.sh"])
-def test_what_fails_fails(tools: Tools, script: str):
+def test_a_failing_tool_makes_the_script_fail(tools: Tools, script: str):
     tool = {"xpk.sh image": "docker"}.get(script, "xpk" if script.startswith("xpk") else "gcloud")
-    assert tools.call(script, *words_of(script), FAILS=tool).returncode == 1
+    assert tools.call(script, *arguments_of(script), FAILS=tool).returncode == 1
 
 
 @pytest.mark.parametrize("script", CALLS)
-def test_a_dry_run_wants_no_tools(tools: Tools, script: str, tmp_path: Path):
+def test_a_dry_run_needs_no_tools(tools: Tools, script: str, tmp_path: Path):
     (tmp_path / "bare").mkdir()
     for tool in ("bash", "dirname", "mktemp", "rm", "sed"):
         (tmp_path / "bare" / tool).symlink_to(shutil.which(tool) or tool)
     (tmp_path / "bare" / "git").symlink_to("/bin/true")
     bare = str(tmp_path / "bare")
-    done = tools.call(script, *words_of(script), PATH=bare)
+    done = tools.call(script, *arguments_of(script), PATH=bare)
     assert done.returncode == 2
     assert re.fullmatch(rf"{script.split()[0]}: \w+ is not installed: .*\n", done.stderr)
-    done = tools.call(script, "--dry-run", *words_of(script), PATH=bare)
+    done = tools.call(script, "--dry-run", *arguments_of(script), PATH=bare)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("script", CALLS)
-def test_help(tools: Tools, script: str):
+def test_help_shows_the_usage(tools: Tools, script: str):
     done = tools.call(script.split()[0], "--help") if " " not in script else tools.call(script, "--help")
     assert done.returncode == 0
     assert f"scripts/tpu/{script.split()[0]} " in done.stdout
     assert "--dry-run" in done.stdout
 
 
-def test_settings_of_a_file_and_flags_before_them(tools: Tools, tmp_path: Path):
+def test_flags_take_precedence_over_the_settings_file(tools: Tools, tmp_path: Path):
     file = tmp_path / "my.env"
     example = (SCRIPTS / "pod.env.example").read_text()
     file.write_text(example.replace("SPOT=", "SPOT=yes"))
@@ -224,25 +227,25 @@ def test_settings_of_a_file_and_flags_before_them(tools: Tools, tmp_path: Path):
     assert flag(command, "accelerator-type") == "v5litepod-16"
 
 
-def test_the_train_command_arrives_whole(tools: Tools):
+def test_the_train_command_reaches_the_host_unchanged(tools: Tools):
     for script, start in (
         ("start.sh", "host_start.sh"),
         ("resume.sh", "host_start.sh"),
         ("xpk.sh start", ""),
     ):
-        command = printed(tools, script)[-1]
-        there = shlex.split(flag(command, "command"))
-        assert there[-len(TRAIN) :] == TRAIN
-        assert any(start in word for word in there)
+        command = dry_run(tools, script)[-1]
+        on_host = shlex.split(flag(command, "command"))
+        assert on_host[-len(TRAIN) :] == TRAIN
+        assert any(start in word for word in on_host)
     config = load_config(TrainConfig, ROOT / TRAIN[3], TRAIN[4:])
     assert config.validation.prompt == ["A robot, on the beach", "It's $HOME, 100%"]
     assert config.checkpoint_folder == "gs://my-bucket/runs/sd14_motion/checkpoints"
 
 
-def test_a_pod_that_was_taken_is_made_again(tools: Tools):
-    expected = printed(tools, "resume.sh")
+def test_resume_recreates_a_preempted_pod(tools: Tools):
+    expected = dry_run(tools, "resume.sh")
     tools.answer("SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE", "fyp:none", "ACTIVE", "fyp:finished")
-    done = tools.call("resume.sh", *words_of("resume.sh"))
+    done = tools.call("resume.sh", *arguments_of("resume.sh"))
     assert done.returncode == 0, done.stderr
     describe, ask = expected[0], expected[4]
     assert "host_status.sh sd14_motion" in flag(ask, "command")
@@ -254,9 +257,9 @@ def test_a_pod_that_was_taken_is_made_again(tools: Tools):
     ]
 
 
-def test_a_run_that_runs_is_left_alone(tools: Tools):
+def test_resume_leaves_a_running_training_alone(tools: Tools):
     tools.answer("ACTIVE", "fyp:running fyp:running", "ACTIVE", "fyp:finished fyp:finished")
-    done = tools.call("resume.sh", *words_of("resume.sh"))
+    done = tools.call("resume.sh", *arguments_of("resume.sh"))
     assert done.returncode == 0, done.stderr
     assert not [call for call in tools.called() if {"create", "delete", "scp"} & set(call)]
 
@@ -265,17 +268,17 @@ def test_a_run_that_runs_is_left_alone(tools: Tools):
     ("failing", "message"),
     [("describe", "gcloud: no"), ("nothing", "training failed"), ("scp", "gcloud: no")],
 )
-def test_resume_gives_up_at_last(tools: Tools, failing: str, message: str):
+def test_resume_stops_after_five_failures(tools: Tools, failing: str, message: str):
     status = "fyp:none" if failing == "scp" else "fyp:running fyp:failed with status 1"
     tools.answer(*(["ACTIVE", status] * 9))
-    done = tools.call("resume.sh", *words_of("resume.sh"), FAILS=failing)
+    done = tools.call("resume.sh", *arguments_of("resume.sh"), FAILS=failing)
     assert done.returncode == 1
     assert done.stderr.count(message) == 5
     assert done.stderr.endswith("five failures in a row\n")
 
 
 class Host:
-    """A folder as a host has it, with the bucket beside it."""
+    """A folder with the files of a host, and a folder that stands for the bucket."""
 
     def __init__(self, folder: Path, number: int = 0):
         (folder / "fyp_jax" / "scripts" / "tpu").mkdir(parents=True)
@@ -296,26 +299,26 @@ class Host:
 LOG = "echo {row} >> runs/a_run/metrics.csv; "
 
 
-def test_a_host_keeps_the_log_and_says_how_it_ended(tmp_path: Path):
+def test_a_host_copies_the_log_to_the_bucket_and_records_how_the_run_ended(tmp_path: Path):
     host = Host(tmp_path)
     assert host.start(LOG.format(row="first")).wait() == 0
     assert host.status() == "fyp:finished"
-    kept = host.bucket / "runs" / "a_run" / "log" / "metrics.csv"
-    assert kept.read_text() == "first\n"
+    copy = host.bucket / "runs" / "a_run" / "log" / "metrics.csv"
+    assert copy.read_text() == "first\n"
     shutil.rmtree(host.project)
-    again = Host(tmp_path)  # a new disk, the same bucket
+    again = Host(tmp_path)  # a new disk with the same bucket
     assert again.start(LOG.format(row="second") + "exit 3").wait() == 3
     assert again.status() == "fyp:failed with status 3"
-    assert kept.read_text() == "first\nsecond\n"
+    assert copy.read_text() == "first\nsecond\n"
 
 
-def test_another_host_keeps_nothing(tmp_path: Path):
+def test_hosts_other_than_0_copy_nothing(tmp_path: Path):
     host = Host(tmp_path, number=1)
     assert host.start(LOG.format(row="first")).wait() == 0
     assert not list(host.bucket.iterdir())
 
 
-def test_a_host_that_is_taken_is_no_finished_run(tmp_path: Path):
+def test_a_host_that_gets_sigterm_records_the_run_as_stopped(tmp_path: Path):
     host = Host(tmp_path)
     program = (
         "trap 'touch runs/a_run/saved; exit 0' TERM; touch runs/a_run/ready; while sleep 0.1; do :; done"
@@ -331,8 +334,8 @@ def test_a_host_that_is_taken_is_no_finished_run(tmp_path: Path):
     assert (host.bucket / "runs" / "a_run" / "log" / "saved").exists()
 
 
-def test_a_host_starts_a_service_once_with_the_same_words(tmp_path: Path):
-    """With stand-ins for systemd: whatever stands in an override, the program is given just that."""
+def test_a_host_starts_one_service_with_unchanged_arguments(tmp_path: Path):
+    """With fakes of systemd: the program gets every override as it was given, whatever characters it has."""
     host, tools = Host(tmp_path), tmp_path / "bin"
     tools.mkdir()
     for name, body in {
@@ -364,13 +367,13 @@ def test_a_host_starts_a_service_once_with_the_same_words(tmp_path: Path):
 
 
 def guide_commands() -> list[list[str]]:
-    """Each command of the guide's code blocks, lines that go on put together, as words."""
+    """The commands in the guide's code blocks, each as a list of words; continued lines are joined."""
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-def test_the_guide_tells_true_commands(tools: Tools):
+def test_the_commands_of_the_guide_run(tools: Tools):
     commands = guide_commands()
     assert {"train.py", "sample.py"} & {words[1] for words in commands if words[0] == "python"}
     for words in commands:

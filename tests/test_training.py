@@ -17,17 +17,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from test_loop import a_config, arrays, equal_programs_are_compiled_once, train_on, world
 
 import tiny_models
-import train
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.checkpoints.training import TrainingCheckpoints
+from fyp_jax.cli import train
 from fyp_jax.config import save_config
-from fyp_jax.data.datasets import Records, open_records
-from fyp_jax.data.loader import TooManyBadFiles
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.console import run_cli
+from fyp_jax.data.datasets import TfdsRecordSource, open_records
+from fyp_jax.data.loader import TooManyCorruptRecords
+from fyp_jax.errors import UserError
 from fyp_jax.training import loop
 from fyp_jax.training.config import TrainConfig
-from fyp_jax.training.init import Start, start
+from fyp_jax.training.init import InitialState, initialize_weights
 from fyp_jax.training.stages import STAGES
 
 __all__ = ["equal_programs_are_compiled_once", "world"]  # fixtures
@@ -36,7 +37,7 @@ __all__ = ["equal_programs_are_compiled_once", "world"]  # fixtures
 class SomeBroken:
     """Records, some of which have half of their video only."""
 
-    def __init__(self, records: Records, broken: set[int]):
+    def __init__(self, records: TfdsRecordSource, broken: set[int]):
         self.records, self.broken = records, broken
         self.kind, self.fingerprint = records.kind, records.fingerprint
 
@@ -82,7 +83,7 @@ class Ending(TrainingCheckpoints):
 
 def pose_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     config = a_config(world, out, stage="pose", random_init=False, pretrained=str(world / "weights"))
-    data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), frames=1)
+    data = dataclasses.replace(config.data, path=str(world / "records" / "pose_images"), num_frames=1)
     return dataclasses.replace(config, data=data, **changes)
 
 
@@ -94,7 +95,9 @@ def pose_world(world: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pose_run(pose_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Start, list[str]]:
+def pose_run(
+    pose_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, InitialState, list[str]]:
     """The pose stage, asked to end in its first step: its folder, its beginning, and what it said."""
     out, said, begun = tmp_path_factory.mktemp("pose"), [], []
     handler = logging.Handler()
@@ -103,27 +106,33 @@ def pose_run(pose_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "configured_step", asking_to_end_in_the_first(loop.configured_step))
         patch.setattr(loop, "TrainingCheckpoints", Ending)
-        patch.setattr(loop, "start", lambda *arguments: begun.append(start(*arguments)) or begun[0])
-        train_on(1, pose_config(pose_world, out, steps=9), patch)
+        patch.setattr(
+            loop,
+            "initialize_weights",
+            lambda *arguments: begun.append(initialize_weights(*arguments)) or begun[0],
+        )
+        train_on(1, pose_config(pose_world, out, num_train_steps=9), patch)
     loop.log.removeHandler(handler)
     return out, begun[0], said
 
 
-def test_sigterm_in_the_first_step_saves_and_ends(pose_run: tuple[Path, Start, list[str]]):
+def test_sigterm_in_the_first_step_saves_and_ends_the_run(pose_run: tuple[Path, InitialState, list[str]]):
     """Heard with the vote of the second step, which is what the checkpoint then holds."""
     out, _, said = pose_run
-    assert said == ["asked to end: step 2 is saved, and the same command goes on from there"]
+    assert said == ["SIGTERM: saved step 2; run the same command to resume"]
     assert load_inference(out / "checkpoints")[2]["step"] == 2
     assert callable(Ending.sigterm), "a second one would have cut off the checkpoint"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "after the run it is what it was before"
 
 
-def test_the_pose_stage_trains_the_pose_encoder_from_silence(pose_run: tuple[Path, Start, list[str]]):
+def test_pose_stage_trains_the_pose_encoder_alone_from_zero_maps(
+    pose_run: tuple[Path, InitialState, list[str]],
+):
     out, begin, _ = pose_run
-    encoder = begin.networks.pose_encoder
+    encoder = begin.models.pose_encoder
     assert encoder is not None
     params = {path.removeprefix("pose_encoder/"): x for path, x in begin.trainable.items()}
-    skeleton = tiny_models.batch("pose", 1, 1).skeleton
+    skeleton = tiny_models.batch("pose", 1, 1).pose_images
     maps = encoder.apply({"params": unflatten_dict(params, sep="/")}, jnp.asarray(skeleton))
     assert not any(np.any(x) for x in jax.tree.leaves(maps)), "the untouched image model begins"
     after = arrays(out)
@@ -134,25 +143,29 @@ def test_the_pose_stage_trains_the_pose_encoder_from_silence(pose_run: tuple[Pat
     assert all(path.startswith("pose_encoder/") for path in changed)
 
 
-def test_a_clip_of_one_frame_is_predicted_as_the_pose_stage_does(
-    pose_world: Path, pose_run: tuple[Path, Start, list[str]]
+def test_motion_stage_starts_from_the_prediction_of_the_pose_stage(
+    pose_world: Path, pose_run: tuple[Path, InitialState, list[str]]
 ):
     """With `zero_init_temporal`; as the reference draws temporal attention, it is another prediction."""
     out, pose, _ = pose_run
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((2, 1, 4, 4, 4)), np.array([7, 700]), rng.standard_normal((2, 77, 8))
 
-    def predicted(begin: Start) -> np.ndarray:
+    def predicted(begin: InitialState) -> np.ndarray:
         flat = begin.trainable | begin.frozen
         unet = {path.removeprefix("unet/"): x for path, x in flat.items() if path.startswith("unet/")}
-        apply = jax.jit(begin.networks.unet.apply)
+        apply = jax.jit(begin.models.unet.apply)
         return np.asarray(apply({"params": unflatten_dict(unet, sep="/")}, *inputs))
 
-    def motion(zero_init: bool) -> Start:
+    def motion(zero_init: bool) -> InitialState:
         config = pose_config(
-            pose_world, out, stage="motion", init=f"{out}/checkpoints", zero_init_temporal=zero_init
+            pose_world,
+            out,
+            stage="motion",
+            init_checkpoint=f"{out}/checkpoints",
+            zero_init_temporal=zero_init,
         )
-        return start(config, STAGES["motion"], None)
+        return initialize_weights(config, STAGES["motion"], None)
 
     theirs, scale = predicted(pose), np.abs(predicted(pose)).max()
     np.testing.assert_allclose(predicted(motion(True)), theirs, atol=1e-6 * scale)
@@ -160,9 +173,9 @@ def test_a_clip_of_one_frame_is_predicted_as_the_pose_stage_does(
 
 
 @pytest.mark.slow
-def test_the_motion_stage_follows_the_pose_stage(
+def test_motion_stage_after_pose_stage_skips_a_corrupt_record_and_keeps_the_pose_encoder(
     pose_world: Path,
-    pose_run: tuple[Path, Start, list[str]],
+    pose_run: tuple[Path, InitialState, list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -170,7 +183,9 @@ def test_the_motion_stage_follows_the_pose_stage(
     """From its checkpoint, on records of which one is broken: skipped, and named."""
     config = a_config(pose_world, tmp_path, random_init=False, pretrained=str(pose_world / "weights"))
     data = dataclasses.replace(config.data, max_corrupt_fraction=0.2)
-    config = dataclasses.replace(config, init=f"{pose_run[0]}/checkpoints", steps=3, data=data)
+    config = dataclasses.replace(
+        config, init_checkpoint=f"{pose_run[0]}/checkpoints", num_train_steps=3, data=data
+    )
     monkeypatch.setattr(loop, "open_records", breaking({2}))
     losses = train_on(1, config, monkeypatch)
     assert np.isfinite([float(x) for x in losses]).all()
@@ -180,17 +195,19 @@ def test_the_motion_stage_follows_the_pose_stage(
         np.testing.assert_array_equal(after[path], before[path], err_msg=path)
 
 
-def test_too_many_broken_records_end_a_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_many_corrupt_records_end_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "open_records", breaking({0, 1, 2}))
     config = a_config(world, tmp_path)
     config.data.max_corrupt_fraction = 0.4
-    with pytest.raises(TooManyBadFiles, match=r"3 of 5 records are broken.*allows 2: \d\.mp4: ") as caught:
+    with pytest.raises(
+        TooManyCorruptRecords, match=r"3 of 5 records are corrupt.*allows 2: \d\.mp4: "
+    ) as caught:
         train_on(1, config, monkeypatch)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_the_other_stage_is_not_gone_on_with(
-    pose_world: Path, pose_run: tuple[Path, Start, list[str]], monkeypatch: pytest.MonkeyPatch
+def test_checkpoint_of_another_stage_is_not_resumed(
+    pose_world: Path, pose_run: tuple[Path, InitialState, list[str]], monkeypatch: pytest.MonkeyPatch
 ):
     config = a_config(pose_world, pose_run[0])
     with pytest.raises(
@@ -225,27 +242,27 @@ def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureF
         (["data.batch_size=6"], "data.batch_size=6 is not a multiple of 8"),
         (
             ["mesh.data=-1", "mesh.frame=4"],
-            "data.frames=2 is not a multiple of mesh.frame=4",
+            "data.num_frames=2 is not a multiple of mesh.frame=4",
         ),
         (["mesh.fsdp=3"], "does not fit the 8 devices"),
-        (["mesh.process=1"], "mesh.process is given, but not mesh.coordinator and mesh.processes"),
+        (["mesh.process_id=1"], "mesh.process_id is given, but not mesh.coordinator and mesh.num_processes"),
         (["optimizer.lr=0"], "optimizer.lr=0.0 is out of range"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: "),
         (["optimiser.lr=1"], "unknown key optimiser"),
         (["stage=third"], "stage=third: the stages are pose, motion, autoencoder, image, video"),
-        (["stage=pose"], "holds captioned_videos, but the pose stage learns from pose_images"),
-        (["steps=0"], "steps=0 must be at least 1"),
-        (["checkpoint.every=0"], "checkpoint.every=0 must be at least 1"),
+        (["stage=pose"], "holds captioned_videos, but the pose stage trains on pose_images"),
+        (["num_train_steps=0"], "num_train_steps=0 must be at least 1"),
+        (["checkpoint.save_interval=0"], "checkpoint.save_interval=0 must be at least 1"),
         (
-            ["optimizer.accumulate=3"],
-            "optimizer.accumulate=3 does not divide the 1 clips",
+            ["optimizer.grad_accumulation_steps=3"],
+            "optimizer.grad_accumulation_steps=3 does not divide the 1 clips",
         ),
-        (["init={world}/nowhere", "random_init=false"], "{world}/"),
+        (["init_checkpoint={world}/nowhere", "random_init=false"], "{world}/"),
         (["random_init=false"], "{world}/pipeline"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line_and_status_2(
+def test_mistake_in_train_ends_with_one_line_and_status_2(
     world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -265,22 +282,26 @@ def test_mistakes_are_one_line_and_status_2(
 
 
 @pytest.mark.slow
-def test_a_stable_diffusion_from_nothing(pose_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_autoencoder_then_image_stage_train_their_own_models(
+    pose_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Autoencoder, then text-to-image: each trains its own part, and hands on all that is its own."""
     nothing = str(pose_world / "pipeline")  # sizes without weights
     fresh = ["vae", "text_encoder", "unet", "pose_encoder"]
     first, second = tmp_path / "autoencoder", tmp_path / "image"
     losses = train_on(
         1,
-        pose_config(pose_world, first, stage="autoencoder", pretrained=nothing, fresh=fresh, steps=8),
+        pose_config(
+            pose_world, first, stage="autoencoder", pretrained=nothing, reinit=fresh, num_train_steps=8
+        ),
         monkeypatch,
     )
     assert float(losses[-1]) < float(losses[0])
     _, made, _ = load_inference(first / "checkpoints")
     assert set(made) == {"unet", "pose_encoder", "vae", "text_encoder"}
     image = pose_config(
-        pose_world, second, stage="image", pretrained=nothing, init=f"{first}/checkpoints", steps=2,
-        fresh=["text_encoder"],
+        pose_world, second, stage="image", pretrained=nothing, init_checkpoint=f"{first}/checkpoints",
+        num_train_steps=2, reinit=["text_encoder"],
     )  # fmt: skip
     train_on(1, image, monkeypatch)
     _, after, _ = load_inference(second / "checkpoints")
@@ -289,27 +310,32 @@ def test_a_stable_diffusion_from_nothing(pose_world: Path, tmp_path: Path, monke
     assert {path.split("/")[0] for path in changed} == {"unet", "text_encoder"}
     assert not any(np.any(x) for path, x in after.items() if "conv_temporal/up" in path), "time is left alone"
     # the next stage needs nothing of the folder but its sizes
-    begin = start(
-        dataclasses.replace(image, stage="pose", init=f"{second}/checkpoints", fresh=[]), STAGES["pose"], None
+    begin = initialize_weights(
+        dataclasses.replace(image, stage="pose", init_checkpoint=f"{second}/checkpoints", reinit=[]),
+        STAGES["pose"],
+        None,
     )
-    assert begin.models == ("unet", "pose_encoder", "vae", "text_encoder")
+    assert begin.saved_models == ("unet", "pose_encoder", "vae", "text_encoder")
     np.testing.assert_array_equal(
         begin.frozen["text_encoder/text_model/final_layer_norm/scale"],
         after["text_encoder/text_model/final_layer_norm/scale"],
     )
 
 
-def test_weights_of_the_folder_are_not_in_the_checkpoint(pose_run: tuple[Path, Start, list[str]]):
+def test_checkpoint_lacks_the_weights_that_pretrained_has(pose_run: tuple[Path, InitialState, list[str]]):
     assert set(load_inference(pose_run[0] / "checkpoints")[1]) == {"unet", "pose_encoder"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fresh": ["unett"]}, "fresh=unett: the models are unet, pose_encoder, vae, text_encoder"),
-        ({"fresh": ["unet"], "random_init": True}, "fresh=unet and random_init=true: which of them?"),
+        ({"reinit": ["unett"]}, "reinit=unett: the models are unet, pose_encoder, vae, text_encoder"),
+        (
+            {"reinit": ["unet"], "random_init": True},
+            "reinit=unet and random_init=true exclude each other: leave one out",
+        ),
     ],
 )
-def test_models_that_cannot_start_fresh(changes: dict[str, Any], message: str):
+def test_reinit_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         TrainConfig(**changes).check()

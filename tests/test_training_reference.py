@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from conftest import Oracle, channels_last, tagged
+from conftest import Reference, channels_last, tagged
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.torch_key_mapping import to_torch
 from fyp_jax.diffusion.schedule import ScheduleConfig
@@ -24,62 +24,66 @@ STEPS = 100
 
 
 @pytest.fixture(scope="module")
-def parts(oracle: Oracle) -> tuple[dict[str, Any], dict[str, Any]]:
+def parts(reference: Reference) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the motion stage trains, and what it leaves."""
-    params = flatten_dict(oracle.params, sep="/")
+    params = flatten_dict(reference.params, sep="/")
     trained = STAGES["motion"].trains([*params, "vae/x", "text_encoder/x"])
     return tuple(
         {path: jnp.asarray(x) for path, x in params.items() if trained[path] is k} for k in (True, False)
     )
 
 
-def loss(oracle: Oracle, trainable: dict[str, Any], frozen: dict[str, Any]) -> jax.Array:
+def loss(reference: Reference, trainable: dict[str, Any], frozen: dict[str, Any]) -> jax.Array:
     latent_encoders = PipelineFolder(
         "mini", parts=()
     ).latent_encoders()  # not asked: latents and text are given
-    models = Models(latent_encoders, ScheduleConfig(), UNet3D(oracle.config), None)
+    models = Models(latent_encoders, ScheduleConfig(), UNet3D(reference.config), None)
     noise = jnp.asarray(channels_last(tagged("small/noise", (1, 4, 3, 8, 8))))
     noise_sample = NoiseSample(jnp.array([501]), noise, noise)
     params = unflatten_dict(trainable | frozen, sep="/")
-    return diffusion_loss(models, params, oracle.latents, noise_sample, oracle.text, None)[0]
+    return diffusion_loss(models, params, reference.latents, noise_sample, reference.text, None)[0]
 
 
 @pytest.fixture(scope="module")
-def gradient(oracle: Oracle, parts: tuple[dict, dict]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return jax.jit(jax.value_and_grad(functools.partial(loss, oracle)))(*parts)
+def gradient(reference: Reference, parts: tuple[dict, dict]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return jax.jit(jax.value_and_grad(functools.partial(loss, reference)))(*parts)
 
 
-def torch_names(oracle: Oracle, trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, np.ndarray]:
+def torch_names(
+    reference: Reference, trainable: dict[str, Any], frozen: dict[str, Any]
+) -> dict[str, np.ndarray]:
     return to_torch(unflatten_dict(trainable | frozen, sep="/"))
 
 
-def test_trainable_names(oracle: Oracle, parts: tuple[dict, dict]):
+def test_trainable_names(reference: Reference, parts: tuple[dict, dict]):
     trainable, frozen = parts
     marked = torch_names(
-        oracle,
+        reference,
         {path: np.ones_like(x) for path, x in trainable.items()},
         {path: np.zeros_like(x) for path, x in frozen.items()},
     )
     ours = {name for name, mark in marked.items() if mark.all()}
-    assert ours == set(oracle.arrays["trainable_names"].tolist())
+    assert ours == set(reference.arrays["trainable_names"].tolist())
     assert len(trainable) == len(ours) == 144
 
 
-def test_loss_and_gradient_norm(oracle: Oracle, gradient: tuple):
-    np.testing.assert_allclose(gradient[0], oracle.arrays["loss"], rtol=1e-5)
-    np.testing.assert_allclose(optax.global_norm(gradient[1]), oracle.arrays["grad_norm"], rtol=1e-5)
+def test_loss_and_gradient_norm(reference: Reference, gradient: tuple):
+    np.testing.assert_allclose(gradient[0], reference.arrays["loss"], rtol=1e-5)
+    np.testing.assert_allclose(optax.global_norm(gradient[1]), reference.arrays["grad_norm"], rtol=1e-5)
 
 
-def test_norm_of_each_gradient_after_clipping(oracle: Oracle, gradient: tuple, parts: tuple[dict, dict]):
+def test_norm_of_each_gradient_after_clipping(
+    reference: Reference, gradient: tuple, parts: tuple[dict, dict]
+):
     clipped = optax.clip_by_global_norm(1.0).update(gradient[1], optax.EmptyState())[0]
-    named = torch_names(oracle, clipped, {path: np.zeros_like(x) for path, x in parts[1].items()})
-    ours = [np.linalg.norm(named[name]) for name in oracle.arrays["trainable_names"].tolist()]
-    np.testing.assert_allclose(ours, oracle.arrays["grad_l2_per_param_clipped"], rtol=1e-4, atol=1e-7)
+    named = torch_names(reference, clipped, {path: np.zeros_like(x) for path, x in parts[1].items()})
+    ours = [np.linalg.norm(named[name]) for name in reference.arrays["trainable_names"].tolist()]
+    np.testing.assert_allclose(ours, reference.arrays["grad_l2_per_param_clipped"], rtol=1e-4, atol=1e-7)
 
 
-def test_loss_after_one_update(oracle: Oracle, gradient: tuple, parts: tuple[dict, dict]):
+def test_loss_after_one_update(reference: Reference, gradient: tuple, parts: tuple[dict, dict]):
     optimizer = make_optimizer(OptimizerConfig(), STEPS)
     updates, _ = optimizer.update(gradient[1], optimizer.init(parts[0]), parts[0])
-    after = jax.jit(functools.partial(loss, oracle))(optax.apply_updates(parts[0], updates), parts[1])
-    np.testing.assert_allclose(after, oracle.arrays["loss_after_adamw"], rtol=1e-5)
+    after = jax.jit(functools.partial(loss, reference))(optax.apply_updates(parts[0], updates), parts[1])
+    np.testing.assert_allclose(after, reference.arrays["loss_after_adamw"], rtol=1e-5)
     assert abs(after - gradient[0]) > 1e-4, "the update changes the loss by more than the tolerance"

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import tiny_models
 from conftest import synthesise
 from fyp_jax.checkpoints.inference import inference_shapes
-from fyp_jax.convert.lazy import LazyArray, Weights, to_lazy_tree, to_lazy
+from fyp_jax.convert.lazy import LazyArray, Weights, to_lazy, to_lazy_tree
 from fyp_jax.convert.native_safetensors import native_plan, open_native, read_native
 from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
 from fyp_jax.convert.torch_files import open_weights, read_weights

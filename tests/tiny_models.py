@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.data.prepare import prepare
+from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.media.writing import write_mp4, write_png
 from fyp_jax.models.encoders import LatentEncoders
@@ -88,17 +88,18 @@ def write_weights(pipeline: Path, folder: Path) -> None:
 
 
 def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> Path:
-    """Records of videos in which a square moves, each in a colour of its own, as prepare_data makes them."""
+    """Records of videos in which a square moves, each in a colour of its own, as `ingest` makes them."""
     source = folder / "videos"
     rows = ["file_name,text"]
     for i in range(count):
+        red = 40 * i % 256
         clip = np.zeros((frames, side, side, 3), np.uint8)
         for frame in range(frames):
-            clip[frame, 8 : 8 + side // 2, frame : frame + side // 2] = (40 * i, 255 - 40 * i, 128)
+            clip[frame, 8 : 8 + side // 2, frame : frame + side // 2] = (red, 255 - red, 128)
         write_mp4(source / f"{i}.mp4", clip, 8)
         rows.append(f"{i}.mp4,square number {i}")
     (source / "metadata.csv").write_text("\n".join(rows) + "\n")
-    return prepare("captioned_videos", source, folder / "records").folder
+    return ingest("captioned_videos", source, folder / "records").folder
 
 
 def write_images(folder: Path, count: int, side: int = 64) -> Path:
@@ -106,25 +107,26 @@ def write_images(folder: Path, count: int, side: int = 64) -> Path:
     source = folder / "images"
     rows = ["file_name,text,skeleton"]
     for i in range(count):
+        red = 40 * i % 256
         image, skeleton = np.zeros((2, side, side, 3), np.uint8)
         place = (slice(8, 8 + side // 2), slice(4 * i, 4 * i + side // 2))
-        image[place], skeleton[place] = (40 * i, 255 - 40 * i, 128), (255, 0, 40 * i)
+        image[place], skeleton[place] = (red, 255 - red, 128), (255, 0, red)
         write_png(source / f"{i}.png", image)
         write_png(source / f"{i}.pose.png", skeleton)
         rows.append(f"{i}.png,square number {i},{i}.pose.png")
     (source / "metadata.csv").write_text("\n".join(rows) + "\n")
-    return prepare("pose_images", source, folder / "records").folder
+    return ingest("pose_images", source, folder / "records").folder
 
 
-def networks(stage: str, execution: ExecutionConfig) -> Models:
+def models(stage: str, execution: ExecutionConfig) -> Models:
     pose_encoder = PoseEncoder(UNET) if STAGES[stage].uses_pose else None
-    frozen = LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
-    return Models(frozen, ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
+    encoders = LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
+    return Models(encoders, ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
 
 
-def params(models: Models) -> dict[str, Any]:
-    """By path; nothing is zero, so that each gradient is felt."""
-    return flatten_dict(random_params(inference_shapes(UNET) | models.frozen.spec.shapes, seed=0), sep="/")
+def params(parts: Models) -> dict[str, Any]:
+    """Parameters by path, none of them zero, so that no gradient is zero for that reason."""
+    return flatten_dict(random_params(inference_shapes(UNET) | parts.encoders.spec.shapes, seed=0), sep="/")
 
 
 def state(models: Models, stage: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -132,16 +134,16 @@ def state(models: Models, stage: str, optimizer: optax.GradientTransformation, m
     trained = STAGES[stage].trains(arrays)
     parts = [{path: x for path, x in arrays.items() if trained[path] is k} for k in (True, False)]
     trainable, frozen = (shard_params(part, mesh) for part in parts)
-    return init_state(trainable, frozen, optimizer, average=False, mesh=mesh)
+    return init_state(trainable, frozen, optimizer, use_ema=False, mesh=mesh)
 
 
 def batch(stage: str, clips: int, frames: int, side: int = 32) -> Batch:
     rng = np.random.default_rng(0)
     video = rng.uniform(-1, 1, (clips, frames, side, side, 3)).astype(np.float32)
-    ids = rng.integers(0, 512, (clips, 77)).astype(np.int32)
-    skeleton = rng.uniform(0, 1, video.shape).astype(np.float32) if STAGES[stage].uses_pose else None
-    return Batch(video, ids, skeleton)
+    input_ids = rng.integers(0, 512, (clips, 77)).astype(np.int32)
+    pose_images = rng.uniform(0, 1, video.shape).astype(np.float32) if STAGES[stage].uses_pose else None
+    return Batch(video, input_ids, pose_images)
 
 
-def votes(mesh: Mesh) -> jax.Array:
+def stop_signals(mesh: Mesh) -> jax.Array:
     return jnp.zeros(mesh.size, jnp.int32)

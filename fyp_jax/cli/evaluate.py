@@ -13,7 +13,6 @@ each model and ablation. The same weights give the same scores on the same machi
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fyp_jax.config import load_config
-from fyp_jax.errors import UserError, run_cli, wrap_write_errors
+from fyp_jax.console import run_console
+from fyp_jax.errors import UserError, wrap_write_errors
 from fyp_jax.pipeline.config import SampleConfig
 
 CONFIG = "configs/mini/sample.yaml"
@@ -151,5 +151,4 @@ def sample_functions(
 
 def console() -> None:
     """The command fyp-evaluate, and scripts/evaluate.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -10,7 +10,6 @@ One format is written to OUT itself, several to OUT/FORMAT. The formats:
 
 import argparse
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from fyp_jax.checkpoints.inference import open_inference
+from fyp_jax.console import run_console
 from fyp_jax.convert.export_formats import EXPORT_FORMATS, export_manifest, export_plans
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import WeightWriter, check_disk_space, check_writable, parse_size
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.errors import UserError
 
 ROW = "{:58} {:>7} {:>10} {:>10}"
 
@@ -103,5 +103,4 @@ def find_pipeline(name: str | None, weights: Weights, formats: list[str]) -> Pip
 
 def console() -> None:
     """The command fyp-export, and scripts/export_pytorch.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -15,7 +15,6 @@ Safetensors in the native format, which hold their config:
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from typing import Any
 import jax
 
 from fyp_jax.checkpoints.inference import check_new_step, save_inference
+from fyp_jax.console import run_console
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.followyourpose_checkpoint import find_pose_encoder, read_followyourpose
 from fyp_jax.convert.native_safetensors import is_native, read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.errors import UserError
 from fyp_jax.models.pose_encoder import init_pose_encoder
 from fyp_jax.models.unet_config import UNet3DConfig
 
@@ -92,5 +92,4 @@ def read_weights(args: argparse.Namespace) -> tuple[UNet3DConfig, dict[str, Any]
 
 def console() -> None:
     """The command fyp-import, and scripts/import_pytorch.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

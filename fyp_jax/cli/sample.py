@@ -1,36 +1,50 @@
 """Make clips from prompts and a pose sequence (or none): python sample.py --pose FILE --prompt TEXT."""
 
 import dataclasses
-import logging
-import re
+import difflib
 import sys
 
 from tqdm import tqdm
 
-from fyp_jax.config import load_config, make_parser
-from fyp_jax.errors import run_cli
+from fyp_jax.config import help_lines, load_config, make_parser
+from fyp_jax.console import run_console
+from fyp_jax.errors import printable
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pose.config import POSE_FORMS
 
 DEFAULT_CONFIG = "configs/mini/sample.yaml"
-OVERRIDE = re.compile(r"[a-z_]+([.][a-z_]+)*=.*", re.DOTALL)
+FIELDS = [line.split("=")[0].strip() for line in help_lines(SampleConfig)]
+NEAR_A_FIELD = 0.75
+"""From this similarity on (difflib), a word of a=b after --prompt is a field that is spelled wrong, and not a
+prompt."""
 
 
 def parse(argv: list[str]) -> SampleConfig:
+    """The config of a command line. Raises UserError."""
     parser = make_parser(SampleConfig, __doc__, DEFAULT_CONFIG)
-    parser.add_argument("--pose", metavar="FILE", help="same as pose.path=FILE")
-    parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts; each makes one clip")
-    parser.add_argument("--out", metavar="DIR", help="same as output_dir=DIR")
-    parser.add_argument("--seed", metavar="N", help="same as seed=N")
+    add = parser.add_argument
+    add("--pose", metavar="FILE", help=f"same as pose.path=FILE: {POSE_FORMS}")
+    add("--prompt", nargs="+", action="extend", metavar="TEXT", help="texts; each makes one clip")
+    add("--out", metavar="DIR", help="same as output_dir=DIR")
+    add("--seed", metavar="N", help="same as seed=N")
     args = parser.parse_intermixed_args(argv)
     # argparse gives --prompt all words that follow it, a.b=c among them.
-    prompts = [text for text in args.prompt or [] if not OVERRIDE.fullmatch(text)]
-    overrides = args.overrides + [text for text in args.prompt or [] if OVERRIDE.fullmatch(text)]
+    words = args.prompt or []
+    prompts = [text for text in words if not _is_override(text)]
+    overrides = args.overrides + [text for text in words if _is_override(text)]
     flags = {"pose.path": args.pose, "output_dir": args.out, "seed": args.seed}
     overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_config(SampleConfig, args.config, overrides)
-    config = dataclasses.replace(config, prompt=prompts) if args.prompt else config
+    config = dataclasses.replace(config, prompt=prompts) if prompts else config
     config.check()
     return config
+
+
+def _is_override(text: str) -> bool:
+    """Whether a word after --prompt sets a field. "style=anime, at night" is a prompt, `gudance_scale=3` a
+    mistake."""
+    name, equals, _ = text.partition("=")
+    return bool(equals) and bool(difflib.get_close_matches(name, FIELDS, n=1, cutoff=NEAR_A_FIELD))
 
 
 def main() -> None:
@@ -44,10 +58,9 @@ def main() -> None:
 
     enable_compilation_cache()
     for clip in sample_to_files(config):
-        tqdm.write(str(clip))
+        tqdm.write(printable(str(clip)))
 
 
 def console() -> None:
     """The command fyp-sample, and sample.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

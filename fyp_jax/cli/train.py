@@ -3,11 +3,10 @@
 On several hosts, run the same command on each. A run that was stopped is resumed by the same command.
 """
 
-import logging
 import sys
 
 from fyp_jax.config import load_config, make_parser
-from fyp_jax.errors import run_cli
+from fyp_jax.console import run_console
 from fyp_jax.training.config import TrainConfig
 
 
@@ -34,5 +33,4 @@ def main() -> None:
 
 def console() -> None:
     """The command fyp-train, and train.py."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    sys.exit(run_cli(main))
+    run_console(main)

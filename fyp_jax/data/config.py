@@ -1,4 +1,4 @@
-"""Which records a run trains on."""
+"""Options of the training data."""
 
 from dataclasses import dataclass
 
@@ -8,27 +8,27 @@ from fyp_jax.errors import UserError
 
 @dataclass
 class DataConfig:
-    """Which clips of which records, and how they are loaded."""
+    """Which records a run trains on, which clips it takes from them, and how it loads them."""
 
-    path: str = config_field("records", "folder of records, as scripts/prepare_data.py makes them")
-    num_frames: int = config_field(8, "frames of a clip; 1 for images")
+    path: str = config_field("records", "folder of records, as scripts/prepare_data.py writes it")
+    num_frames: int = config_field(8, "frames per clip; 1 for images")
     stride: int = config_field(
-        5, "take every n-th frame; clips too short for it: the largest stride that fits"
+        5, "take every n-th frame; a video too short for that uses the largest stride that fits"
     )
-    height: int = config_field(512, "pixels; the short side is scaled, the centre is cropped")
+    height: int = config_field(512, "pixels; frames are scaled to cover height x width, then center-cropped")
     width: int = config_field(512, "pixels")
-    batch_size: int = config_field(8, "clips in a batch, of all processes together")
-    workers: int = config_field(2, "decoding processes on each host; 0: decode in the training process")
+    batch_size: int = config_field(8, "clips per batch, over all processes")
+    workers: int = config_field(2, "decoding processes per host; 0 decodes in the training process")
     max_corrupt_fraction: float = config_field(
-        0.01, "share of the records that may be broken before the run stops"
+        0.01, "fraction of the records that may be corrupt before the run stops"
     )
     caption_dropout: float = config_field(
-        0.0, "share of captions replaced by the empty text; 0.1 is usual for guidance"
+        0.0, "fraction of captions replaced by the empty text; 0.1 is usual for classifier-free guidance"
     )
 
     def check(self) -> None:
-        """Raise UserError for values that have the right type and make no batch."""
-        for name, least in (
+        """Raise UserError for values that have the right type and are out of range."""
+        for name, minimum in (
             ("num_frames", 1),
             ("stride", 1),
             ("height", 1),
@@ -36,8 +36,8 @@ class DataConfig:
             ("batch_size", 1),
             ("workers", 0),
         ):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
+            if getattr(self, name) < minimum:
+                raise UserError(f"data.{name}={getattr(self, name)} must be at least {minimum}")
         for name in ("max_corrupt_fraction", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name}={getattr(self, name)} is not between 0 and 1")

@@ -1,7 +1,7 @@
-"""The two datasets as TFDS builders, and their records. array_record, read and written without TensorFlow.
+"""The two datasets as TFDS builders, and access to their records, in array_record files, without TensorFlow.
 
-Records hold files as they were found, still encoded; `scripts/prepare_data.py` makes them, and any program
-with TFDS reads them: `tfds.data_source("captioned_videos", data_dir="records", split="train")`.
+Records hold the encoded files of the source, byte for byte. `scripts/prepare_data.py` writes them, and any
+program with TFDS reads them: `tfds.data_source("captioned_videos", data_dir="records", split="train")`.
 """
 
 import hashlib
@@ -19,15 +19,16 @@ from fyp_jax.errors import UserError, reason
 
 SPLIT = "train"
 FILE_FORMAT = "array_record"
-SUMMARY = "metadata.json"
-"""Beside the shards: `digest`, a SHA-256 over all records in order, and `shard_bytes`, the files' sizes."""
+SUMMARY_FILE = "metadata.json"
+"""A file beside the shards: a `digest` (SHA-256 over all records in order), the sizes of the shard files
+(`shard_bytes`), and a fingerprint of the `source`."""
 
-# Scalar of objects: bytes as they are. tfds.features.Image would need TensorFlow.
+# A scalar of dtype object holds bytes unchanged. tfds.features.Image would need TensorFlow.
 _BYTES = tfds.features.Scalar(np.object_)
 
 
-class _Prepared(tfds.core.ShardBasedBuilder, skip_registration=True):  # pyright: ignore
-    """A dataset whose shards are written by `data/prepare.py`, which TFDS then reads."""
+class _IngestedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # pyright: ignore
+    """A dataset whose shards `data.ingest` writes, and TFDS reads."""
 
     VERSION = tfds.core.Version("1.0.0")
     FEATURES: tfds.features.FeaturesDict
@@ -38,14 +39,15 @@ class _Prepared(tfds.core.ShardBasedBuilder, skip_registration=True):  # pyright
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> NoReturn:
-        raise UserError(f"{self.data_dir}: nothing there; scripts/prepare_data.py makes {self.name}")
+        raise UserError(f"{self.data_dir}: no dataset here; create {self.name} with scripts/prepare_data.py")
 
 
-class PoseImages(_Prepared):
-    """Images of people with their poses, each a skeleton image or keypoints, and a caption.
+class PoseImages(_IngestedBuilder):
+    """Images of people, each with a pose (a skeleton image or keypoints) and a caption.
 
-    `image` is JPEG, PNG or WebP as found. `skeleton` is an encoded image of the same aspect, RGB on black,
-    or b"" where there are `keypoints`: persons of 17 COCO joints, x and y in the image's pixels, confidence.
+    `image` is a JPEG, PNG or WebP file, unchanged. `skeleton` is an encoded image of the same aspect ratio,
+    RGB on black, or b"" where there are `keypoints`: 17 COCO joints per person, each with x and y in pixels
+    of the image and a confidence.
     """
 
     FEATURES = tfds.features.FeaturesDict(
@@ -59,11 +61,11 @@ class PoseImages(_Prepared):
     )
 
 
-class CaptionedVideos(_Prepared):
-    """Videos with captions, each with the frame from which it holds, ascending.
+class CaptionedVideos(_IngestedBuilder):
+    """Videos with captions, each with the frame from which it holds, in ascending order.
 
-    `video` is a file that FFmpeg reads, `frames` how many frames of it decode, `fps` frames a second
-    (0 where the file does not say).
+    `video` is a file that FFmpeg reads, `frames` the number of frames that decode, `fps` the frames per
+    second (0 where the file does not say).
     """
 
     FEATURES = tfds.features.FeaturesDict(
@@ -79,25 +81,26 @@ class CaptionedVideos(_Prepared):
     )
 
 
-BUILDERS: dict[str, type[_Prepared]] = {builder.name: builder for builder in (PoseImages, CaptionedVideos)}
-"""By kind: the name that is in a dataset's folder and its `dataset_info.json`."""
+BUILDERS: dict[str, type[_IngestedBuilder]] = {
+    builder.name: builder for builder in (PoseImages, CaptionedVideos)
+}
+"""Builders by kind, which is the name in a dataset's folder and its `dataset_info.json`."""
 
 
 class RecordsError(UserError):
-    """Records are missing, incomplete or not ours; the message opens with their path."""
+    """A dataset is missing, incomplete, or of another format; the message starts with its path."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str):
         super().__init__(f"{os.fspath(path)}: {problem}")
 
 
-class Records:
-    """Random access to the records of a dataset: `len(records)`, `records[i]`; goes to worker processes.
+class TfdsRecordSource:
+    """Random access to the records of a dataset: `len(records)`, `records[i]`. It can be pickled.
 
     `records[i]` is a dict with the fields of `PoseImages` or `CaptionedVideos`: text as str, files as bytes,
-    `keypoints` float32 [p 17 3], `captions` as {"frame": int64 [n], "text": n str}.
-    `kind` is "pose_images" or "captioned_videos"; `fingerprint` changes with the records, not
-    with their path.
-    Raises RecordsError for a record that cannot be read, IndexError beyond the last.
+    `keypoints` float32 [p 17 3], `captions` as {"frame": int64 [n], "text": list of n str}.
+    `kind` is "pose_images" or "captioned_videos". `fingerprint` depends on the records, not on their path.
+    Raises RecordsError for a record that cannot be read, IndexError for an index out of range.
     """
 
     def __init__(self, path: Path, kind: str, fingerprint: str, source: Any):
@@ -111,51 +114,54 @@ class Records:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            element = self._source[index]
+            record = self._source[index]
         except (OSError, ValueError, RuntimeError, IndexError, DecodeError) as error:
-            raise RecordsError(self.path, f"record {index} is not readable ({reason(error)})") from error
-        element["name"] = element["name"].decode()
+            raise RecordsError(self.path, f"record {index} cannot be read ({reason(error)})") from error
+        record["name"] = record["name"].decode()
         if self.kind == "pose_images":
-            element["caption"] = element["caption"].decode()
+            record["caption"] = record["caption"].decode()
         else:
-            frames, texts = element["captions"]["frame"], element["captions"]["text"]
-            element["captions"] = {
+            frames, texts = record["captions"]["frame"], record["captions"]["text"]
+            record["captions"] = {
                 "frame": np.asarray(frames, np.int64),
                 "text": [text.decode() for text in texts],
             }
-        return element
+        return record
 
-    def __repr__(self) -> str:  # Grain compares it when an iterator is restored, maybe on another machine
-        return f"Records({self.fingerprint})"
+    def __repr__(self) -> str:  # Grain compares it when it restores an iterator, perhaps on another machine
+        return f"TfdsRecordSource({self.fingerprint})"
 
 
-def open_records(path: str | os.PathLike[str]) -> Records:
-    """Records below a folder: the one with `dataset_info.json`, or one above it that holds just one dataset.
+def open_records(path: str | os.PathLike[str]) -> TfdsRecordSource:
+    """Open the dataset in a folder that has `dataset_info.json`, or in one above it with a single dataset.
 
-    Raises RecordsError: no dataset there or several, one of another kind or format, a shard missing or cut.
+    Raises RecordsError where there is no dataset or several, where it has another kind or format, and where a
+    shard is missing or incomplete.
     """
     if "://" in os.fspath(path):
-        raise RecordsError(path, "records are read from a local or mounted folder: mount the bucket")
+        raise RecordsError(path, "records must be in a local folder; mount the bucket first")
     folder = _dataset_folder(Path(path))
     try:
         builder = tfds.builder_from_directory(folder)
-        summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else {}
+        summary = json.loads((folder / SUMMARY_FILE).read_text()) if (folder / SUMMARY_FILE).exists() else {}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ParseError) as error:
         raise RecordsError(folder, f"its metadata cannot be read ({reason(error)})") from error
     kinds = " or ".join(BUILDERS)
     if builder.name not in BUILDERS:
-        raise RecordsError(folder, f"is a dataset {builder.name}, not {kinds}")
+        raise RecordsError(folder, f"holds the dataset {builder.name}, not {kinds}")
     found = builder.info.file_format
     if found is None or found.value != FILE_FORMAT:
         raise RecordsError(
-            folder, f"its files are {found.value if found else 'unknown'}, they must be {FILE_FORMAT}"
+            folder, f"its file format is {found.value if found else 'unknown'}, it must be {FILE_FORMAT}"
         )
-    ours, theirs = BUILDERS[builder.name].FEATURES.get_serialized_info(), builder.info.features
-    if theirs is None or theirs.get_serialized_info() != ours:
-        raise RecordsError(folder, f"its fields are not those of our {builder.name}: {', '.join(ours)}")
+    expected, features = BUILDERS[builder.name].FEATURES.get_serialized_info(), builder.info.features
+    if features is None or features.get_serialized_info() != expected:
+        raise RecordsError(
+            folder, f"its features are not those of {builder.name}, which are {', '.join(expected)}"
+        )
     if SPLIT not in builder.info.splits:
         raise RecordsError(
-            folder, f"has no split {SPLIT} (splits in it: {', '.join(builder.info.splits) or 'none'})"
+            folder, f"has no split {SPLIT} (its splits: {', '.join(builder.info.splits) or 'none'})"
         )
     split = builder.info.splits[SPLIT]
     _require_shards(folder, [Path(shard) for shard in split.filepaths], summary.get("shard_bytes"))
@@ -164,7 +170,7 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         f"{builder.name} {builder.version}, {split.num_examples} records, "
         f"{int(split.num_bytes)} bytes, {digest[:16]}"
     )
-    return Records(folder, builder.name, fingerprint, builder.as_data_source(split=SPLIT))  # pyright: ignore
+    return TfdsRecordSource(folder, builder.name, fingerprint, builder.as_data_source(split=SPLIT))  # pyright: ignore
 
 
 def _dataset_folder(path: Path) -> Path:
@@ -178,18 +184,25 @@ def _dataset_folder(path: Path) -> Path:
         return found[0]
     if found:
         names = ", ".join(str(folder.relative_to(path)) for folder in found)
-        raise RecordsError(path, f"holds {len(found)} datasets, name one of them: {names}")
-    begun = [*path.glob("*.incomplete"), *path.glob("*/*.incomplete")]
-    hint = "its preparation was not finished: run scripts/prepare_data.py again" if begun else ""
-    raise RecordsError(path, "no dataset_info.json in it or below; " + (hint or "prepare_data.py makes one"))
+        raise RecordsError(path, f"holds {len(found)} datasets, give the path of one of them: {names}")
+    unfinished = [*path.glob("*.incomplete"), *path.glob("*/*.incomplete")]
+    hint = (
+        "scripts/prepare_data.py did not finish, run the same command again"
+        if unfinished
+        else "create a dataset with scripts/prepare_data.py"
+    )
+    raise RecordsError(path, f"no dataset_info.json in it or below; {hint}")
 
 
 def _require_shards(folder: Path, shards: list[Path], sizes: list[int] | None) -> None:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise RecordsError(folder, f"{len(missing)} of {len(shards)} shards missing, {missing[0]} the first")
+        raise RecordsError(
+            folder, f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}"
+        )
     for shard, size in zip(shards, sizes or [], strict=sizes is not None):
         if shard.stat().st_size != size:
             raise RecordsError(
-                shard, f"has {shard.stat().st_size} bytes of {size}: changed, or not copied whole"
+                shard,
+                f"has {shard.stat().st_size} bytes instead of {size}: changed, or not copied completely",
             )

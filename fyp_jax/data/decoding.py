@@ -1,6 +1,6 @@
-"""One record -> the arrays of one clip, uint8: images as clips of one frame, videos as a random window.
+"""From one record to the uint8 arrays of one clip: an image is a clip of one frame, a video a random window.
 
-Runs in worker processes, where a clip of bytes is a quarter of the floats that it becomes.
+This runs in worker processes. Clips leave them as bytes, a quarter of the size of the floats of a batch.
 """
 
 import io
@@ -18,90 +18,93 @@ from fyp_jax.media.reading import frame_indices, read_window
 from fyp_jax.pose.skeleton import draw_skeleton
 
 Record = Mapping[str, Any]
-"""An element of `data/datasets.py`: a row of `pose_images` or of `captioned_videos`."""
+"""One record of `pose_images` or `captioned_videos`, with the fields that `data.datasets` lists."""
 
 
 class Sample(NamedTuple):
-    """A record as it is trained on."""
+    """A decoded record."""
 
     video: Frames
     """RGB in 0..255."""
-    skeleton: Frames | None
+    pose_images: Frames | None
     """RGB in 0..255 on black, aligned with the video; None where the dataset has no poses."""
     caption: str
 
 
-class BadRecordError(MediaError):
-    """A record that cannot be trained on; the message opens with its name."""
+class CorruptRecordError(MediaError):
+    """A record that cannot be trained on; the message starts with its name."""
 
 
 def decode_video(
-    record: Record, *, frames: int, stride: int, height: int, width: int, rng: np.random.Generator
+    record: Record, *, num_frames: int, stride: int, height: int, width: int, rng: np.random.Generator
 ) -> Sample:
-    """A random window of a captioned video, scaled to cover height x width and cropped to the centre.
+    """Decode a random window of a captioned video, scaled to cover height x width and center-cropped.
 
-    Its caption is the one that starts nearest to the middle of the window. Raises UserError with the
-    record's name: ClipTooShort, BadRecordError, and what `read_window` raises.
+    The caption is the one whose start is nearest to the middle of the window. Raises ClipTooShort,
+    CorruptRecordError and what `read_window` raises, each a UserError that starts with the record's name.
     """
     name = as_text(record["name"])
     texts = record["captions"]["text"]
     if not len(texts):
-        raise BadRecordError(name, "has no caption")
-    has = int(record["frames"])
-    window = random_window(rng, name, has=has, frames=frames, stride=stride)
-    clip = read_window(record["video"], name, window, has)
-    caption = as_text(texts[nearest(record["captions"]["frame"], window)])
+        raise CorruptRecordError(name, "has no caption")
+    video_length = int(record["frames"])
+    window = sample_window(rng, name, video_length=video_length, num_frames=num_frames, stride=stride)
+    clip = read_window(record["video"], name, window, video_length)
+    caption = as_text(texts[nearest_caption(record["captions"]["frame"], window)])
     return Sample(resize_center_crop(clip, height, width), None, caption)
 
 
-def random_window(rng: np.random.Generator, name: str, *, has: int, frames: int, stride: int) -> range:
-    """Indices of `frames` frames of a clip that has `has`, each window as likely as the others.
+def sample_window(
+    rng: np.random.Generator, name: str, *, video_length: int, num_frames: int, stride: int
+) -> range:
+    """Sample the frame indices of a window, uniformly over all windows of a video of `video_length` frames.
 
-    Where the stride is too large, the largest that fits. Raises ClipTooShort where even 1 is too large.
+    Where the stride is too large, the largest that fits is used. Raises ClipTooShort where even a stride of 1
+    is too large.
     """
-    if has < frames:
-        raise ClipTooShort(name, clip_length=has, num_frames=frames, stride=1, start=0)
-    stride = min(stride, (has - 1) // (frames - 1)) if frames > 1 else stride
-    start = int(rng.integers(has - (frames - 1) * stride))
-    return frame_indices(frames, stride, start)
+    if video_length < num_frames:
+        raise ClipTooShort(name, clip_length=video_length, num_frames=num_frames, stride=1, start=0)
+    stride = min(stride, (video_length - 1) // (num_frames - 1)) if num_frames > 1 else stride
+    start = int(rng.integers(video_length - (num_frames - 1) * stride))
+    return frame_indices(num_frames, stride, start)
 
 
-def nearest(starts: Int[np.ndarray, " n"], window: range) -> int:
-    """Which caption starts nearest to the middle of a window, of two as near the earlier."""
+def nearest_caption(starts: Int[np.ndarray, " n"], window: range) -> int:
+    """Index of the caption whose start is nearest to the middle of a window; of two as near, the earlier."""
     return int(np.argmin(np.abs(2 * np.asarray(starts) - (window[0] + window[-1]))))
 
 
 def decode_image(record: Record, *, height: int, width: int, with_pose: bool = True) -> Sample:
-    """An image and its skeleton as clips of one frame, scaled to cover height x width, cropped to the centre.
+    """Decode an image and its pose as clips of one frame, scaled to cover height x width and center-cropped.
 
-    Raises BadRecordError with the record's name: an image that does not open, or one whose skeleton has
-    another aspect, so that they would not align.
+    Raises CorruptRecordError, which starts with the record's name, for an image that cannot be decoded, and
+    for a skeleton image whose aspect ratio is not that of the image, so that the two would not align.
     """
     name = as_text(record["name"])
-    image = _open(record["image"], name, "image", ground="white")
+    image = _decode(record["image"], name, "image", background="white")
     h, w = image.shape[:2]
     if not with_pose:
-        skeleton = None
+        pose_images = None
     elif record["skeleton"]:
-        drawn = _open(record["skeleton"], name, "skeleton", ground="black")
-        sh, sw = drawn.shape[:2]
-        if abs(sh * w - sw * h) > max(h, w):  # a pixel of the skeleton is rounding
-            raise BadRecordError(
-                name, f"its skeleton of {sw}x{sh} has not the aspect of its image of {w}x{h} (width x height)"
+        skeleton = _decode(record["skeleton"], name, "skeleton", background="black")
+        sh, sw = skeleton.shape[:2]
+        if abs(sh * w - sw * h) > max(h, w):  # a difference of one skeleton pixel is rounding
+            raise CorruptRecordError(
+                name, f"its skeleton of {sw}x{sh} and its image of {w}x{h} differ in aspect ratio"
             )
-        skeleton = resize_center_crop(drawn[None], height, width)
+        pose_images = resize_center_crop(skeleton[None], height, width)
     else:
         people = crop_keypoints(record["keypoints"], h, w, height, width)
-        skeleton = draw_skeleton(people, height, width)[None]
-    return Sample(resize_center_crop(image[None], height, width), skeleton, as_text(record["caption"]))
+        pose_images = draw_skeleton(people, height, width)[None]
+    return Sample(resize_center_crop(image[None], height, width), pose_images, as_text(record["caption"]))
 
 
 def crop_keypoints(
     people: Float[np.ndarray, "p 17 3"], h: int, w: int, height: int, width: int
 ) -> Float[np.ndarray, "p 17 3"]:
-    """Persons in pixels of an image of h x w -> where `fit` to height x width moves them.
+    """Move keypoints of an image of h x w, in its pixels, to where `resize_center_crop` moves them.
 
-    Drawing comes after: so lines have the same width in all images, however large these were.
+    The skeleton is drawn afterwards, so that its lines have the same width for images of any size.
     """
     left, top, right, bottom = center_crop_box(h, w, height, width)
     scale = np.array([width / (right - left), height / (bottom - top), 1])
@@ -109,18 +112,18 @@ def crop_keypoints(
 
 
 def as_text(text: str | bytes) -> str:
-    """Text of a record, which TFDS gives as bytes."""
+    """Text of a record as str; TFDS returns bytes."""
     return text.decode() if isinstance(text, bytes) else text
 
 
-def _open(data: bytes, name: str, what: str, ground: str) -> Image:
-    """RGB, upright as its EXIF tag says, what is transparent on a ground of this colour."""
+def _decode(data: bytes, name: str, what: str, background: str) -> Image:
+    """RGB, upright by its EXIF tag, with transparent pixels on a background of this colour."""
     try:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
-                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, ground), image)
+                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, background), image)
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
-        raise BadRecordError(name, f"its {what} does not open ({error})") from error
+        raise CorruptRecordError(name, f"its {what} cannot be decoded ({error})") from error

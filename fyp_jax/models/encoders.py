@@ -114,7 +114,7 @@ class LatentEncoders:
             "dtype": str(self.dtype),
             **{f"tokenizer/{file.name}": f"{zlib.crc32(file.read_bytes()):08x}" for file in vocabulary},
         }
-        return cached("latent_encoders", fingerprint, self._make_spec)
+        return EncoderSpec(**cached("latent_encoders", fingerprint, lambda: self._make_spec()._asdict()))
 
     def _make_spec(self) -> EncoderSpec:
         from transformers import CLIPTokenizerFast

@@ -2,15 +2,12 @@
 
 import os
 import urllib.request
-from pathlib import Path
 
 import jax
 
 from fyp_jax.errors import UserError, reason
 from fyp_jax.parallel.config import MeshConfig
-
-DEVICES, TPU_CHIPS = Path("/dev"), ("accel[0-9]*", "vfio/[0-9]*")
-"""Device files of a TPU VM: up to v4, and from v5e on."""
+from fyp_jax.platforms import has_tpu_chips
 
 
 def initialize(config: MeshConfig) -> None:
@@ -42,7 +39,7 @@ def initialize(config: MeshConfig) -> None:
 def _on_tpu_pod() -> bool:
     """Whether this host is one of several: GKE says so in the environment, a TPU VM in its metadata."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
-    if hosts is None and any(next(DEVICES.glob(chips), None) for chips in TPU_CHIPS):
+    if hosts is None and has_tpu_chips():
         hosts = _metadata("worker-network-endpoints")
     return len([host for host in (hosts or "").split(",") if host]) > 1
 

@@ -46,7 +46,7 @@ class SampleConfig(SamplingParams):
         if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
             raise UserError(
                 f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
-                "sampling takes mesh.data=1 or 2 (the two branches of guidance), any mesh.frame, and mesh.fsdp=1"
+                "sampling takes mesh.data=1 or 2 (branches of guidance), any mesh.frame, and mesh.fsdp=1"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
-from fyp_jax.errors import UserError, reason, wrap_write_errors
+from fyp_jax.errors import UserError, printable, reason, wrap_write_errors
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import sampling_params
@@ -56,7 +56,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     total = config.num_inference_steps * len(config.prompt)
     with tqdm(total=total, unit="step") as bar, logging_redirect_tqdm():
         for number, prompt in enumerate(config.prompt):
-            bar.set_description(prompt[:32])
+            bar.set_description(printable(prompt[:32]))
             output = pipeline(prompt, poses, sampling_params(config), on_step=bar.update)
             if folder is not None:
                 own = {"prompt": prompt, "seed": config.seed}

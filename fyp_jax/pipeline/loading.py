@@ -72,7 +72,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         elif (found := read_delta_weights(folder, dtype)) is None:
             raise UserError(
                 f"{config.pretrained}: has no trained pose encoder and temporal layers; give "
-                "checkpoint=FOLDER (scripts/import_pytorch.py makes one), or random_init=true for a first look"
+                "checkpoint=FOLDER (scripts/import_pytorch.py makes one), or random_init=true to try it out"
             )
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from fyp_jax.config import config_field
 
+POSE_FORMS = "skeleton video, folder of skeleton images, keypoint .json, or bundled clip (dance)"
+
 
 @dataclass
 class PoseConfig:
@@ -11,7 +13,7 @@ class PoseConfig:
 
     path: str | None = config_field(
         "dance",
-        "skeleton video, folder of images, keypoint .json, or bundled clip (dance); null: no pose",
+        f"{POSE_FORMS}; null: no pose",
     )
     stride: int = config_field(5, "take every n-th frame of the pose clip")
     start: int = config_field(0, "first frame to take, counted from 0")

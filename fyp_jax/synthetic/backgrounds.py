@@ -19,7 +19,7 @@ class _Canvas:
         self._draw = ImageDraw.Draw(self.image)
 
     def jitter(self, value: Fraction, spread: Fraction) -> float:
-        """A number drawn uniformly from value - spread to value + spread."""
+        """A number sampled uniformly from value - spread to value + spread."""
         return float(value + self.rng.uniform(-spread, spread))
 
     def gradient(self, top: Colour, bottom: Colour, until: Fraction = 1.0) -> None:

@@ -1,147 +1,156 @@
-"""What a compile check found, to be read: a table, JSON, what limits a step, and what may make it fit."""
+"""Reports of a compile check: a table, JSON, the roofline, and what to change when a config does not fit."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fyp_jax.config import SampleConfig
-from fyp_jax.tpu.check import Column
-from fyp_jax.tpu.chips import Chip
-from fyp_jax.tpu.measure import GIB, OverMemory, ProgramStats
+from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.tpu.compile_check import Variant
+from fyp_jax.tpu.program_stats import GIB, OutOfMemory, ProgramStats
+from fyp_jax.tpu.topologies import Chip
 from fyp_jax.training.config import TrainConfig
+
+TOTALS = ("hardware_flops", "padding_flops", "model_flops", "hbm_bytes")
+"""Fields of ProgramStats that are summed over all runs of all programs."""
 
 
 def roofline(programs: Sequence[ProgramStats], chip: Chip) -> dict[str, float]:
-    """Seconds for which each part of a chip is busy at its published speed; all take at least the longest.
+    """Seconds that compute, HBM and ICI each need at their published peak.
 
-    Matrix products alone count as compute, in bfloat16, as which a TPU also multiplies float32 by default.
+    The longest of them is a lower bound of the run time (Williams et al., "Roofline", 2009). Compute counts
+    the hardware FLOPs at the bfloat16 peak, since a TPU by default multiplies float32 as bfloat16 too.
     """
     return {
-        "compute": sum(item.runs * item.flops for item in programs) / chip.flops,
-        "HBM": sum(item.runs * item.hbm_bytes for item in programs) / chip.bandwidth,
-        "links": sum(item.runs * item.sent for item in programs) / chip.links,
+        "compute": sum(item.runs * item.hardware_flops for item in programs) / chip.peak_flops,
+        "HBM": sum(item.runs * item.hbm_bytes for item in programs) / chip.hbm_bandwidth,
+        "ICI": sum(item.runs * item.ici_bytes for item in programs) / chip.ici_bandwidth,
     }
 
 
-def table(columns: Mapping[str, Column], chip: Chip | None) -> Iterator[str]:
-    """A line for each figure, a column for each way of writing the programs (ours, plain)."""
-    found = {name: dict(_column(column, chip)) for name, column in columns.items()}
-    labels = list(next(iter(found.values())))
-    labels += [label for figures in found.values() for label in figures if label not in labels]
-    rows = [["", *columns]] + [[label, *(found[name].get(label, "") for name in columns)] for label in labels]
+def table(variants: Mapping[str, Variant], chip: Chip | None) -> Iterator[str]:
+    """Lines of a text table: one row per figure, one column per variant."""
+    figures = {name: dict(_figures(variant, chip)) for name, variant in variants.items()}
+    labels = list(dict.fromkeys(label for column in figures.values() for label in column))
+    rows = [["", *variants]]
+    rows += [[label, *(figures[name].get(label, "") for name in variants)] for label in labels]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        right = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        yield "  ".join([row[0].ljust(widths[0]), *right]).rstrip()
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        yield "  ".join([row[0].ljust(widths[0]), *cells]).rstrip()
 
 
-def _column(column: Column, chip: Chip | None) -> Iterator[tuple[str, str]]:
-    if column.refused is None:
-        yield from _figures(column.programs, chip)
+def _figures(variant: Variant, chip: Chip | None) -> Iterator[tuple[str, str]]:
+    if variant.out_of_memory is None:
+        yield from _program_figures(variant.programs, chip)
         return
-    if not column.programs:
-        yield "HBM a chip, GiB", f"over {column.refused.used / GIB:.1f}: does not fit"
+    if not variant.programs:
+        yield "HBM per chip, GiB", f"over {variant.out_of_memory.used_bytes / GIB:.1f}: does not fit"
         return
-    figures = dict(_figures(column.programs, None))
-    figures["HBM a chip, GiB"] += f": does not fit, measured on {column.topology}"
+    figures = dict(_program_figures(variant.programs, None))
+    figures["HBM per chip, GiB"] += f": does not fit, measured on {variant.topology}"
     yield from figures.items()
 
 
-def _figures(programs: Sequence[ProgramStats], chip: Chip | None) -> Iterator[tuple[str, str]]:
-    peak = max(programs, key=lambda item: item.memory)
-    of = f" of {chip.memory:g}" if chip else ""
-    yield "HBM a chip, GiB", f"{peak.memory / GIB:.3f}{of}"
+def _program_figures(programs: Sequence[ProgramStats], chip: Chip | None) -> Iterator[tuple[str, str]]:
+    peak = max(programs, key=lambda item: item.peak_hbm_bytes)
+    limit = f" of {chip.hbm_gib:g}" if chip else ""
+    yield "HBM per chip, GiB", f"{peak.peak_hbm_bytes / GIB:.3f}{limit}"
     if len(programs) > 1:
-        yield "  at its peak in", peak.name
-    yield "  arguments", f"{peak.arguments / GIB:.3f}"
-    yield "  outputs", f"{peak.outputs / GIB:.3f}"
-    yield "  of them aliased", f"{peak.aliased / GIB:.3f}"
-    yield "  temporaries", f"{peak.temporaries / GIB:.3f}"
-    yield "  code", f"{peak.code / GIB:.3f}"
-    if peak.beside:
-        yield "  held beside", f"{peak.beside / GIB:.3f}"
-    flops, padding, needed, moved = (
-        sum(item.runs * getattr(item, name) for item in programs)
-        for name in ("flops", "padding", "needed", "hbm_bytes")
-    )
-    yield "TFLOP a chip", f"{flops / 1e12:.4g}"
-    yield "  padding of heads", f"{padding / 1e12:.4g}"
-    yield "  the maths needs", f"{needed / 1e12:.4g}"
-    yield "  share needed, padding aside", f"{100 * needed / max(1, flops - padding):.1f}%"
+        yield "  peak in program", peak.name
+    yield "  arguments", f"{peak.argument_size_in_bytes / GIB:.3f}"
+    yield "  outputs", f"{peak.output_size_in_bytes / GIB:.3f}"
+    yield "  outputs aliased to arguments", f"{peak.alias_size_in_bytes / GIB:.3f}"
+    yield "  temporaries", f"{peak.temp_size_in_bytes / GIB:.3f}"
+    yield "  generated code", f"{peak.generated_code_size_in_bytes / GIB:.3f}"
+    if peak.resident_bytes:
+        yield "  other resident parameters", f"{peak.resident_bytes / GIB:.3f}"
+    totals = _totals(programs)
+    useful = totals["model_flops"] / max(1, totals["hardware_flops"] - totals["padding_flops"])
+    yield "hardware TFLOP per chip", f"{totals['hardware_flops'] / 1e12:.4g}"
+    yield "  padding of heads", f"{totals['padding_flops'] / 1e12:.4g}"
+    yield "model TFLOP per chip", f"{totals['model_flops'] / 1e12:.4g}"
+    yield "model / hardware FLOPs, without padding", f"{100 * useful:.1f}%"
     if unknown := sum(item.runs * item.unknown_kernels for item in programs):
-        yield "  kernels that declare none", str(unknown)
+        yield "kernels that declare no FLOPs", str(unknown)
     if unknown := sum(item.runs * item.unknown_loops for item in programs):
-        yield "  loops of unknown length", str(unknown)
-    yield "HBM moved, GiB", f"{moved / GIB:.4g}"
-    for kind in sorted({kind for item in programs for kind in item.messages}):
-        found = [(item.runs, *item.messages.get(kind, (0, 0))) for item in programs]
+        yield "loops of unknown trip count", str(unknown)
+    yield "HBM traffic, GiB", f"{totals['hbm_bytes'] / GIB:.4g}"
+    for kind in sorted({kind for item in programs for kind in item.collectives}):
+        found = [(item.runs, *item.collectives.get(kind, (0, 0))) for item in programs]
         count, size = sum(runs * n for runs, n, _ in found), sum(runs * size for runs, _, size in found)
-        yield f"{kind}, MiB (messages)", f"{size / 2**20:.4g} ({count})"
+        yield f"{kind}, MiB (count)", f"{size / 2**20:.4g} ({count})"
     if chip:
         terms = roofline(programs, chip)
         for name, seconds in terms.items():
-            yield f"{name} at its best, ms", f"{1000 * seconds:.4g}"
+            yield f"{name} at peak, ms", f"{1000 * seconds:.4g}"
         longest = max(terms, key=lambda name: terms[name])
-        yield "so at least, ms", f"{1000 * terms[longest]:.4g} ({longest})"
-    yield "compiled in, s", f"{sum(item.seconds for item in programs):.1f}"
+        yield "lower bound, ms", f"{1000 * terms[longest]:.4g} ({longest})"
+    yield "compile time, s", f"{sum(item.compile_seconds for item in programs):.1f}"
 
 
-def as_json(columns: Mapping[str, Column], chip: Chip | None) -> dict[str, Any]:
-    """The same figures for machines; sizes in bytes, times in seconds."""
+def as_json(variants: Mapping[str, Variant], chip: Chip | None) -> dict[str, Any]:
+    """The figures of the table as JSON; sizes in bytes, times in seconds."""
     found = {
         name: {
-            "fits": column.refused is None,
-            "refused": column.refused and {"used": column.refused.used, "has": column.refused.has},
-            **_sums(column.programs, chip if column.refused is None else None),
+            "fits": variant.out_of_memory is None,
+            "out_of_memory": variant.out_of_memory
+            and {
+                "used_bytes": variant.out_of_memory.used_bytes,
+                "available_bytes": variant.out_of_memory.available_bytes,
+            },
+            **_json_of_programs(variant.programs, chip if variant.out_of_memory is None else None),
         }
-        for name, column in columns.items()
+        for name, variant in variants.items()
     }
     return {"chip": dataclasses.asdict(chip) if chip else None, **found}
 
 
-def _sums(programs: Sequence[ProgramStats], chip: Chip | None) -> dict[str, Any]:
+def _json_of_programs(programs: Sequence[ProgramStats], chip: Chip | None) -> dict[str, Any]:
     if not programs:
         return {}
     return {
-        "programs": [item._asdict() | {"memory": item.memory} for item in programs],
-        "memory": max(item.memory for item in programs),
-        **{
-            name: sum(item.runs * getattr(item, name) for item in programs)
-            for name in ("flops", "padding", "needed", "hbm_bytes")
-        },
-        "compile_seconds": sum(item.seconds for item in programs),
+        "programs": [item._asdict() | {"peak_hbm_bytes": item.peak_hbm_bytes} for item in programs],
+        "peak_hbm_bytes": max(item.peak_hbm_bytes for item in programs),
+        **_totals(programs),
+        "compile_seconds": sum(item.compile_seconds for item in programs),
         "roofline": roofline(programs, chip) if chip else None,
     }
 
 
-def over_memory(error: OverMemory, config: TrainConfig | SampleConfig) -> str:
-    """By how much a program does not fit, and which knobs are left. Nothing was compiled for these."""
-    excess = error.used - error.has
-    tries = "; ".join(_knobs(config)) or "fewer frames or pixels are what is left"
+def _totals(programs: Sequence[ProgramStats]) -> dict[str, Any]:
+    return {name: sum(item.runs * getattr(item, name) for item in programs) for name in TOTALS}
+
+
+def out_of_memory_message(error: OutOfMemory, config: TrainConfig | SampleConfig) -> str:
+    """How much memory a program lacks, and which config fields would save some. None of them was compiled."""
+    lacking = error.used_bytes - error.available_bytes
+    suggestions = "; ".join(_suggestions(config)) or "fewer frames or fewer pixels"
     return (
-        f"{error.program} does not fit: {error.used / GIB:.2f} GiB of {error.has / GIB:.2f}, "
-        f"{excess / GIB:.2f} too much ({error}). Try, not compiled: {tries}"
+        f"{error.program} does not fit: it needs {error.used_bytes / GIB:.2f} GiB of HBM and the chip has "
+        f"{error.available_bytes / GIB:.2f}, {lacking / GIB:.2f} too much ({error}). "
+        f"Try (none of these was compiled): {suggestions}"
     )
 
 
-def _knobs(config: TrainConfig | SampleConfig) -> Iterator[str]:
-    """What a config does not yet do to save memory, the cheapest first."""
+def _suggestions(config: TrainConfig | SampleConfig) -> Iterator[str]:
+    """Config fields that would save memory and that the config does not use yet, the cheapest first."""
     if config.dtype != "bfloat16":
         yield "dtype=bfloat16"
     if isinstance(config, SampleConfig):
         if config.decode_chunk_size > 1:
             yield f"decode_chunk_size={max(1, config.decode_chunk_size // 2)}"
-        if config.pose.frames > 1:
-            yield f"pose.frames={config.pose.frames // 2}"
+        if config.num_frames > 1:
+            yield f"num_frames={config.num_frames // 2}"
         return
     if config.frozen_dtype != "bfloat16":
         yield "frozen_dtype=bfloat16"
     if config.remat != "all":
         yield "remat=transformers" if config.remat == "none" else "remat=all"
     if config.mesh.fsdp == 1:
-        yield "mesh.fsdp=4 (parameters and moments shared out)"
-    shares = config.optimizer.accumulate
-    yield f"optimizer.accumulate={2 * shares} or a smaller data.batch_size, if a chip has several clips"
-    if config.data.frames > 1:
-        yield f"mesh.frame={2 * max(1, config.mesh.frame)} (frames of a clip over several chips)"
-        yield f"data.frames={config.data.frames // 2}"
+        yield "mesh.fsdp=4 (shards parameters and optimizer state)"
+    steps = config.optimizer.grad_accumulation_steps
+    accumulation = f"optimizer.grad_accumulation_steps={2 * steps}"
+    yield f"{accumulation} or a smaller data.batch_size, if a chip has several clips"
+    if config.data.num_frames > 1:
+        yield f"mesh.frame={2 * max(1, config.mesh.frame)} (shards the frames of a clip over chips)"
+        yield f"data.num_frames={config.data.num_frames // 2}"

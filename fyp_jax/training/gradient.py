@@ -45,8 +45,8 @@ def sharded_gradient(
     local_clips = batch_size // clip_shards
     if local_clips % grad_accumulation_steps:
         raise UserError(
-            f"optimizer.grad_accumulation_steps={grad_accumulation_steps} does not divide the {local_clips} clips "
-            f"of a device (data.batch_size={batch_size} over {clip_shards} shards)"
+            f"optimizer.grad_accumulation_steps={grad_accumulation_steps} does not divide the {local_clips} "
+            f"clips of a device (data.batch_size={batch_size} over {clip_shards} shards)"
         )
     scale = 1 / (batch_size * frame_shards)
 

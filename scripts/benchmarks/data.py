@@ -1,10 +1,11 @@
-"""Clips a second of the data loader, beside plain PyAV decoding of the same frames in one process.
+"""Clips per second of the data loader, compared with PyAV decoding of the same frames in one process.
 
     python scripts/benchmark.py data [--records FOLDER]
 
-Plain: open the container, decode from its start to the last frame needed, make those needed RGB arrays, and
-scale and crop them as the loader does (or not). The loader begins at the keyframe before the first of them,
-and goes on to batches of floats. All in turns, no worker running in another's turn; quote ratios.
+The baseline opens the container, decodes from its start to the last frame of the window, converts the frames
+of the window to RGB arrays, and scales and crops them as the loader does (or not). The loader starts decoding
+at the keyframe before the window and also makes batches of floats. The ways take turns, and no worker runs
+during another way's turn. Compare the ratios rather than the times.
 """
 
 import argparse
@@ -18,31 +19,33 @@ import av
 import numpy as np
 
 from benchmarks.timing import seconds
+from fyp_jax.data.config import DataConfig
 from fyp_jax.data.datasets import open_records
-from fyp_jax.data.decoding import Record, random_window
-from fyp_jax.data.loader import DataConfig, ExampleSource, Loader, RecordSource
+from fyp_jax.data.decoding import Record, sample_window
+from fyp_jax.data.example_source import ExampleSource, RecordSource
+from fyp_jax.data.loader import Loader
 from fyp_jax.media.images import Frames, resize_center_crop
 
 FRAMES, FPS, HEIGHT, WIDTH = 256, 30, 360, 640
 
 
-class MadeVideos:
-    """Records in memory: a texture that moves, H.264 with B-frames and a keyframe every 2 seconds."""
+class SyntheticVideos:
+    """Records in memory: a moving texture in H.264, with B-frames and a keyframe every 2 seconds."""
 
-    kind, fingerprint = "captioned_videos", "made"
+    kind, fingerprint = "captioned_videos", "synthetic"
 
     def __init__(self, count: int):
-        self.videos = [made_video(seed) for seed in range(count)]
+        self.videos = [synthetic_video(seed) for seed in range(count)]
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Record:
         captions = {"frame": np.zeros(1, np.int64), "text": ["a texture"]}
-        return {"name": "made", "video": self.videos[index], "frames": FRAMES, "captions": captions}
+        return {"name": "synthetic", "video": self.videos[index], "frames": FRAMES, "captions": captions}
 
 
-def made_video(seed: int) -> bytes:
+def synthetic_video(seed: int) -> bytes:
     coarse = np.random.default_rng(seed).integers(0, 256, (1, HEIGHT // 4, WIDTH // 4, 3)).astype(np.uint8)
     texture, out = resize_center_crop(coarse, 2 * HEIGHT, 2 * WIDTH)[0], io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
@@ -56,64 +59,70 @@ def made_video(seed: int) -> bytes:
     return out.getvalue()
 
 
-def decode_plainly(data: bytes, window: range) -> Frames:
+def decode_baseline(data: bytes, window: range) -> Frames:
     with av.open(io.BytesIO(data), "r") as container:
         frames = enumerate(islice(container.decode(video=0), window[-1] + 1))
         return np.stack([frame.to_ndarray(format="rgb24") for i, frame in frames if i in window])
 
 
-def drawn_clips(elements: ExampleSource, steps: range) -> list[tuple[bytes, range]]:
-    """Of all elements in these batches: the file, and the frames that the loader takes of it."""
-    config, clips = elements.config, []
+def sampled_clips(source: ExampleSource, steps: range) -> list[tuple[bytes, range]]:
+    """For each example of these batches: the video file, and the frames that the loader takes from it."""
+    config, clips = source.config, []
     for index in range(steps[0] * config.batch_size, (steps[-1] + 1) * config.batch_size):
-        draw = elements.draw(index)
-        record = elements.records[draw.record]
-        size = {"has": int(record["frames"]), "frames": config.frames, "stride": config.stride}
-        clips.append((record["video"], random_window(draw.rng, record["name"], **size)))
+        spec = source.spec(index)
+        record = source.records[spec.record_index]
+        size = {
+            "video_length": int(record["frames"]),
+            "num_frames": config.num_frames,
+            "stride": config.stride,
+        }
+        clips.append((record["video"], sample_window(spec.rng, record["name"], **size)))
     return clips
 
 
 def benchmark(records: RecordSource, config: DataConfig, batches: int, runs: int) -> dict[str, list[float]]:
-    """Seconds for so many batches by each way, in each of the turns, which have clips of their own."""
-    took: dict[str, list[float]] = {}
+    """Seconds for a number of batches, by way, one value per run. Each run has other clips."""
+    durations: dict[str, list[float]] = {}
     rows, tokenize = range(config.batch_size), lambda _: np.zeros(77, np.int32)
-    for turn in range(runs):
-        steps = range(1 + turn * batches, 1 + (turn + 1) * batches)
-        clips = drawn_clips(ExampleSource(records, config, seed=0), steps)
+    for run in range(runs):
+        steps = range(1 + run * batches, 1 + (run + 1) * batches)
+        clips = sampled_clips(ExampleSource(records, config, seed=0), steps)
         for name, finish in (
-            ("plain", lambda clip: resize_center_crop(clip, config.height, config.width)),
-            ("plain, not scaled", lambda clip: clip),
+            ("baseline", lambda clip: resize_center_crop(clip, config.height, config.width)),
+            ("baseline, not scaled", lambda clip: clip),
         ):
-            decode_all = lambda finish=finish: [finish(decode_plainly(*clip)) for clip in clips]  # noqa: B023, E731
-            took.setdefault(name, []).append(seconds(decode_all))
+            decode_all = lambda finish=finish: [finish(decode_baseline(*clip)) for clip in clips]  # noqa: B023, E731
+            durations.setdefault(name, []).append(seconds(decode_all))
         for workers in sorted({0, config.workers}):
             with Loader(
                 records, dataclasses.replace(config, workers=workers), tokenize, 0, rows, steps[0] - 1
             ) as loader:
-                next(loader)  # starts the workers; from here on they are hardly ahead
+                next(loader)  # starts the workers, which then have hardly a batch in store
                 load_all = lambda loader=loader: [next(loader) for _ in steps]  # noqa: B023, E731
-                took.setdefault(f"loader, {workers} workers", []).append(seconds(load_all))
-    return took
+                durations.setdefault(f"loader, {workers} workers", []).append(seconds(load_all))
+    return durations
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", help="folder of captioned videos; else they are made")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: one a core")
+    parser.add_argument("--records", help="folder of captioned videos (default: synthetic ones)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: one per core")
     parser.add_argument("--side", type=int, default=256, help="pixels of the clips (default: 256)")
-    parser.add_argument("--runs", type=int, default=5, help="turns; times are medians (default: 5)")
+    parser.add_argument("--runs", type=int, default=5, help="times are medians of these (default: 5)")
     args = parser.parse_args()
 
-    records = open_records(args.records) if args.records else MadeVideos(8)
-    config = DataConfig(args.records or "made", height=args.side, width=args.side, workers=args.workers)
+    records = open_records(args.records) if args.records else SyntheticVideos(8)
+    config = DataConfig(args.records or "synthetic", height=args.side, width=args.side, workers=args.workers)
     batches = 4
-    took = benchmark(records, config, batches, args.runs)
-    print(f"{config.frames} frames, stride {config.stride}, {args.side}x{args.side}, {os.cpu_count()} cores")
-    for name, times in took.items():
-        ratios = [plain / own for plain, own in zip(took["plain"], times, strict=True)]
+    durations = benchmark(records, config, batches, args.runs)
+    print(
+        f"{config.num_frames} frames, stride {config.stride}, {args.side}x{args.side}, {os.cpu_count()} cores"
+    )
+    for name, times in durations.items():
+        ratios = [baseline / other for baseline, other in zip(durations["baseline"], times, strict=True)]
         print(
             f"{name:20}{batches * config.batch_size / median(times):7.1f} clips/s, "
-            f"{median(ratios):.2f} x plain ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{median(ratios):.2f} x baseline ({min(ratios):.2f} to {max(ratios):.2f})"
         )

@@ -1,12 +1,13 @@
-"""A step of the motion stage on this machine, beside the same step written the plain way.
+"""Compare a training step of the motion stage on this machine with its baseline.
 
     python scripts/benchmark.py motion [--size sd14] [--frames 4] [--side 32]
 
-The plain way is that of scripts/compile_tpu.py --plain: all scores of an attention at once, all of the UNet
-trained, nothing donated. Both compute in float32, as processors have no fast bfloat16. Where the plain step
-does not fit the memory that is free, one that donates its state is timed in its place, and the table says so.
+The baseline is that of scripts/compile_tpu.py --baseline: attention computes all scores at once, all of the
+UNet is trained, and nothing is donated. Both compute in float32, since CPUs have no fast bfloat16. If the
+baseline does not fit the free memory, a baseline that donates its state is timed instead, and a note says so.
 
-Two states of Stable Diffusion's size do not fit side by side: ours runs before and after the plain one.
+Two training states of Stable Diffusion's size do not fit at once, so our step runs before and after the
+baseline.
 """
 
 import argparse
@@ -30,65 +31,67 @@ GIB = 2**30
 
 
 class Step(NamedTuple):
-    """One way of writing it, compiled."""
+    """A compiled training step."""
 
     compiled: jax.stages.Compiled
     arguments: Any
-    """Their shapes."""
-    compiling: float
-    """Seconds."""
+    """Shapes of its arguments."""
+    compile_seconds: float
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes, by what they are for."""
+        """Bytes of its arguments, of outputs that alias no argument, and of temporaries."""
         memory: Any = self.compiled.memory_analysis()
         return {
             "arguments": memory.argument_size_in_bytes,
-            "outputs beside them": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "outputs, not aliased": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "temporaries": memory.temp_size_in_bytes,
         }
 
     @property
     def memory(self) -> int:
+        """Bytes that it needs in all."""
         return sum(self.sizes.values())
 
 
-class Timed(NamedTuple):
+class Timing(NamedTuple):
+    """Times of a step."""
+
     seconds: list[float]
     loss: float
-    """Of the first step, from drawn weights."""
+    """Loss of the first step, from random weights."""
 
 
-def compile_step(config: TrainConfig, **how: bool) -> Step:
-    (program,) = training_programs(config, jax.devices()[:1], **how).programs
-    lowered, began = program.lower(), time.perf_counter()
+def compile_step(config: TrainConfig, **options: bool) -> Step:
+    (program,) = training_programs(config, jax.devices()[:1], **options).programs
+    lowered, start = program.lower(), time.perf_counter()
     compiled = lowered.compile()
-    return Step(compiled, lowered.args_info[0], time.perf_counter() - began)
+    return Step(compiled, lowered.args_info[0], time.perf_counter() - start)
 
 
-def drawn(path: Any, info: Any) -> np.ndarray:
-    """The same numbers for the same parameter, in whatever part of a state; moments and counters are 0."""
+def initial_value(path: Any, info: Any) -> np.ndarray:
+    """Random numbers that depend on a parameter's name alone; optimizer state and counters are 0."""
     if "opt_state" in jax.tree_util.keystr(path) or not np.issubdtype(info.dtype, np.floating):
         return np.zeros(info.shape, info.dtype)
     name = str(getattr(path[-1], "key", path[-1]))
-    of_this = np.random.default_rng(zlib.crc32(name.encode()))
-    return 0.02 * of_this.standard_normal(info.shape, np.float32)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return 0.02 * rng.standard_normal(info.shape, np.float32)
 
 
-def run(step: Step, runs: int) -> Timed:
-    """A first step that is not counted, and `runs` more, each from the state that the one before left."""
-    state, *rest = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(drawn, step.arguments))
-    took, losses = [], []
+def run(step: Step, runs: int) -> Timing:
+    """Time `runs` consecutive steps, after a first one that is not counted."""
+    state, *rest = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(initial_value, step.arguments))
+    seconds, losses = [], []
     for _ in range(1 + runs):
-        began = time.perf_counter()
+        start = time.perf_counter()
         state, metrics = jax.block_until_ready(step.compiled(state, *rest))
-        took.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
         losses.append(float(metrics["loss"]))
-    return Timed(took[1:], losses[0])
+    return Timing(seconds[1:], losses[0])
 
 
 def free_memory() -> int:
-    """Bytes that this process may still have."""
+    """Bytes of memory that are available to this process."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) * 1024
@@ -102,36 +105,40 @@ def main() -> None:
     parser.add_argument("--size", default="sd14", choices=["sd14", "mini"])
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
-    parser.add_argument("--runs", type=int, default=3, help="steps before and after the plain ones")
+    parser.add_argument("--runs", type=int, default=3, help="timed steps before and after the baseline")
     args = parser.parse_args()
-    sides = (f"data.height={8 * args.side}", f"data.width={8 * args.side}", f"data.frames={args.frames}")
-    names = ("dtype=float32", "frozen_dtype=float32", "remat=none", "data.batch_size=1", "init=null")
-    config = load_config(TrainConfig, CONFIG, [f"pretrained={args.size}", *sides, *names])
+    sides = (f"data.height={8 * args.side}", f"data.width={8 * args.side}", f"data.num_frames={args.frames}")
+    options = ("dtype=float32", "frozen_dtype=float32", "remat=none", "init_checkpoint=null", *sides)
+    config = load_config(TrainConfig, CONFIG, [f"pretrained={args.size}", "data.batch_size=1", *options])
 
     ours = compile_step(config)
     first = run(ours, args.runs)
-    plain = compile_step(config, plain=True)
-    sizes, free, note = {"ours": ours.sizes, "plain": plain.sizes}, free_memory(), ""
-    if plain.memory > free:
-        note = f"timed with its state donated: {plain.memory / GIB:.1f} GiB do not fit in {free / GIB:.1f}"
-        plain = compile_step(config, plain=True, donate=True)
-    other = None
-    if plain.memory > free:
+    baseline = compile_step(config, baseline=True)
+    sizes, free, note = {"ours": ours.sizes, "baseline": baseline.sizes}, free_memory(), ""
+    if baseline.memory > free:
         note = (
-            f"not timed: even with its state donated {plain.memory / GIB:.1f} GiB, {free / GIB:.1f} are free"
+            f"timed with its state donated: without, it needs {baseline.memory / GIB:.1f} GiB, and "
+            f"{free / GIB:.1f} are free"
+        )
+        baseline = compile_step(config, baseline=True, donate=True)
+    other = None
+    if baseline.memory > free:
+        note = (
+            f"not timed: even with its state donated, it needs {baseline.memory / GIB:.1f} GiB, and "
+            f"{free / GIB:.1f} are free"
         )
     else:
-        other = run(plain, args.runs)
+        other = run(baseline, args.runs)
     again = run(ours, args.runs)
 
     print(f"{args.size}, 1 clip of {args.frames} frames of {args.side}x{args.side} latents, float32")
-    print(f"{'':24}{'ours':>10}{'plain':>10}{'ratio':>8}")
-    both = {name: tuple(sizes[way][name] / GIB for way in sizes) for name in sizes["ours"]}
-    rows = {"memory, GiB": tuple(sum(of.values()) / GIB for of in sizes.values())}
+    print(f"{'':24}{'ours':>10}{'baseline':>10}{'ratio':>8}")
+    both = {name: tuple(sizes[step][name] / GIB for step in sizes) for name in sizes["ours"]}
+    rows = {"memory, GiB": tuple(sum(parts.values()) / GIB for parts in sizes.values())}
     rows |= {f"  {name}": values for name, values in both.items()}
-    rows["compiled in, s"] = (ours.compiling, plain.compiling)
+    rows["compile time, s"] = (ours.compile_seconds, baseline.compile_seconds)
     if other is not None:
-        rows["a step, s"] = (
+        rows["time of a step, s"] = (
             statistics.median(first.seconds + again.seconds),
             statistics.median(other.seconds),
         )
@@ -140,10 +147,10 @@ def main() -> None:
         print(f"{name:24}{mine:10.2f}{theirs:10.2f}{ratio}")
     if other is not None:
         low, high = min(other.seconds) / max(again.seconds), max(other.seconds) / min(first.seconds)
-        print(f"{'  from, to':44}{low:8.2f} {high:.2f}")
+        print(f"{'  range of the ratio':44}{low:8.2f} {high:.2f}")
         print(f"loss of the first step: {first.loss:.6f}, {other.loss:.6f}")
     if note:
-        print(f"the plain step is {note}")
+        print(f"the baseline is {note}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Copies a run out of the bucket to OUT/RUN here: checkpoints/, and log/ with metrics.csv, TensorBoard and pictures.
-# Again: copies what is new.
+# Copies a run from the bucket to OUT/RUN on this machine: checkpoints/, and log/ with metrics.csv, TensorBoard files
+# and images. Run it again to copy what is new.
 #
 #     scripts/tpu/copy_out.sh --project P --bucket B --run sd14_motion [--out runs]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gives the pod back, and what is on its hosts is gone: the run is in the bucket. gcloud asks first.
+# Deletes the pod and all that is on its hosts; the run stays in the bucket. gcloud asks before it deletes.
 #
 #     scripts/tpu/delete.sh --project P --zone Z --name N
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

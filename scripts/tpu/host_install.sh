@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a host, called by install.sh: gcsfuse, by which the bucket is a folder, and the project in fyp_jax/.venv.
+# Runs on a host, called by install.sh: installs gcsfuse, which mounts the bucket, and the project in fyp_jax/.venv.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$HOME/.local/bin:$PATH" DEBIAN_FRONTEND=noninteractive
@@ -9,12 +9,12 @@ if ! command -v gcsfuse > /dev/null; then
     curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" > /dev/null
     echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -c -s) main" |
         sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
-    # A fresh host updates itself, and holds the lock for minutes.
+    # A new host updates itself first, and holds apt's lock for minutes.
     sudo apt-get -o DPkg::Lock::Timeout=600 -q update
     sudo -E apt-get -o DPkg::Lock::Timeout=600 -qy install gcsfuse
 fi
 
-# The image's Python is 3.10, too old for us; uv brings one of its own.
+# The image has Python 3.10, which is too old for this project; uv installs a newer one.
 command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 uv venv --quiet --allow-existing --python 3.12 .venv
 uv pip install --quiet --python .venv/bin/python -e '.[tpu]'

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# On a host, called by start.sh: mounts the bucket at /mnt/bucket and starts the training as a systemd service.
+# Runs on a host, called by start.sh: mounts the bucket at /mnt/bucket and starts the training as a systemd service.
 #
 #     host_start.sh BUCKET RUN python train.py ...
 #
-# A service outlives the ssh session, and there is one of a name, so nothing starts twice. When a spot host is
-# taken, systemd sends SIGTERM and waits; `After` keeps network and bucket until the checkpoint is saved.
+# A service outlives the ssh session, and its name is unique, so the training cannot start twice. When a spot host is
+# preempted, systemd sends SIGTERM and waits; `After` keeps network and bucket up until the checkpoint is saved.
 set -euo pipefail
 bucket=$1 run=$2
 shift 2
 project=$(cd "$(dirname "$0")/../.." && pwd) user=$(id -un)
 
 if systemctl is-active --quiet fyp-train; then
-    echo "$(hostname): a training runs already; scripts/tpu/stop.sh ends it" >&2
+    echo "$(hostname): a training is running already; scripts/tpu/stop.sh stops it" >&2
     exit 1
 fi
 sudo systemctl reset-failed fyp-train 2> /dev/null || true
@@ -20,15 +20,15 @@ if ! mountpoint -q /mnt/bucket; then
     sudo mkdir -p /mnt/bucket
     sudo chown "$user" /mnt/bucket
     sudo systemctl reset-failed fyp-bucket 2> /dev/null || true
-    # Records are read in random order. What was read stays on the disk, up to 40 GB: later epochs come from there.
+    # Records are read in random order. gcsfuse caches them on the disk, up to 40 GB, for later epochs.
     sudo systemd-run --quiet --unit=fyp-bucket --uid="$user" -p After=network-online.target \
         gcsfuse --foreground --implicit-dirs --cache-dir=/tmp/fyp-bucket-cache --file-cache-max-size-mb=40000 \
         --file-cache-cache-file-for-range-read "$bucket" /mnt/bucket
     for _ in $(seq 30); do mountpoint -q /mnt/bucket || sleep 1; done
-    mountpoint -q /mnt/bucket || { echo "$(hostname): gs://$bucket cannot be mounted" >&2 && exit 1; }
+    mountpoint -q /mnt/bucket || { echo "$(hostname): cannot mount gs://$bucket" >&2 && exit 1; }
 fi
 
-# In a file, as systemd reads $ and % in arguments its own way.
+# The command is in a file, since systemd expands $ and % in arguments.
 command=$HOME/fyp_train.sh
 printf '%q ' exec "$project/scripts/tpu/host_run.sh" "$run" "$@" > "$command"
 rm -f "$project/runs/$run.status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a host: how the training of RUN is, as one of fyp:running, finished, stopped (asked to end), failed, none.
+# Runs on a host: prints the state of RUN's training, one of fyp:running, finished, stopped (by SIGTERM), failed, none.
 set -euo pipefail
 status=$(dirname "$0")/../../runs/$1.status
 if systemctl is-active --quiet fyp-train; then

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Copies the commit that is checked out here to all hosts, and installs it there. Again: replaces what is there.
+# Copies the commit that is checked out here to all hosts and installs it there. Run it again to replace it.
 #
 #     scripts/tpu/install.sh --project P --zone Z --name N
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 settings "project zone name" "$@"
-[ ${#rest[@]} -eq 0 ] || fail "what is ${rest[0]}?"
+[ ${#rest[@]} -eq 0 ] || fail "unexpected argument ${rest[0]}; --help lists the flags"
 needs gcloud https://cloud.google.com/sdk/docs/install
-git -C "$root" diff --quiet HEAD || echo "install.sh: changes that are not committed stay here" >&2
+git -C "$root" diff --quiet HEAD || echo "install.sh: uncommitted changes are not copied" >&2
 
 archive=${TMPDIR:-/tmp}/fyp_jax-$NAME.tar.gz
 run git -C "$root" archive --output="$archive" HEAD

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Keeps a run going until its steps are done: makes the pod where there is none or it was taken away, installs, starts,
-# and looks again every --poll seconds. Takes what create.sh and start.sh take. Leave it running (tmux) on a machine
-# that stays on; stopped and started again, it goes on. It ends with status 1 after five failures in a row.
+# Keeps a run going until all its steps are done. If there is no pod, or it was preempted, the script creates one,
+# installs the project and starts the training; then it checks again every --poll seconds. It takes the flags of
+# create.sh and start.sh. Leave it running (in tmux) on a machine that stays on; you may stop and start it again. It
+# ends with status 1 after five failures in a row.
 #
 #     scripts/tpu/resume.sh --project P --zone Z --name N --type v5litepod-16 --runtime v2-alpha-tpuv5-lite --spot \
 #         --bucket B --run sd14_motion --config configs/sd14/stage2_motion.yaml data.path=... [a.b=c ...]
@@ -20,8 +21,8 @@ create() {
     "$tpu/create.sh" "${pod[@]}" --type "$TYPE" --runtime "$RUNTIME" ${SPOT:+--spot}
 }
 
-# A pod that was taken away stays as a SUSPENDED request, which cannot be woken: it is deleted and made again.
-create_again() {
+# A preempted pod stays as a SUSPENDED request, which cannot be resumed: it is deleted and created again.
+recreate() {
     gcloud_tpu queued-resources delete "$NAME" --force --quiet && create
 }
 
@@ -30,8 +31,8 @@ install_and_start() {
         "$tpu/start.sh" "${pod[@]}" --bucket "$BUCKET" --run "$RUN" --config "$CONFIG" -- "${rest[@]}"
 }
 
-# One look, and what it asks for; fails where something did not work, which a taken pod may well be the reason of.
-look() {
+# Checks the pod and the training once and acts on it. Fails if a command failed, as it may when a pod is preempted.
+check() {
     local state words
     if ! state=$(gcloud_tpu "${describe[@]}" 2> "$errors"); then
         grep -q NOT_FOUND "$errors" || { cat "$errors" >&2 && return 1; }
@@ -40,30 +41,30 @@ look() {
     echo "$(date '+%F %T') pod: $state"
     case $state in
         NOT_FOUND) create ;;
-        SUSPENDED | FAILED) create_again ;;
+        SUSPENDED | FAILED) recreate ;;
         ACTIVE)
             words=$(on_hosts all "$status") || return 1
-            case $words in # of all hosts: the first that applies
-                *fyp:failed*) echo "the training failed: see scripts/tpu/watch.sh" >&2 && return 1 ;;
+            case $words in # the states of all hosts; the first pattern that matches decides
+                *fyp:failed*) echo "the training failed; scripts/tpu/watch.sh shows its log" >&2 && return 1 ;;
                 *fyp:running*) ;;
                 *fyp:none* | *fyp:stopped*) install_and_start ;;
                 *fyp:finished*) finished=yes ;;
-                *) echo "no host says how its training is" >&2 && return 1 ;;
+                *) echo "no host reports the state of its training" >&2 && return 1 ;;
             esac
             ;;
-        *) ;; # on its way from one of these to another
+        *) ;; # the state is about to change
     esac
 }
 
-if [ -n "$dry_run" ]; then # the way of a pod that was taken away
-    gcloud_tpu "${describe[@]}" && create_again && gcloud_tpu "${describe[@]}" && on_hosts all "$status" &&
+if [ -n "$dry_run" ]; then # the commands for a preempted pod
+    gcloud_tpu "${describe[@]}" && recreate && gcloud_tpu "${describe[@]}" && on_hosts all "$status" &&
         install_and_start
     exit 0
 fi
 finished="" failures=0
 while [ -z "$finished" ]; do
-    if look; then failures=0; else failures=$((failures + 1)); fi
+    if check; then failures=0; else failures=$((failures + 1)); fi
     [ $failures -lt 5 ] || { echo "resume.sh: five failures in a row" >&2 && exit 1; }
     [ -n "$finished" ] || sleep "$POLL"
 done
-echo "$RUN is finished; scripts/tpu/delete.sh gives the pod back"
+echo "$RUN is finished; scripts/tpu/delete.sh deletes the pod"

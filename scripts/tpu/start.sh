@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts train.py on all hosts, behind the ssh session's back; the log is fyp_train.log on each. Where it was stopped,
-# the same command goes on from the newest checkpoint, gs://BUCKET/runs/RUN/checkpoints. The bucket is /mnt/bucket.
+# Starts train.py on all hosts, in the background; its log is fyp_train.log on each host. If the run was stopped, the
+# same command resumes from the newest checkpoint in gs://BUCKET/runs/RUN/checkpoints. The bucket is at /mnt/bucket.
 #
 #     scripts/tpu/start.sh --project P --zone Z --name N --bucket B --run sd14_motion \
 #         --config configs/sd14/stage2_motion.yaml data.path=/mnt/bucket/records/captioned_videos [a.b=c ...]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks the training on all hosts to end: it saves a checkpoint first. start.sh goes on from there.
+# Stops the training on all hosts with SIGTERM; it saves a checkpoint first. start.sh resumes from there.
 #
 #     scripts/tpu/stop.sh --project P --zone Z --name N
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

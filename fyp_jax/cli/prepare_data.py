@@ -1,0 +1,79 @@
+"""Turn videos with captions, or images with poses and captions, into records that train.py reads.
+
+Writes a TFDS dataset, OUT/captioned_videos/1.0.0 or OUT/pose_images/1.0.0. Its refused.csv lists the items
+that were rejected, with the reasons. If a run is killed, the same command resumes it. The source has one of
+three forms:
+
+1. A folder with metadata.csv (or metadata.jsonl), one row per file:
+       file_name,text                an image or a video, and its caption
+       file_name,text,start_frame    one of several captions of a video, in consecutive rows
+       file_name,text,skeleton       an image, and the file of its skeleton image
+       file_name,text,keypoints      an image, and JSON or a .json file: 17 COCO joints of [x, y, confidence]
+    python scripts/prepare_data.py videos --source clips --out records
+    python scripts/prepare_data.py images --source photos --out records
+
+2. A folder of tars in the layout of WebDataset (KEY.mp4 KEY.txt, or KEY.jpg KEY.skeleton.png KEY.txt):
+    python scripts/prepare_data.py images --source laion_pose_tars --out records
+
+3. HDVILA clips and the published captions (part_id, clip_id, frame_id, caption). Clips are PART/CLIP,
+   part_PART/CLIP, part_PART/video_clips/CLIP or CLIP, each with or without .mp4:
+    python scripts/prepare_data.py videos --source hdvila --captions caption_rm2048_train.csv --out records
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from fyp_jax.console import run_console
+from fyp_jax.data.ingest.ingest import ingest
+from fyp_jax.errors import printable
+
+KINDS = {"videos": "captioned_videos", "images": "pose_images"}
+MAX_NAMES = 5  # shown for each reason
+
+
+def main() -> None:
+    """Run prepare_data.py on the arguments of this process. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=KINDS, help="videos with captions, or images with poses")
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder, or one .tar")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write the dataset to"
+    )
+    parser.add_argument(
+        "--captions", type=Path, metavar="FILE", help="metadata file that is not in the source folder"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)"
+    )
+    parser.add_argument(
+        "--shard-mb", type=int, default=256, metavar="N", help="size of a shard, MB (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset of other data")
+    args = parser.parse_args()
+
+    report = ingest(
+        KINDS[args.what],
+        args.source,
+        args.out,
+        captions=args.captions,
+        workers=args.workers,
+        shard_bytes=args.shard_mb * 10**6,
+        overwrite=args.overwrite,
+    )
+    print(
+        f"{report.folder}: {report.records} {args.what}, {report.bytes / 1e6:.1f} MB in {report.shards} "
+        f"shard{'s' * (report.shards != 1)}" + ("" if report.new else " (already there)")
+    )
+    if report.rejected:
+        print(f"{len(report.rejected)} rejected, listed in {report.folder / 'refused.csv'}:")
+        for why, names in report.by_reason():
+            shown = ", ".join(names[:MAX_NAMES]) + ", ..." * (len(names) > MAX_NAMES)
+            print(printable(f"{len(names):6}  {why}: {shown}"))
+
+
+def console() -> None:
+    """The command fyp-prepare-data, and scripts/prepare_data.py."""
+    run_console(main)

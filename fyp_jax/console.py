@@ -1,0 +1,39 @@
+"""What all commands share: exit status, log format, platform, and text from outside that reaches the
+terminal."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from fyp_jax.errors import UserError, printable
+from fyp_jax.platforms import choose_platform
+
+
+def run_console(main: Callable[[], None]) -> NoReturn:
+    """Run a command and end the process with its status (`run_cli`)."""
+    choose_platform()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    sys.exit(run_cli(main))
+
+
+def run_cli(main: Callable[[], None]) -> int:
+    """Run a command: 0 when it is done; 2 with one line on standard error for a `UserError`; 130 for
+    Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {printable(message)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))

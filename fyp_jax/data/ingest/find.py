@@ -1,0 +1,68 @@
+"""The items of a source, listed in order. Nothing is decoded here.
+
+A source has one of three forms: a folder with a metadata file (`metadata.py`), WebDataset tars
+(`webdataset.py`), or a folder with the captions of HDVILA (`hdvila.py`).
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from fyp_jax.data.ingest.hdvila import HDVILA_COLUMNS, hdvila_items
+from fyp_jax.data.ingest.items import Item
+from fyp_jax.data.ingest.metadata import METADATA_FILES, metadata_items
+from fyp_jax.data.ingest.rows import read_rows
+from fyp_jax.data.ingest.webdataset import webdataset_items
+from fyp_jax.errors import UserError
+
+
+def find_items(kind: str, source: Path, captions: Path | None = None) -> Iterator[Item]:
+    """List the items of a source in its order; `kind` is "pose_images" or "captioned_videos".
+
+    `captions` is a metadata file outside of the source folder. Raises UserError where the form of the source
+    is unknown, or where its metadata cannot be read or lacks a column; the message has the line.
+    """
+    seen: set[str] = set()
+    for item in _all_items(kind, source, captions):
+        if item.name in seen:
+            yield Item(item.name, problem="has the same name as an earlier item")
+        else:
+            seen.add(item.name)
+            yield item
+
+
+def _all_items(kind: str, source: Path, captions: Path | None) -> Iterator[Item]:
+    if not source.exists():
+        raise UserError(f"{source}: no such folder")
+    if source.is_file():
+        if source.suffix != ".tar" or captions is not None:
+            raise UserError(f"{source}: is a file; give a folder, or one .tar file without --captions")
+        return webdataset_items(kind, source, source.parent)
+    if captions is not None and not captions.is_file():
+        raise UserError(f"{captions}: no such file")
+    found = [source / name for name in METADATA_FILES if (source / name).is_file()]
+    files = [captions] if captions else found
+    if len(files) > 1:
+        raise UserError(f"{source}: has both {' and '.join(METADATA_FILES)}; choose one with --captions")
+    if files:
+        return _listed_items(kind, source, files[0])
+    tars = sorted(path for path in source.iterdir() if path.suffix == ".tar")
+    if not tars:
+        entries = sorted(path.name for path in source.iterdir())
+        some = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
+        raise UserError(
+            f"{source}: has no {' or '.join(METADATA_FILES)} and no .tar files, and --captions is not given; "
+            f"it has {len(entries)} entries{': ' + some if some else ''}"
+        )
+    return itertools.chain.from_iterable(webdataset_items(kind, tar, source) for tar in tars)
+
+
+def _listed_items(kind: str, folder: Path, file: Path) -> Iterator[Item]:
+    rows = read_rows(file)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{file}: has no rows")
+    rows = itertools.chain([first], rows)
+    if set(first[1]) >= set(HDVILA_COLUMNS):
+        return hdvila_items(kind, folder, file, rows)
+    return metadata_items(kind, folder, file, first, rows)
