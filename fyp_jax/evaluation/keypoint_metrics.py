@@ -1,4 +1,4 @@
-"""Keypoints against keypoints: PCK and OKS. Keypoints are [f 17 3], x and y in pixels, and a confidence."""
+"""PCK and OKS of predicted keypoints. Keypoints are [f 17 3]: x and y in pixels, and a confidence."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 Keypoints = Float[np.ndarray, "f 17 3"]
 OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
-"""COCO's constants of the object keypoint similarity, one for each joint."""
+"""COCO's constants of object keypoint similarity (OKS), one for each joint."""
 
 
 def pck(pred: Keypoints, target: Keypoints, threshold: float = 0.1) -> float:
@@ -22,7 +22,7 @@ def pck(pred: Keypoints, target: Keypoints, threshold: float = 0.1) -> float:
 
 
 def oks(pred: Keypoints, target: Keypoints) -> float:
-    """COCO's object keypoint similarity, mean over frames; the area is that of the target's box."""
+    """COCO's object keypoint similarity, as a mean over frames. The area is that of the target's box."""
     width, height = _box_sides(target)
     distance2 = np.square(pred[..., :2] - target[..., :2]).sum(axis=-1)
     scale = 2 * np.maximum(width * height, 1e-6)[:, None] * np.square(2 * OKS_SIGMAS)
@@ -34,11 +34,10 @@ def oks(pred: Keypoints, target: Keypoints) -> float:
 def match_people(
     pred: Sequence[Float[np.ndarray, "_ 17 3"]], target: Sequence[Float[np.ndarray, "_ 17 3"]]
 ) -> tuple[Float[np.ndarray, "n 17 3"], Float[np.ndarray, "n 17 3"]]:
-    """Match each target person of each frame with the predicted person that is most like it by OKS.
+    """Match each target person of each frame with the predicted person of the highest OKS.
 
-    Gives the matched predictions and their targets. In a frame without predictions, targets are matched with
-    joints that are infinitely far away; a prediction may be matched twice. Targets without any joint are left
-    out.
+    Returns the matched predictions and their targets. A target in a frame without predictions is matched with
+    joints at infinity. A prediction may be matched twice. Targets without any joint are left out.
     """
     nobody = np.full((17, 3), np.inf)
     pairs = [
@@ -52,7 +51,7 @@ def match_people(
 
 
 def _box_sides(keypoints: Keypoints) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
-    """Width and height of the box around the joints that are there."""
-    places = np.where(keypoints[..., 2:] > 0, keypoints[..., :2], np.nan)
-    width, height = (np.nanmax(places, axis=1) - np.nanmin(places, axis=1)).T
+    """Width and height of the box around the joints of a confidence above 0."""
+    points = np.where(keypoints[..., 2:] > 0, keypoints[..., :2], np.nan)
+    width, height = (np.nanmax(points, axis=1) - np.nanmin(points, axis=1)).T
     return width, height
