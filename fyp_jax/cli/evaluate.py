@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, wrap_write_errors
 from fyp_jax.pipeline.config import SampleConfig
 
 CONFIG = "configs/mini/sample.yaml"
@@ -78,6 +78,8 @@ def main() -> None:
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
     from fyp_jax.synthetic.scenes import render_frames
 
+    with wrap_write_errors(args.out):  # a folder that cannot be made ends the command before the sampling
+        args.out.mkdir(parents=True, exist_ok=True)
     pipeline = FollowYourPosePipeline.from_config(config)
     models = sample_functions(config, pipeline, args.ablations, dict(x.split("=", 1) for x in args.compare))
     # All clips are compared in the latents of one VAE, that of the evaluated model.
@@ -102,10 +104,10 @@ def main() -> None:
             if not part.suffix:
                 shown[name] = videos[:SHOWN]
     table = "\n".join(table_rows(results))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "scores.md").write_text(table + "\n")
     plain = {name: {k: v._asdict() for k, v in s._asdict().items()} for name, s in results.items()}
-    (args.out / "scores.json").write_text(json.dumps(plain, indent=1) + "\n")
+    for name, text in (("scores.md", table), ("scores.json", json.dumps(plain, indent=1))):
+        with wrap_write_errors(args.out / name) as file:
+            file.write_text(text + "\n")
     plot_scores(results, args.out / "scores.png")
     plot_clips(shown, args.out / "clips.png", SHOWN_FRAMES)
     print(table)

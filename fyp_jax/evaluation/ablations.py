@@ -1,5 +1,4 @@
-"""The full model, and the same model without a part of the method; each makes a clip for a case of the
-evaluation set."""
+"""The full model and its ablations: functions that sample a clip for a case of the evaluation set."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,55 +16,55 @@ from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.synthetic.scenes import caption
 
 SampleFn = Callable[[EvalCase, int], UInt8[np.ndarray, "f 64 64 3"]]
-"""(case, seed of the noise) -> frames of a clip."""
+"""A function from a case and the seed of the noise to the frames of a clip."""
 
 FULL_MODEL = "full model"
 
 
 def full_model(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:
-    """Pose, text, cross-frame attention and temporal layers."""
+    """Sample with pose, text, cross-frame attention and temporal layers."""
 
     def sample(case: EvalCase, seed: int) -> Any:
-        options = _of_size(sampling, case, seed=seed)
-        return pipeline(caption(case.scene), case.pose_images, options).frames
+        params = _with_size(sampling, case, seed=seed)
+        return pipeline(caption(case.scene), case.pose_images, params).frames
 
     return sample
 
 
 def without_pose(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:
-    """Text alone."""
+    """Sample from text alone."""
 
     def sample(case: EvalCase, seed: int) -> Any:
-        return pipeline(caption(case.scene), None, _of_size(sampling, case, seed=seed)).frames
+        return pipeline(caption(case.scene), None, _with_size(sampling, case, seed=seed)).frames
 
     return sample
 
 
 def frame_by_frame(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:
-    """Each frame on its own, with noise of its own: what the pose stage alone can do."""
+    """Sample each frame as a clip of its own, with its own noise: all that the pose stage alone can do."""
 
     def sample(case: EvalCase, seed: int) -> Any:
         frames = []
         for i, pose_image in enumerate(case.pose_images):
-            options = _of_size(sampling, case, seed=seed * 1000 + i, num_frames=1)
-            frames.append(pipeline(caption(case.scene), pose_image[None], options).frames)
+            params = _with_size(sampling, case, seed=seed * 1000 + i, num_frames=1)
+            frames.append(pipeline(caption(case.scene), pose_image[None], params).frames)
         return np.concatenate(frames)
 
     return sample
 
 
 def without_temporal_layers(unet: Mapping[str, Any]) -> dict[str, Any]:
-    """The UNet's parameters with temporal attention and temporal convolution silent."""
-    silent = ("attn_temp/to_out_0", "conv_temporal/up")
+    """The UNet's parameters with temporal attention and temporal convolution set to add nothing."""
+    zeroed = ("attn_temp/to_out_0", "conv_temporal/up")
     flat: dict[str, Any] = flatten_dict(unet, sep="/")
     return unflatten_dict(
-        {path: jnp.zeros_like(x) if any(part in path for part in silent) else x for path, x in flat.items()},
+        {path: jnp.zeros_like(x) if any(part in path for part in zeroed) else x for path, x in flat.items()},
         sep="/",
     )
 
 
 def before_motion_stage(params: Mapping[str, Any], image_unet: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of the pose stage: the queries of the image model, and silent temporal layers."""
+    """The parameters of the pose stage: queries of the image model, and temporal layers that add nothing."""
     unet = flatten_dict(without_temporal_layers(params["unet"]), sep="/") | flatten_dict(image_unet, sep="/")
     return {**params, "unet": unflatten_dict(unet, sep="/")}
 
@@ -76,13 +75,13 @@ def with_params(pipeline: FollowYourPosePipeline, params: Mapping[str, Any]) -> 
 
 
 def without_cross_frame_attention(pipeline: FollowYourPosePipeline) -> FollowYourPosePipeline:
-    """The same pipeline, but each frame attends to itself alone, as in the image model."""
+    """The same pipeline, but each frame attends only to itself, as in the image model."""
     programs = pipeline.programs
     config = dataclasses.replace(programs.unet.config, cross_frame_attention=False)
     unet = UNet3D(config, programs.unet.execution)
     return dataclasses.replace(pipeline, programs=dataclasses.replace(programs, unet=unet))
 
 
-def _of_size(sampling: SamplingParams, case: EvalCase, **changes: Any) -> SamplingParams:
+def _with_size(sampling: SamplingParams, case: EvalCase, **changes: Any) -> SamplingParams:
     frames, height, width = case.pose_images.shape[:3]
     return dataclasses.replace(sampling, **{"num_frames": frames, "height": height, "width": width} | changes)

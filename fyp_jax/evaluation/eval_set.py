@@ -1,5 +1,4 @@
-"""The evaluation set of the synthetic world: scenes that training has not seen, and the scores of clips of
-them."""
+"""The evaluation set of the synthetic world: scenes that no training data has, and scores of their clips."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,11 +14,11 @@ from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, SIDE, TRAIN_PAIRS, Scene, r
 from fyp_jax.synthetic.styles import STYLES
 
 FIRST_SEED = 9 * 10**6
-"""Seeds of the evaluation's scenes begin here; seeds of training scenes are far below."""
+"""The first seed of evaluation scenes; training scenes have smaller ones."""
 
 
 class EvalCase(NamedTuple):
-    """A scene, and the pose sequence that a clip of it has to follow."""
+    """A scene, and the pose sequence that its clip should follow."""
 
     scene: Scene
     keypoints: np.ndarray
@@ -29,7 +28,8 @@ class EvalCase(NamedTuple):
 
 
 def make_eval_cases(count: int, frames: int, held_out_pairs: bool) -> list[EvalCase]:
-    """`count` scenes with the held-out motion; pairs of character and background, and styles, take turns."""
+    """`count` scenes with the held-out motion, which cycle through the pairs of character and background and
+    through the styles."""
     pairs = HELD_OUT_PAIRS if held_out_pairs else TRAIN_PAIRS
     order = np.random.default_rng(0).permutation(len(pairs))
     cases = []
@@ -66,7 +66,7 @@ def score(
 ) -> Scores:
     """Scores of one clip for each case; `encode` gives VAE latents of uint8 frames.
 
-    The shuffled scores are those of chance: the same clip against the pose of another case, half of the list
+    The shuffled scores are the chance level: they compare each clip with the pose of the case half the list
     further on.
     """
     columns: dict[str, list[float]] = {name: [] for name in Scores._fields}

@@ -1,4 +1,4 @@
-"""Keypoints against keypoints: PCK and OKS. Keypoints are [f 17 3], x and y in pixels, and a confidence."""
+"""PCK and OKS of predicted keypoints. Keypoints are [f 17 3]: x and y in pixels, and a confidence."""
 
 from collections.abc import Sequence
 
@@ -22,11 +22,10 @@ def pck(pred: Keypoints, target: Keypoints, threshold: float = 0.1) -> float:
 def match_people(
     pred: Sequence[Float[np.ndarray, "_ 17 3"]], target: Sequence[Float[np.ndarray, "_ 17 3"]]
 ) -> tuple[Float[np.ndarray, "n 17 3"], Float[np.ndarray, "n 17 3"]]:
-    """Match each target person of each frame with the predicted person that is most like it by OKS.
+    """Match each target person of each frame with the predicted person of the highest OKS.
 
-    Gives the matched predictions and their targets. In a frame without predictions, targets are matched with
-    joints that are infinitely far away; a prediction may be matched twice. Targets without any joint are left
-    out.
+    Returns the matched predictions and their targets. A target in a frame without predictions is matched with
+    joints at infinity. A prediction may be matched twice. Targets without any joint are left out.
     """
     nobody = np.full((17, 3), np.inf)
     pairs = [

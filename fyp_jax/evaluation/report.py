@@ -1,4 +1,4 @@
-"""Results of an evaluation: a Markdown table, and two figures."""
+"""The report of an evaluation: a Markdown table and two figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,23 +34,23 @@ def table_rows(results: Mapping[str, Scores]) -> Iterator[str]:
 
 
 def plot_scores(results: Mapping[str, Scores], file: Path) -> None:
-    """A PNG of bars with their intervals: a panel for each scale, a group for each model or ablation."""
+    """Write a PNG of bars with intervals: a panel for each scale, a group for each model or ablation."""
     figure = Figure(figsize=(11, 0.45 * len(results) * 1.6 + 1.5), layout="constrained")
     panels: Any = figure.subplots(1, len(PANELS), sharey=True)
-    places = -np.arange(len(results), dtype=float)
+    positions = -np.arange(len(results), dtype=float)
     for axes, names in zip(panels, PANELS, strict=True):
-        high = 0.8 / len(names)
+        height = 0.8 / len(names)
         for number, name in enumerate(names):
-            found = [getattr(scores, name) for scores in results.values()]
-            means = np.array([value.mean for value in found])
-            around = np.array([[v.mean - v.low for v in found], [v.high - v.mean for v in found]])
-            rows_of = places - (number - (len(names) - 1) / 2) * high
-            axes.barh(rows_of, means, high, xerr=around, label=name.replace("_", " "), ecolor="#444444")
+            values = [getattr(scores, name) for scores in results.values()]
+            means = np.array([value.mean for value in values])
+            errors = np.array([[v.mean - v.low for v in values], [v.high - v.mean for v in values]])
+            y = positions - (number - (len(names) - 1) / 2) * height
+            axes.barh(y, means, height, xerr=errors, label=name.replace("_", " "), ecolor="#444444")
             if name in ("pose_accuracy", "iou"):
                 chance = [getattr(scores, f"{name}_shuffled").mean for scores in results.values()]
                 label = "another clip's pose" if number == 0 else None
-                axes.plot(chance, rows_of, "k|", markersize=9, label=label)
-        axes.set_yticks(places, list(results))
+                axes.plot(chance, y, "k|", markersize=9, label=label)
+        axes.set_yticks(positions, list(results))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3, linewidth=0.5)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, fontsize=8)
@@ -59,7 +59,7 @@ def plot_scores(results: Mapping[str, Scores], file: Path) -> None:
 
 
 def plot_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file: Path, frames: int) -> None:
-    """A PNG of the first `frames` frames of clips: a row for each model or ablation, beside its name."""
+    """Write a PNG of the first `frames` frames of clips: a row for each model or ablation, with its name."""
     clips = len(next(iter(shown.values())))
     figure = Figure(figsize=(1.0 * frames * clips + 2.6, 1.05 * len(shown)), layout="constrained")
     panels: Any = figure.subplots(len(shown), clips, squeeze=False)

@@ -1,4 +1,4 @@
-"""Means over clips with bootstrap intervals, and the consistency of consecutive frames."""
+"""Bootstrap confidence intervals of means over clips, and the similarity of consecutive frames."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from jaxtyping import Float
 
 
 def consecutive_cosine(features: Float[np.ndarray, "f *d"]) -> float:
-    """Mean cosine of each frame's features (VAE latents, CLIP embeddings) and the next frame's."""
+    """Mean cosine similarity of the features (VAE latents, CLIP embeddings) of consecutive frames."""
     flat = features.reshape(len(features), -1).astype(np.float64)
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     return float(np.mean(np.sum(unit[1:] * unit[:-1], axis=1)))
 
 
 class ConfidenceInterval(NamedTuple):
-    """A mean over clips, and the middle 95% of the means of clips that are resampled with replacement."""
+    """A mean over clips, and the 2.5th and 97.5th percentile of the means of resampled clips."""
 
     mean: float
     low: float
@@ -23,8 +23,8 @@ class ConfidenceInterval(NamedTuple):
 
 
 def bootstrap_ci(values: Sequence[float], seed: int = 0, num_resamples: int = 2000) -> ConfidenceInterval:
-    """The bootstrap (Efron 1979) over clips. The same values and seed give the same interval."""
+    """The bootstrap interval (Efron 1979) of a mean. Equal values and seeds give equal intervals."""
     array = np.asarray(values, np.float64)
-    chosen = np.random.default_rng(seed).integers(len(array), size=(num_resamples, len(array)))
-    low, high = np.percentile(array[chosen].mean(axis=1), [2.5, 97.5])
+    indices = np.random.default_rng(seed).integers(len(array), size=(num_resamples, len(array)))
+    low, high = np.percentile(array[indices].mean(axis=1), [2.5, 97.5])
     return ConfidenceInterval(float(array.mean()), float(low), float(high))

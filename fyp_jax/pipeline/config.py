@@ -35,6 +35,14 @@ class SampleConfig(SamplingParams):
         super().check()
         if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
             raise UserError("the prompt is empty: give --prompt TEXT, or set prompt in the config")
+        self.check_model()
+        if self.num_frames % self.mesh.frame:
+            raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
+        if not 0 < self.fps <= 50:
+            raise UserError(f"fps={self.fps} is not between 0 and 50")
+
+    def check_model(self) -> None:
+        """Raise UserError for values that load no model, whatever clips it is for."""
         if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
             raise UserError(
                 f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
@@ -42,8 +50,6 @@ class SampleConfig(SamplingParams):
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
-        if not 0 < self.fps <= 50:
-            raise UserError(f"fps={self.fps} is not between 0 and 50")
         if self.checkpoint is not None and self.random_init:
             raise UserError(
                 f"checkpoint={self.checkpoint} and random_init=true exclude each other: leave one out"

@@ -56,6 +56,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     earlier start (fyp_jax.compilation_cache); otherwise each is compiled when it is first called. Raises
     UserError where weights are missing, cannot be read, or do not fit each other.
     """
+    config.check_model()
     config = resolve_checkpoint(config)
     folder = PipelineFolder(config.pretrained, parts=() if config.random_init else ENCODERS)
     encoders = folder.latent_encoders()

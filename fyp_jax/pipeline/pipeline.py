@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.loading import load_components
-from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams
+from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, sampling_params
 from fyp_jax.pipeline.programs import SamplingPrograms, prepare_latents
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.types import Latents
@@ -67,11 +67,11 @@ class PipelineOutput:
 class FollowYourPosePipeline:
     """Pose-guided text-to-video: Follow Your Pose on a Stable Diffusion, with its weights."""
 
-    programs: SamplingPrograms
-    params: dict[str, Any]
+    programs: SamplingPrograms = dataclasses.field(repr=False)
+    params: dict[str, Any] = dataclasses.field(repr=False)
     """Parameters of "unet", "pose_encoder", "vae" and "text_encoder"."""
     defaults: SamplingParams
-    """Options that suit the model; a call may change each."""
+    """Options of a call that gives none: those that suit the model, or those of the config."""
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Where the weights are from, with a checksum."""
 
@@ -98,12 +98,16 @@ class FollowYourPosePipeline:
             dtype=dtype,
             mesh=mesh or MeshConfig(data=1),
         )
-        return cls.from_config(config)
+        return cls(*load_components(config))
 
     @classmethod
     def from_config(cls, config: SampleConfig, use_cache: bool = False) -> "FollowYourPosePipeline":
-        """The pipeline of a config of sample.py; `use_cache` and errors as for `load_components`."""
-        return cls(*load_components(config, use_cache))
+        """The pipeline of a config of sample.py, whose sampling options become the pipeline's `defaults`.
+
+        `use_cache` and errors as for `load_components`.
+        """
+        components = load_components(config, use_cache)
+        return cls(*components._replace(defaults=sampling_params(config)))
 
     def __call__(
         self,
@@ -127,7 +131,7 @@ class FollowYourPosePipeline:
         with a warning. Raises UserError where the pose cannot be read, or where sizes do not fit each other
         or the model.
         """
-        sampling = self._sampling(sampling, changes, _sizes(pose, latents))
+        sampling = self._sampling(sampling, changes, self._sizes(frames=(pose,), latents=latents))
         self.programs.check_compiled_for(sampling)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
         noise_key, step_key = jax.random.split(jax.random.key(sampling.seed))
@@ -135,7 +139,7 @@ class FollowYourPosePipeline:
             shape = self.programs.latent_shape(sampling.num_frames, sampling.height, sampling.width)
             z = prepare_latents(noise_key, shape, sampling.noise_correlation)
         else:
-            z = jnp.asarray(latents)[None]
+            z = jnp.asarray(latents, jnp.float32)[None]
         z = self._denoise(z, prompt, pose_images, sampling, step_key, on_step)
         video = self.programs.run("decode", self.params, z, chunk=sampling.decode_chunk_size)
         return PipelineOutput(self._on_host(video), self._on_host(z), pose_images)
@@ -156,14 +160,16 @@ class FollowYourPosePipeline:
 
         `video` is a file, of which the first num_frames frames are taken, scaled and cropped to the centre,
         or frames in memory. Give the result as `latents`, with the same prompt, pose and steps. Guidance is
-        off unless guidance_scale is among `changes`. Other arguments and errors are those of a call.
+        off unless guidance_scale is among `changes`, and eta is 0. Other arguments and errors are those of a
+        call.
         """
-        sampling = self._sampling(sampling, {"guidance_scale": 1.0, **changes}, _sizes(video, pose))
-        if not isinstance(video, np.ndarray):
+        changes = {"guidance_scale": 1.0, **changes, "eta": 0.0}
+        sampling = self._sampling(sampling, changes, self._sizes(frames=(video, pose)))
+        if isinstance(video, (str, os.PathLike)):
             frames = read_frames(video, range(sampling.num_frames))
             video = resize_center_crop(frames, sampling.height, sampling.width)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
-        z = self._encode(video)
+        z = self._encode(np.asarray(video))
         key = jax.random.key(sampling.seed)
         return self._on_host(self._denoise(z, prompt, pose_images, sampling, key, on_step, inverse=True))
 
@@ -192,13 +198,47 @@ class FollowYourPosePipeline:
         for name in ("height", "width"):
             if getattr(sampling, name) % grid:
                 raise UserError(f"{name}={getattr(sampling, name)} is not a multiple of {grid}")
+        mesh = self.programs.mesh
+        if mesh is not None and sampling.num_frames % mesh.shape["frame"]:
+            raise UserError(
+                f"num_frames={sampling.num_frames} is not a multiple of mesh.frame={mesh.shape['frame']}"
+            )
         return sampling
+
+    def _sizes(self, frames: Sequence[Any], latents: Any = None) -> dict[str, int]:
+        """Frames, height and width (in pixels) of what is given in memory.
+
+        Raises UserError where they differ, where frames are not uint8 RGB, or latents not of this model.
+        """
+        shapes = []
+        for clip in frames:
+            if clip is None or isinstance(clip, (str, os.PathLike)):
+                continue
+            if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8:
+                raise UserError(
+                    f"frames in memory are uint8 RGB in 0..255 of the shape [f h w 3], not {_spec(clip)}"
+                )
+            shapes.append(clip.shape[:3])
+        if latents is not None:
+            channels = self.programs.unet.config.in_channels
+            if latents.ndim != 4 or latents.shape[-1] != channels:
+                raise UserError(
+                    f"latents of this model have the shape [f h w {channels}], not {_spec(latents)}"
+                )
+            count, height, width, _ = latents.shape
+            shapes.append((count, DOWNSCALE * height, DOWNSCALE * width))
+        if any(shape != shapes[0] for shape in shapes):
+            listed = " against ".join("{} frames of {}x{}".format(*shape) for shape in shapes)
+            raise UserError(f"pose, video and latents differ in size: {listed} pixels")
+        return dict(zip(("num_frames", "height", "width"), shapes[0], strict=True)) if shapes else {}
 
     def _pose_images(
         self, pose: PoseSource | None, sampling: SamplingParams, stride: int, start: int
     ) -> Frames | None:
-        if pose is None or isinstance(pose, np.ndarray):
-            return pose
+        if pose is None:
+            return None
+        if not isinstance(pose, (str, os.PathLike)):
+            return np.asarray(pose)
         size = {"height": sampling.height, "width": sampling.width}
         return load_pose(pose, num_frames=sampling.num_frames, stride=stride, start=start, **size)
 
@@ -244,21 +284,5 @@ class FollowYourPosePipeline:
         return np.asarray((array if mesh is None else replicate(array, mesh))[0])
 
 
-def _sizes(*sources: Any) -> dict[str, int]:
-    """Frames, height and width in pixels of frames or latents in memory. Raises UserError where they
-    differ."""
-    sizes: dict[str, int] = {}
-    for source in sources:
-        if not isinstance(source, (np.ndarray, jax.Array)):
-            continue
-        if source.ndim != 4:
-            raise UserError(f"frames and latents have four axes, [f h w c], not the shape {source.shape}")
-        pixels = 1 if source.dtype == np.uint8 else DOWNSCALE
-        if pixels == 1 and source.shape[-1] != 3:
-            raise UserError(f"frames are RGB, [f h w 3], not of the shape {source.shape}")
-        frames, height, width = source.shape[:3]
-        own = {"num_frames": frames, "height": pixels * height, "width": pixels * width}
-        if sizes and own != sizes:
-            raise UserError(f"pose, video and latents differ in size: {own} against {sizes}")
-        sizes = own
-    return sizes
+def _spec(array: Any) -> str:
+    return f"{array.dtype} of the shape {list(array.shape)}"

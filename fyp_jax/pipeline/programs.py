@@ -72,8 +72,11 @@ class SamplingPrograms:
                 )
 
     def run(self, name: str, *args: Any, **static: Any) -> Any:
-        """Call a program by name. One that was compiled before already holds its static arguments."""
-        program = self.compiled.get(name)
+        """Call a program by name. One that was compiled before already holds its static arguments.
+
+        No program is compiled before for inversion, so `inverse` calls the jitted method.
+        """
+        program = None if static.get("inverse") else self.compiled.get(name)
         return getattr(self, name)(*args, **static) if program is None else program(*args)
 
     def check_compiled_for(self, sampling: SamplingParams) -> None:
@@ -251,7 +254,7 @@ def make_programs(
 def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
     """A mesh of the first devices, as many as a config asks for; None for a single device.
 
-    Raises UserError where there are fewer devices, or where the frames do not divide over them.
+    Raises UserError where there are fewer devices.
     """
     size = config.mesh.data * config.mesh.frame
     if size == 1:
@@ -261,8 +264,6 @@ def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
             f"mesh.data={config.mesh.data} mesh.frame={config.mesh.frame} needs {size} devices; "
             f"there are {len(devices)}"
         )
-    if config.num_frames % config.mesh.frame:
-        raise UserError(f"num_frames={config.num_frames} is not a multiple of mesh.frame={config.mesh.frame}")
     return make_mesh(config.mesh, devices[:size])
 
 
