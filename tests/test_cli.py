@@ -172,7 +172,7 @@ def files(tmp_path: Path) -> Path:
         (["checkpoint={files}/folder", "random_init=true"], "add random_init=false"),
         (["--seed", "99999999999999999999"], "seed=9+ is not between"),
         (["checkpoint={files}/folder"], "no checkpoint in it"),
-        (["pretrained=nosuchmodel"], "nosuchmodel: no such folder, and no size of ours .*mini, sd14"),
+        (["pretrained=nosuchmodel"], "nosuchmodel: no such folder, and no bundled model .*mini, sd14"),
         (["pretrained=some/model"], "offline, download it elsewhere"),
         (["out={files}/short.mp4/x"], "no folder can be made here"),
     ],
