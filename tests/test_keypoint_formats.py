@@ -220,6 +220,8 @@ def test_load_pose_of_a_folder_with_images_and_keypoints_takes_the_images_and_sa
         ([{"image_id": 1.5, "keypoints": [9.0] * 51}], "image_id is neither"),
         ({"instance_info": [{"frame_id": 1, "instances": [{"keypoints": [[1, 2, 3]] * 17}]}]}, "3-D pose"),
         ({"instance_info": [{"frame_id": 1, "instances": [{"keypoints": [[1, 2]] * 16}]}]}, "16 joints"),
+        ({"meta_info": {"dataset_name": "h36m"}, "instance_info": []}, "joints of .h36m., without"),
+        ([{"keypoints": [[9, 9]] * 68, "keypoint_scores": [1] * 68}], "has 68 joints without their names"),
         ({"instance_info": [{"frame_id": i, "instances": []} for i in (1, 1)]}, "two frames have the"),
         ([{"class": 0, "confidence": 1.0, "box": {}}], "has no keypoints; use a pose model"),
         ([{"people": [], "canvas_width": 5, "canvas_height": i} for i in (5, 6)], "several sizes .5x5, 5x6"),
@@ -237,7 +239,7 @@ def test_load_keypoints_of_what_cannot_be_drawn_says_what_it_is(tmp_path, docume
 
 
 def test_load_pose_of_keypoints_in_which_nobody_is_seen_is_refused(tmp_path):
-    far = [[(*person, 5000, 0, 0) for person in people] for people in DANCE]
+    far = [[person + np.array([5000, 0, 0]) for person in people] for people in DANCE]
     doubtful = [[person * [1, 1, 0.2] for person in people] for people in DANCE]
     for dance, says in (
         ([[], []], "contain no person"),

@@ -11,7 +11,10 @@ not in the file. Source: AlphaPose, `alphapose/utils/pPose_nms.py`, `write_json`
 
 from fyp_jax.pose.formats import openpose
 from fyp_jax.pose.formats.coco_results import read_records
-from fyp_jax.pose.formats.document import PoseDocument, is_records, order_frames
+from fyp_jax.pose.formats.document import COCO_FIRST, PoseDocument, is_records, order_frames
+
+COUNTS = COCO_FIRST | {68}
+"""Halpe's body and hands have 68 joints; elsewhere that may be the 68 points of a face."""
 
 
 def matches(document: object) -> bool:
@@ -27,7 +30,7 @@ def matches(document: object) -> bool:
 
 def read(document: dict | list) -> PoseDocument:
     if isinstance(document, list):
-        return read_records(document, "AlphaPose")
+        return read_records(document, "AlphaPose", COUNTS)
     named = [(f"frame {name!r:.40}", frame[_key(frame)]) for name, frame in document.items()]
     found, joint_set = openpose.parse_frames(named)
     frames, notes = order_frames({name: list(people) for name, people in zip(document, found, strict=True)})

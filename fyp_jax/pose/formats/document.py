@@ -16,9 +16,8 @@ from fyp_jax.pose.keypoints import Joints, KeypointError, People, parse_side, st
 from fyp_jax.pose.skeleton import JOINTS
 
 MAX_FRAMES = 200_000
-COCO_FIRST = frozenset((17, 26, 68, 133, 136))
-"""Numbers of joints of the sets that begin with COCO's 17: COCO, Halpe's body, body with face or hands,
-COCO-WholeBody, Halpe."""
+COCO_FIRST = frozenset((17, 26, 133, 136))
+"""Numbers of joints of the sets that begin with COCO's 17: COCO, Halpe's body, COCO-WholeBody, Halpe."""
 
 
 class Unit(Enum):
@@ -55,12 +54,12 @@ def take_coco(joints: Joints, places: Sequence[int | None]) -> Joints:
     return person
 
 
-def take_first_17(joints: Joints, where: str) -> Joints:
+def take_first_17(joints: Joints, where: str, counts: frozenset[int] = COCO_FIRST) -> Joints:
     """COCO's joints from a set that begins with them. Raises KeypointError for a set of another size."""
-    if len(joints) not in COCO_FIRST:
+    if len(joints) not in counts:
         raise KeypointError(
             f"{where}: has {len(joints)} joints without their names; known are 17 (COCO), and "
-            f"{', '.join(map(str, sorted(COCO_FIRST - {17})))} that begin with COCO's"
+            f"{', '.join(map(str, sorted(counts - {17})))} that begin with COCO's"
         )
     return joints[:17]
 

@@ -24,6 +24,9 @@ from fyp_jax.pose.formats.document import (
 )
 from fyp_jax.pose.keypoints import KeypointError, parse_joints
 
+DATASETS = ("coco", "body", "halpe", "human", "ochuman")
+"""How the names of data sets begin whose joints are COCO's 17, or begin with these."""
+
 
 def matches(document: object) -> bool:
     if isinstance(document, dict):
@@ -79,6 +82,11 @@ def _names(meta: object) -> list[object] | None:
     """The name of each joint by its number, where `meta_info` has them."""
     by_number = meta.get("keypoint_id2name") if isinstance(meta, dict) else None
     if not isinstance(by_number, dict) or not by_number:
+        dataset = meta.get("dataset_name") if isinstance(meta, dict) else None
+        if isinstance(dataset, str) and not dataset.lower().startswith(DATASETS):
+            raise KeypointError(
+                f"has the joints of {dataset!r:.40}, without their names; they are not COCO's 17"
+            )
         return None
     numbers = {int(key): name for key, name in by_number.items() if str(key).isdecimal() and len(key) < 6}
     return [numbers.get(i) for i in range(max(numbers, default=-1) + 1)]
