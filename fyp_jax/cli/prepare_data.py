@@ -28,9 +28,9 @@ from pathlib import Path
 
 from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.errors import run_cli
+from fyp_jax.trees import list_names
 
 KINDS = {"videos": "captioned_videos", "images": "pose_images"}
-MAX_NAMES = 5  # shown for each reason
 
 
 def main() -> None:
@@ -71,9 +71,7 @@ def main() -> None:
     if report.rejected:
         print(f"{len(report.rejected)} rejected, listed in {report.folder / 'refused.csv'}:")
         for why, names in report.by_reason():
-            print(
-                f"{len(names):6}  {why}: {', '.join(names[:MAX_NAMES])}{', ...' * (len(names) > MAX_NAMES)}"
-            )
+            print(f"{len(names):6}  {why}: {list_names(names)}")
 
 
 def console() -> None:

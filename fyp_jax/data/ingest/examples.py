@@ -16,6 +16,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from fyp_jax.data.datasets import BUILDERS
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.ingest.items import Blob, Item, ItemError, Rejection
+from fyp_jax.data.ingest.pose_npz import is_npz, npz_keypoints
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.reading import inspect_video
 from fyp_jax.pose.skeleton import MIN_CONFIDENCE
@@ -78,6 +79,8 @@ def _image_example(item: Item) -> dict[str, Any]:
     else:
         keypoints = item.keypoints
         text = _read(keypoints, "keypoint file") if isinstance(keypoints, Blob) else keypoints
+        if isinstance(text, bytes) and is_npz(text):
+            text = npz_keypoints(text)
         people = parse_keypoints(text or "", height, width)
     example = {
         "name": item.name,
