@@ -462,7 +462,11 @@ def test_ingest_reads_the_published_hdvila_captions(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "pattern"),
     [
-        ("metadata.csv", "name,text\na.mp4,x\n", "line 2 has no column file_name, .* its columns: name, text"),
+        (
+            "metadata.csv",
+            "name,text\na.mp4,x\n",
+            "line 2 has no column file_name, .* its columns: name, text",
+        ),
         (
             "metadata.csv",
             "file_name,words\na.mp4,x\n",
@@ -471,7 +475,11 @@ def test_ingest_reads_the_published_hdvila_captions(tmp_path):
         ("metadata.csv", "file_name,text\na.mp4,x\na.mp4,x, y\n", "line 3 has 3 fields for 2 columns"),
         ("metadata.csv", 'file_name,text\na.mp4,"x\nb.mp4,y\n', "cannot be read as CSV from line"),
         ("metadata.csv", "file_name,text\n", "has no rows"),
-        ("metadata.csv", "file_name,text\na.mp4,\xff\n".encode("latin-1"), "line 2 is not UTF-8; cp1252 reads it as"),
+        (
+            "metadata.csv",
+            "file_name,text\na.mp4,\xff\n".encode("latin-1"),
+            "line 2 is not UTF-8; cp1252 reads it as",
+        ),
         (
             "metadata.jsonl",
             '{"file_name": "a.mp4", "text": "x"}\n{\n',

@@ -43,6 +43,9 @@ def _csv_rows(file: Path, text: IO[str]) -> Iterator[tuple[int, Row]]:
         except StopIteration:
             return
         except csv.Error as error:
+            if not columns:  # quotes do not fit together where another delimiter stands between them
+                text.seek(0)
+                _header(file, line, next((words for words in text if words.strip()), "").split(","))
             hint = "; a quote is opened there and not closed" if "end of data" in str(error) else ""
             raise UserError(
                 f"{file}: cannot be read as CSV from line {line} on ({reason(error)}{hint})"
@@ -60,7 +63,7 @@ def _header(file: Path, line: int, fields: list[str]) -> list[str]:
     if any("\0" in column for column in columns):  # UTF-16 without a byte order mark
         raise UserError(wrong_encoding(file))
     for delimiter, name in _DELIMITERS.items():
-        cells = {cell.strip(' "') for column in columns for cell in column.split(delimiter)}
+        cells = {cell.strip(' "\r\n') for column in columns for cell in column.split(delimiter)}
         if cells & _KNOWN_COLUMNS and not _KNOWN_COLUMNS & set(columns):
             raise UserError(
                 f"{file}: line {line} is separated by {name}; save the file with commas, and put a text that "
