@@ -584,3 +584,20 @@ def test_tar_header_with_a_negative_size_ends_the_listing(tmp_path):
     items = list(find_items("captioned_videos", tmp_path))
     assert [item.name for item in items][-1] == "x.tar"
     assert len(items) <= 2
+
+
+def test_names_that_lead_out_of_a_tar_write_nothing_outside_of_the_dataset(tmp_path):
+    members = {"../../evil.gif": gif(2), "../../evil.txt": "x", "/evil.gif": gif(2), "/evil.txt": "y"}
+    write_tar(tmp_path / "in" / "x.tar", members)
+    report = ingest("videos", tmp_path / "in", tmp_path / "out")
+    assert report.records == 2
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - {tmp_path / "in" / "x.tar"}
+    assert all(path.is_relative_to(report.folder) for path in written)
+
+
+def test_metadata_may_name_npz_files_as_keypoints(tmp_path):
+    files = {"a.png": png(1), "a.npz": npz([person()]), "rows.csv": "image,prompt,keypoints\na.png,x,a.npz\n"}
+    write_files(tmp_path / "in", files)
+    ingest("images", tmp_path / "in", tmp_path / "out", captions=tmp_path / "in" / "rows.csv")
+    (record,) = open_records(tmp_path / "out")
+    np.testing.assert_array_equal(record["keypoints"], np.float32([PERSON]))

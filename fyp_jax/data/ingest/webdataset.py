@@ -56,7 +56,15 @@ def _index(tar: Path, tar_name: str) -> _Index:
                 if member.isfile() and not is_litter(member.name):
                     last_key = _add(index, member, tar_name)
             problem = _what_follows(tar, members.offset)
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         problem = f"is not an uncompressed tar, or is cut off ({reason(error)})"
         index.groups.pop(last_key, None)  # its data may be what is cut off
     if problem:
