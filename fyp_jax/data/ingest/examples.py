@@ -14,6 +14,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from fyp_jax.data.datasets import BUILDERS
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.ingest.items import Blob, Item, ItemError, Rejection
+from fyp_jax.data.ingest.pose_npz import is_npz, npz_keypoints
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.display import picture_size
 from fyp_jax.media.pictures import PICTURE_ERRORS, UnsupportedPictureError, open_picture
@@ -82,6 +83,8 @@ def _image_example(item: Item) -> dict[str, Any]:
     else:
         keypoints = item.keypoints
         text = _read(keypoints, "keypoint file") if isinstance(keypoints, Blob) else keypoints
+        if isinstance(text, bytes) and is_npz(text):
+            text = npz_keypoints(text)
         people = parse_keypoints(text or "", height, width)
     example = {
         "name": item.name,
