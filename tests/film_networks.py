@@ -183,8 +183,8 @@ def save_rtmo(file: Path, people: int, side: int = 320) -> Path:
     g("Concat", *columns, axis=3, to="keypoints")
     places = g("Concat", *columns[:2], axis=3)
     low, high = (g(f"Reduce{kind}", places, axes=[2], keepdims=0) for kind in ("Min", "Max"))  # [1 p 2]
-    least = g("ReduceMin", columns[2], axes=[2], keepdims=0)  # [1 p 1]
+    mean = g("ReduceMean", columns[2], axes=[2], keepdims=0)  # [1 p 1]
     x = g("Slice", low, g.constant([0], np.int64), g.constant([1], np.int64), g.constant([2], np.int64))
     further = g("Sub", g.constant(1.0), g("Div", x, g.constant(2.0 * side)))
-    g("Concat", low, high, g("Mul", least, further), axis=2, to="dets")
+    g("Concat", low, high, g("Mul", mean, further), axis=2, to="dets")
     return g.save(file, (side, side), {"dets": [1, people, 5], "keypoints": [1, people, 17, 3]})

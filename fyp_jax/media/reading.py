@@ -49,8 +49,8 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[Image]:
         assert image is not None
         if image.shape != (shape or image.shape):
             raise BrokenVideoError(path, "the frame size changes")
-        shape = image.shape
         yield image
+        shape = image.shape
     if shape is None:
         raise NotAVideoError(path, "no frame of its video stream can be decoded")
 

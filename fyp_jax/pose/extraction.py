@@ -40,7 +40,7 @@ class FilmPoses(NamedTuple):
     height: int
     """Pixels, as players show the film."""
     fps: float
-    people: list[Float[np.ndarray, "p 17 3"]]
+    people: list[Float[np.ndarray, "_ 17 3"]]
     """For each frame its persons, largest first: x and y in pixels, and a confidence in 0..1."""
     tracks: list[list[int]]
     """For each person of each frame the number of its track: a person keeps it over the frames."""
@@ -68,7 +68,7 @@ def extract_poses(
     `num_frames`, only the first frames are looked at. Raises MissingFileError, NotAVideoError,
     BrokenVideoError, and NoPersonError where no frame has a person.
     """
-    found: list[Float[np.ndarray, "p 17 3"]] = []
+    found: list[Float[np.ndarray, "_ 17 3"]] = []
     shape = (0, 0)
     frames = iterate_frames(film)
     with contextlib.closing(frames):  # pyright: ignore[reportArgumentType]
@@ -127,7 +127,7 @@ def frame_ranges(frames: Iterable[int]) -> str:
 
 def _by_frame(
     tracks: Sequence[Track], num_frames: int, smooth_fps: float | None
-) -> tuple[list[Float[np.ndarray, "p 17 3"]], list[list[int]]]:
+) -> tuple[list[Float[np.ndarray, "_ 17 3"]], list[list[int]]]:
     """People of each frame in the order of their tracks, and the numbers of these tracks."""
     people: list[list[np.ndarray]] = [[] for _ in range(num_frames)]
     numbers: list[list[int]] = [[] for _ in range(num_frames)]

@@ -69,7 +69,7 @@ def _one_euro_pass(
     for frame in range(1, len(places)):
         follows = (there[frame] & there[frame - 1])[:, None]
         change = (places[frame] - filtered[frame - 1]) * fps
-        weight = _weight(np.array(SPEED_CUTOFF), fps)
+        weight = _weight(np.full_like(speed, SPEED_CUTOFF), fps)
         speed = np.where(follows, weight * change + (1 - weight) * speed, 0.0)
         weight = _weight(MIN_CUTOFF + BETA * np.abs(speed), fps)
         mixed = weight * places[frame] + (1 - weight) * filtered[frame - 1]

@@ -21,10 +21,11 @@ MIN_JOINTS = 3
 
 MAX_LOST = 30  # frames without its person after which a track has ended
 MIN_SIMILARITY = 0.15  # below, a person is not that of a track
-VELOCITY_WEIGHT = 0.5  # of the newest displacement
+VELOCITY_WEIGHT = 0.2  # of the newest displacement; limbs swing, so that a single one says little
+LOST_WEIGHT = 0.7  # of a track that was not seen in the frame before, so that it takes nobody else's person
 
 Person = Float[np.ndarray, "17 3"]
-People = Float[np.ndarray, "p 17 3"]
+People = Float[np.ndarray, "_ 17 3"]
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Track:
             if common.any():
                 displacement = np.median(person[common, :2] - before[common, :2], axis=0)
                 newest = displacement / (frame - self.last)
-                weight = VELOCITY_WEIGHT if len(self.seen) > 1 else 1.0
+                weight = max(VELOCITY_WEIGHT, 1 / len(self.seen))
                 self.velocity = weight * newest + (1 - weight) * self.velocity
         self.seen[frame] = person
 
@@ -87,7 +88,8 @@ def track_people(frames: Sequence[People]) -> list[Track]:
     for frame, people in enumerate(frames):
         persons = [person for person in people if _visible(person).sum() >= MIN_JOINTS]
         active = [track for track in active if frame - track.last <= MAX_LOST]
-        assigned = _assign([track.predict(frame) for track in active], persons)
+        weights = [1.0 if track.last == frame - 1 else LOST_WEIGHT for track in active]
+        assigned = _assign([track.predict(frame) for track in active], weights, persons)
         for number, person in enumerate(persons):
             if (index := assigned.get(number)) is None:
                 tracks.append(Track())
@@ -123,13 +125,16 @@ def similarity(a: Person, b: Person) -> float:
     return (iou(boxes(one)[0], boxes(other)[0]) + oks(one, other)) / 2
 
 
-def _assign(predictions: Sequence[Person], persons: Sequence[Person]) -> dict[int, int]:
+def _assign(
+    predictions: Sequence[Person], weights: Sequence[float], persons: Sequence[Person]
+) -> dict[int, int]:
     """The index of the prediction for each person that has one."""
     from scipy.optimize import linear_sum_assignment  # takes a second to import, and few commands need it
 
     scores = np.array([[similarity(prediction, person) for person in persons] for prediction in predictions])
     scores = scores.reshape(len(predictions), len(persons))
-    rows, columns = linear_sum_assignment(scores, maximize=True)
+    weighted = scores * np.array(weights).reshape(-1, 1)
+    rows, columns = linear_sum_assignment(weighted, maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
     return {column: row for row, column in pairs if scores[row, column] >= MIN_SIMILARITY}
 
