@@ -8,13 +8,13 @@ Ultralytics, and our own form. `sample.py --pose` takes the same files; this scr
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.console import run_console
+from fyp_jax.errors import UserError
 from fyp_jax.pose.keypoints import KeypointClip, save_keypoints
 from fyp_jax.pose.reading import load_keypoints
 from fyp_jax.pose.skeleton import JOINTS, MIN_CONFIDENCE
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_console(main)

@@ -14,8 +14,8 @@ from fyp_jax.media.errors import MediaError, MissingFileError
 from fyp_jax.media.reading import frame_indices
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pose.extraction import extract_poses, frame_ranges, write_keypoints
-from fyp_jax.pose.keypoints import load_keypoints
 from fyp_jax.pose.networks import NetworkFiles, find_networks, load_networks
+from fyp_jax.pose.reading import load_keypoints
 from fyp_jax.pose.smoothing import MAX_GAP
 
 

@@ -45,7 +45,7 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[Image]:
     Raises MissingFileError, NotAVideoError, and BrokenVideoError also where the frame size changes.
     """
     shape = None
-    for image in _decode(path, range(2**62)):
+    for image in _decode(path, range(2**62), "white"):
         assert image is not None
         if image.shape != (shape or image.shape):
             raise BrokenVideoError(path, "the frame size changes")

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from fyp_jax.config import config_field
 
-POSE_FORMS = "skeleton video, folder of skeleton images, keypoints (ours, OpenPose, MMPose, ...), or bundled clip (dance)"
+POSE_FORMS = (
+    "skeleton video, folder of images, keypoints (ours, OpenPose, MMPose, ...), or bundled clip (dance)"
+)
 
 
 @dataclass
