@@ -239,8 +239,14 @@ class FollowYourPosePipeline:
             return None
         if not isinstance(pose, (str, os.PathLike)):
             return np.asarray(pose)
-        window = {"num_frames": sampling.num_frames, "stride": stride, "start": start}
-        return load_pose(pose, **window, height=sampling.height, width=sampling.width)
+        return load_pose(
+            pose,
+            num_frames=sampling.num_frames,
+            stride=stride,
+            start=start,
+            height=sampling.height,
+            width=sampling.width,
+        )
 
     def _denoise(
         self,
