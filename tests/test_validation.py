@@ -1,4 +1,5 @@
-"""Validation clips are sampled with the options of the config, and where it leaves one open, as in training."""
+"""Validation clips are sampled with the options of the config, and where it leaves one open, as in
+training."""
 
 from pathlib import Path
 from typing import Any
