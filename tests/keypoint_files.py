@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fyp_jax.pose.skeleton import JOINTS
-from fyp_jax.synthetic.motions import Body, motion_keypoints
+from fyp_jax.synthetic.kinematics import Body
+from fyp_jax.synthetic.motions import motion_keypoints
 
 WIDTH, HEIGHT = 512, 384
 SIZE = f"{WIDTH}x{HEIGHT}"

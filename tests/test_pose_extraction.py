@@ -23,7 +23,8 @@ from fyp_jax.pose.keypoints import load_keypoints
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.networks import find_networks, load_networks
 from fyp_jax.pose.skeleton import draw_skeleton
-from fyp_jax.synthetic.motions import Body, motion_keypoints
+from fyp_jax.synthetic.kinematics import Body
+from fyp_jax.synthetic.motions import motion_keypoints
 
 EXTRACT = SCRIPTS / "extract_poses.py"
 SAMPLE = SCRIPTS.parent / "sample.py"

@@ -6,7 +6,8 @@ import pytest
 from fyp_jax.pose.similarity import iou, oks
 from fyp_jax.pose.smoothing import MAX_GAP, fill_gaps, one_euro
 from fyp_jax.pose.tracking import MAX_LOST, largest, similarity, track_people
-from fyp_jax.synthetic.motions import Body, motion_keypoints
+from fyp_jax.synthetic.kinematics import Body
+from fyp_jax.synthetic.motions import motion_keypoints
 
 SIDE = 400
 
