@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: stopped and gone on with, on other meshes, with weights of other types."""
+"""Whole runs of a tiny model: resumed, on other meshes, with other dtypes; and single steps of training."""
 
 import csv
 import dataclasses
@@ -34,8 +34,6 @@ from fyp_jax.training.state import TrainState
 from fyp_jax.training.step import make_step
 
 CLIPS, FRAMES = 4, 2
-ENABLED = "jax_enable_compilation_cache"
-SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +46,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def equal_programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each run makes its step anew; what was compiled is found again on disk, as a restarted run finds it."""
-    before = {name: getattr(jax.config, name) for name in (ENABLED, "jax_compilation_cache_dir", SHORTEST)}
-    jax.config.update(ENABLED, True)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache.reset_cache()
-    jax.config.update(SHORTEST, 0.0)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each run traces its step again, but finds it compiled on disk, as a run does that is resumed."""
+    values = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for settings in (values, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is values:
+            yield
 
 
 def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -86,7 +87,7 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
 
 
 def train_on(devices: int, config: TrainConfig, patch: pytest.MonkeyPatch) -> list[str]:
-    """Run it, and read the column of losses as it was written."""
+    """Run training on so many devices; gives the column of losses as it was written."""
     make = functools.partial(make_mesh, devices=jax.devices()[:devices])
     patch.setattr(loop, "make_mesh", make)
     loop.train(config)
@@ -140,7 +141,7 @@ def test_checkpoint_of_motion_stage_changes_trainable_parameters_alone(
     begin = initialize_weights(a_config(world, Path("x")), STAGES["motion"], None)
     after = arrays(whole_run[0])
     for path, x in begin.trainable.items():
-        assert not np.array_equal(after[path], x), f"{path} was to be trained"
+        assert not np.array_equal(after[path], x), f"{path} is not trained"
     for path in after.keys() - begin.trainable.keys():
         np.testing.assert_array_equal(after[path], begin.frozen[path], err_msg=path)
 
@@ -176,7 +177,7 @@ def one_device() -> jax.sharding.Mesh:
 
 @pytest.fixture(scope="module")
 def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
-    """A fresh state, its step with AdamW, and how to make the state again (a step consumes it)."""
+    """A state, its step with AdamW, and a function that makes the state again, since a step donates it."""
     models, optimizer = tiny_models.models("motion", ExecutionConfig()), optax.adamw(1e-3)
     make = functools.partial(tiny_models.state, models, "motion", optimizer, one_device)
     state = make()
@@ -191,14 +192,14 @@ def size(tree: Any) -> int:
 
 def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tuple):
     state, _, _ = stepped
-    moments, counters = 2 * size(state.trainable), 4
-    assert size(state.opt_state) == moments + counters
+    counter = 4
+    assert size(state.opt_state) == 2 * size(state.trainable) + counter
     assert size(state.trainable) < size(state.frozen) / 2
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
 def test_step_donates_the_whole_state(stepped: tuple, one_device: jax.sharding.Mesh):
-    """Donated: all that the step gives back stands where the old state stood, but for the metrics."""
+    """The memory of the old state is reused for the new one."""
     state, step, _ = stepped
     batch = tiny_models.batch("motion", CLIPS, FRAMES)
     memory = step.lower(state, batch, tiny_models.stop_signals(one_device)).compile().memory_analysis()
@@ -261,7 +262,7 @@ def test_ten_nonfinite_steps_in_a_row_end_the_run(
 def test_run_in_bfloat16_with_ema_saves_averaged_float32_weights(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Frozen weights in half the bytes; what trains stays float32, and sampling gets its moving average."""
+    """Frozen weights are bfloat16, trainable ones stay float32, and sampling gets their moving average."""
     config = a_config(
         world,
         tmp_path,
@@ -317,25 +318,27 @@ def test_bucket_path_reaches_orbax_unchanged(monkeypatch: pytest.MonkeyPatch):
 def test_untrained_temporal_layers_start_as_the_stage_needs_them(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """Fresh ones are silent for images; the reference's draw them; trained ones stay."""
+    """Untrained ones are 0 for images, and for videos as `zero_init_temporal` says; trained ones stay."""
     from fyp_jax.checkpoints.inference import inference_shapes, save_inference
 
-    def silent(params: dict[str, Any]) -> bool:
+    def adds_nothing(params: dict[str, Any]) -> bool:
         return not any(np.any(x) for path, x in params.items() if "attn_temp/to_out_0" in path)
 
-    fresh = tiny_models.untrained(inference_shapes(tiny_models.UNET))
-    save_inference(tmp_path / "fresh", 0, tiny_models.UNET, fresh, {})
+    untrained = tiny_models.untrained(inference_shapes(tiny_models.UNET))
+    save_inference(tmp_path / "untrained", 0, tiny_models.UNET, untrained, {})
     tiny_models.write_weights(world / "pipeline", tmp_path / "pipeline")
     config = a_config(world, tmp_path, random_init=False, pretrained=str(tmp_path / "pipeline"))
-    for init, zero_init, expected in (("fresh", True, True), ("fresh", False, False)):
-        begun = initialize_weights(
-            dataclasses.replace(config, init_checkpoint=str(tmp_path / init), zero_init_temporal=zero_init),
+    for zero_init in (True, False):
+        start = initialize_weights(
+            dataclasses.replace(
+                config, init_checkpoint=str(tmp_path / "untrained"), zero_init_temporal=zero_init
+            ),
             STAGES["motion"],
             None,
         )
-        assert silent(begun.trainable) == expected
+        assert adds_nothing(start.trainable) == zero_init
     pose = dataclasses.replace(config, stage="pose", zero_init_temporal=False)
-    assert silent(initialize_weights(pose, STAGES["pose"], None).frozen)
+    assert adds_nothing(initialize_weights(pose, STAGES["pose"], None).frozen)
     trained = initialize_weights(
         dataclasses.replace(config, init_checkpoint=f"{whole_run[0]}/checkpoints"), STAGES["motion"], None
     ).trainable
