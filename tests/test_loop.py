@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
@@ -22,18 +21,16 @@ from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
 from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
-from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.training import loop
 from fyp_jax.training.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from fyp_jax.training.init import initialize_weights
-from fyp_jax.training.losses import diffusion
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState
-from fyp_jax.training.step import make_step
+from fyp_jax.training.step import configured_step
 
-CLIPS, FRAMES = 4, 2
+CLIPS, FRAMES, SIDE = 4, 2, 64
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +64,8 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
         path=str(world / "records" / "captioned_videos"),
         num_frames=FRAMES,
         stride=2,
-        height=64,
-        width=64,
+        height=SIDE,
+        width=SIDE,
         batch_size=CLIPS,
         workers=0,
     )
@@ -176,14 +173,14 @@ def one_device() -> jax.sharding.Mesh:
 
 
 @pytest.fixture(scope="module")
-def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
-    """A state, its step with AdamW, and a function that makes the state again, since a step donates it."""
-    models, optimizer = tiny_models.models("motion", ExecutionConfig()), optax.adamw(1e-3)
-    make = functools.partial(tiny_models.state, models, "motion", optimizer, one_device)
-    state = make()
-    rate = optax.constant_schedule(1e-3)
-    step = make_step(models, diffusion, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
-    return state, step, make
+def stepped(
+    world: Path, one_device: jax.sharding.Mesh
+) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
+    """A state, the step of `whole_run`, and a function that makes the state again: a step donates it."""
+    config, stage = a_config(world, Path("unused")), STAGES["motion"]
+    models, state, _, _ = loop._initial_state(config, stage, one_device)
+    step = configured_step(config, models, one_device, state)
+    return state, step, lambda: loop._initial_state(config, stage, one_device)[1]
 
 
 def size(tree: Any) -> int:
@@ -192,8 +189,8 @@ def size(tree: Any) -> int:
 
 def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tuple):
     state, _, _ = stepped
-    counter = 4
-    assert size(state.opt_state) == 2 * size(state.trainable) + counter
+    counters = 2 * 4  # of Adam and of the schedule
+    assert size(state.opt_state) == 2 * size(state.trainable) + counters
     assert size(state.trainable) < size(state.frozen) / 2
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
@@ -201,14 +198,14 @@ def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tu
 def test_step_donates_the_whole_state(stepped: tuple, one_device: jax.sharding.Mesh):
     """The memory of the old state is reused for the new one."""
     state, step, _ = stepped
-    batch = tiny_models.batch("motion", CLIPS, FRAMES)
+    batch = tiny_models.batch("motion", CLIPS, FRAMES, SIDE)
     memory = step.lower(state, batch, tiny_models.stop_signals(one_device)).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size(state.trainable) + size(state.opt_state) + size(state.frozen)
 
 
 def test_loss_depends_on_the_caption_of_every_clip(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
-    batch = tiny_models.batch("motion", CLIPS, FRAMES)
+    batch = tiny_models.batch("motion", CLIPS, FRAMES, SIDE)
     found = set()
     for clip in (None, 0, CLIPS - 1):
         input_ids = np.array(batch.input_ids)
@@ -222,7 +219,7 @@ def test_loss_depends_on_the_caption_of_every_clip(stepped: tuple, one_device: j
 def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
     before, state = make(), make()
-    broken = tiny_models.batch("motion", CLIPS, FRAMES)
+    broken = tiny_models.batch("motion", CLIPS, FRAMES, SIDE)
     broken.video[1, 0, 0, 0, 0] = np.nan
     for _ in range(2):
         state, metrics = step(state, broken, tiny_models.stop_signals(one_device))
@@ -234,7 +231,7 @@ def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_d
     ):
         np.testing.assert_array_equal(ours, theirs)
     state, metrics = step(
-        state, tiny_models.batch("motion", CLIPS, FRAMES), tiny_models.stop_signals(one_device)
+        state, tiny_models.batch("motion", CLIPS, FRAMES, SIDE), tiny_models.stop_signals(one_device)
     )
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(state.step)) == (2, 0, 3)
     assert np.isfinite(metrics["loss"])
