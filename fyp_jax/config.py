@@ -78,14 +78,15 @@ def save_config(config: Any, file: Path) -> None:
         file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def help_lines(kind: type, prefix: str = "") -> Iterator[str]:
-    """A line of help for each field: key, default, meaning."""
+def help_lines(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[str]:
+    """A line of help for each field: key, default (or the value that `defaults` has), meaning."""
     for item in dataclasses.fields(kind):
         key = prefix + item.name
-        if dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
-            yield from help_lines(item.type, key + ".")
-            continue
         default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # pyright: ignore
+        default = default if defaults is None else getattr(defaults, item.name)
+        if dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
+            yield from help_lines(item.type, key + ".", default)
+            continue
         yield f"  {key + '=' + _plain(default):28} {item.metadata['help']}"
 
 

@@ -1,4 +1,4 @@
-"""Scripts as a user runs them, but in this process, and what the tests of several scripts say of it."""
+"""Runs scripts as a user does, but in this process; and assertions that tests of several scripts share."""
 
 import contextlib
 import io
@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
+SCRIPTS, SAMPLE = ROOT / "scripts", ROOT / "sample.py"
 
 
 class Run(NamedTuple):
+    """Exit status and output of a command."""
+
     status: int
     out: str
     err: str
@@ -35,17 +38,17 @@ def run_script(script: Path, *args: object) -> Run:
     return Run(int(caught.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def assert_mistake(run: Run, *said: str) -> None:
-    """Status 2 and one line on standard error."""
+def assert_mistake(run: Run, *messages: str) -> None:
+    """The command ended with status 2 and one line on standard error, which holds the messages."""
     assert run.status == 2, run
     assert run.err.startswith("error: "), run.err
     assert run.err.count("\n") == 1, f"not one line: {run.err}"
-    for words in said:
-        assert words in run.err, run.err
+    for message in messages:
+        assert message in run.err, run.err
 
 
 def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Paths, dtypes and every bit."""
+    """Two nested dictionaries of arrays have the same paths, dtypes and bits."""
     found, expected = flatten_dict(found, sep="/"), flatten_dict(expected, sep="/")
     assert sorted(found) == sorted(expected)
     for path, array in expected.items():
