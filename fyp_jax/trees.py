@@ -18,6 +18,12 @@ class TreeMismatch(UserError):  # noqa: N818  (names the fact)
     """Two sets of named arrays differ in names or shapes."""
 
 
+def list_names(names: Sequence[str]) -> str:
+    """Join names for a message, which ends after `MAX_LISTED` of them with the number of the others."""
+    more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
     """Raise TreeMismatch, with the names, unless both have the same paths and shapes.
 
@@ -54,5 +60,4 @@ def match_patterns(patterns: Sequence[str], paths: Iterable[str]) -> dict[str, b
 def _listed(kind: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{len(names)} {kind} ({', '.join(names[:MAX_LISTED])}{more})"
+    return f"{len(names)} {kind} ({list_names(names)})"

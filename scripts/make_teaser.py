@@ -74,8 +74,9 @@ def main() -> None:
         keypoints = render_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
         pose = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in keypoints])
     else:
-        size = {"height": SIDE, "width": SIDE}
-        pose = load_pose(args.pose, num_frames=args.frames, stride=args.stride, start=0, **size)
+        pose = load_pose(
+            args.pose, num_frames=args.frames, stride=args.stride, start=0, height=SIDE, width=SIDE
+        )
     pipeline = FollowYourPosePipeline.from_config(config)
     sampling = sampling_params(config, num_frames=args.frames, seed=args.seed)
     clips = [pipeline(prompt, pose, sampling).frames for prompt in args.prompt]

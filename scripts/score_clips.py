@@ -19,7 +19,7 @@ from fyp_jax.evaluation.clip_score import load_clip
 from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck
 from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine
 from fyp_jax.media.reading import inspect_video, read_frames
-from fyp_jax.pose.keypoints import load_keypoints
+from fyp_jax.pose.reading import load_keypoints
 
 
 def find_clips(path: Path) -> list[Path]:

@@ -74,8 +74,7 @@ def test_restore_without_checkpoints_gives_none(tmp_path: Path):
 
 @pytest.mark.parametrize("state", ["complete", "empty", "incomplete"])
 def test_step_that_was_not_renamed_is_ignored(folder: Path, state: str):
-    """Orbax writes a step under another name and renames it at the end. Training and sampling ignore the
-    rest."""
+    """Orbax writes a step under another name and renames it when it is complete."""
     leftover = folder / "3.orbax-checkpoint-tmp-7"
     if state == "empty":
         leftover.mkdir()

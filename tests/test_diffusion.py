@@ -17,15 +17,15 @@ def normal(seed: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), SHAPE)
 
 
-def linear_model(z: jax.Array, t: jax.Array) -> jax.Array:
-    """Any smooth function of the latents and the timestep will do as a model."""
+def smooth_model(z: jax.Array, t: jax.Array) -> jax.Array:
+    """Stands for a model: any smooth function of latents and timestep will do."""
     return 0.3 * z + 0.1 * jnp.sin(z + t / 100.0)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 50])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("to_one", [False, True])
-def test_sampling_is_that_of_diffusers(steps: int, kind: str, to_one: bool):
+def test_sampling_equals_diffusers_ddim(steps: int, kind: str, to_one: bool):
     torch = pytest.importorskip("torch")
     from diffusers import DDIMScheduler
 
@@ -34,17 +34,17 @@ def test_sampling_is_that_of_diffusers(steps: int, kind: str, to_one: bool):
     scheduler.set_timesteps(steps)
     z = torch.tensor(np.asarray(normal(0)))
     for t in scheduler.timesteps:
-        model = torch.tensor(np.asarray(linear_model(jnp.asarray(z.numpy()), jnp.int32(int(t)))))
+        model = torch.tensor(np.asarray(smooth_model(jnp.asarray(z.numpy()), jnp.int32(int(t)))))
         z = scheduler.step(model, t, z).prev_sample
     schedule = ScheduleConfig.from_json(dict(scheduler.config))
     assert schedule.prediction_type == kind
-    ours = ddim.sample(linear_model, normal(0), steps, schedule)
+    ours = ddim.sample(smooth_model, normal(0), steps, schedule)
     np.testing.assert_allclose(ours, z.numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_perfect_model_finds_the_clip(kind: str, eta: float):
+def test_sampling_with_a_perfect_model_finds_the_clip(kind: str, eta: float):
     """If the model knows z_0, every path ends there (up to the noise left at training timestep 0)."""
     z0 = normal(0)
     schedule = ScheduleConfig(prediction_type=kind, set_alpha_to_one=True)
@@ -59,58 +59,68 @@ def test_a_perfect_model_finds_the_clip(kind: str, eta: float):
     np.testing.assert_allclose(found, z0, atol=1e-3)
 
 
-def test_inversion_is_undone_by_sampling():
-    """The mirror is exact as steps grow; at 500 the way back is within a percent."""
+def test_sampling_after_inversion_gives_the_latents_back():
+    """Inversion is exact in the limit of many steps; with 500 the error is within a percent."""
     z0 = normal(0)
-    noise = ddim.invert(linear_model, z0, 500, SCHEDULE)
-    back = ddim.sample(linear_model, noise, 500, SCHEDULE)
+    noise = ddim.invert(smooth_model, z0, 500, SCHEDULE)
+    back = ddim.sample(smooth_model, noise, 500, SCHEDULE)
     assert jnp.abs(noise - z0).max() > 0.1
     assert jnp.abs(back - z0).max() < 0.01 * jnp.abs(z0).max() + 0.01
 
 
-def test_inversion_may_begin_at_clean_latents():
+def test_inversion_from_clean_latents_is_undone_by_the_same_denoiser_alone():
     """With `set_alpha_to_one` the lowest level has no noise at all: nothing is divided by it."""
-    z = ddim.invert(linear_model, normal(0), 5, ScheduleConfig(set_alpha_to_one=True))
-    assert jnp.isfinite(z).all()
+    schedule = ScheduleConfig(set_alpha_to_one=True)
+    z0, eps = normal(0), normal(1)
+    # Exact for a model that sees the noise whatever the level; for a linear one as steps grow.
+    for denoise, steps, tolerance in (
+        (lambda z, t: eps, 5, 1e-4),
+        (lambda z, t: 0.1 * z, 200, 0.01),
+    ):
+        noise = ddim.invert(denoise, z0, steps, schedule)
+        assert jnp.abs(noise - z0).max() > 0.1
+        np.testing.assert_allclose(ddim.sample(denoise, noise, steps, schedule), z0, atol=tolerance)
+        other = ddim.sample(lambda z, t: -0.5 * z, noise, steps, schedule)
+        assert jnp.abs(other - z0).max() > 0.5
 
 
-def test_eta_draws_noise_of_the_right_size():
-    """With eta 1, a model that sees no noise leaves sigma of eq. 16 behind at each step."""
-    moves = ddim.make_ddim_schedule(SCHEDULE, 1)
+def test_noise_of_eta_1_has_the_sigma_of_equation_16():
+    """With eta 1 and a model that predicts no noise, one step leaves noise of this standard deviation."""
+    steps = ddim.make_ddim_schedule(SCHEDULE, 1)
     shape = (1, 8, 32, 32, 4)
     z = ddim.sample(lambda z, t: jnp.zeros_like(z), jnp.zeros(shape), 1, SCHEDULE, 1.0, jax.random.key(0))
-    sigma2 = (1 - moves.alpha_next) / (1 - moves.alpha) * (1 - moves.alpha / moves.alpha_next)
+    sigma2 = (1 - steps.alpha_next) / (1 - steps.alpha) * (1 - steps.alpha / steps.alpha_next)
     assert float(z.std()) == pytest.approx(float(sigma2[0] ** 0.5), rel=0.02)
 
 
-def test_eta_depends_on_the_key_and_needs_one():
+def test_sampling_with_eta_depends_on_the_key_and_needs_one():
     once, again, other = (
-        ddim.sample(linear_model, normal(0), 3, SCHEDULE, 0.5, jax.random.key(k)) for k in (0, 0, 1)
+        ddim.sample(smooth_model, normal(0), 3, SCHEDULE, 0.5, jax.random.key(k)) for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(once, again)
     assert jnp.abs(once - other).max() > 1e-3
     with pytest.raises(ValueError, match="eta=0.5"):
-        ddim.sample(linear_model, normal(0), 3, SCHEDULE, 0.5)
+        ddim.sample(smooth_model, normal(0), 3, SCHEDULE, 0.5)
 
 
-def test_steps_one_by_one_are_the_loop():
-    moves, key = ddim.make_ddim_schedule(SCHEDULE, 7), jax.random.key(0)
+def test_single_steps_equal_the_scan():
+    steps, key = ddim.make_ddim_schedule(SCHEDULE, 7), jax.random.key(0)
     z = normal(0)
-    for number in range(7):
-        z = ddim.step(linear_model, z, number, moves, SCHEDULE, 0.5, key)
-    np.testing.assert_allclose(z, ddim.sample(linear_model, normal(0), 7, SCHEDULE, 0.5, key), atol=1e-5)
+    for index in range(7):
+        z = ddim.step(smooth_model, z, index, steps, SCHEDULE, 0.5, key)
+    np.testing.assert_allclose(z, ddim.sample(smooth_model, normal(0), 7, SCHEDULE, 0.5, key), atol=1e-5)
 
 
-def test_the_loop_is_one_scan():
-    """Its program does not grow with the number of steps."""
+def test_program_of_more_steps_is_not_longer():
+    """The loop is one scan."""
     sizes = [
-        len(jax.jit(lambda z, n=n: ddim.sample(linear_model, z, n, SCHEDULE)).lower(normal(0)).as_text())
+        len(jax.jit(lambda z, n=n: ddim.sample(smooth_model, z, n, SCHEDULE)).lower(normal(0)).as_text())
         for n in (5, 50)
     ]
     assert sizes[1] < 1.5 * sizes[0]
 
 
-def test_noise_levels():
+def test_schedule_has_the_noise_levels_of_stable_diffusion():
     alphas_cumprod = SCHEDULE.alphas_cumprod()
     assert alphas_cumprod.shape == (1000,)
     assert alphas_cumprod[0] == pytest.approx(1 - 0.00085, rel=1e-6)
@@ -121,7 +131,7 @@ def test_noise_levels():
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
-def test_steps_that_do_not_fit(steps: int):
+def test_number_of_steps_out_of_range_is_refused(steps: int):
     with pytest.raises(UserError, match=f"steps={steps}"):
         SCHEDULE.timesteps(steps)
 
@@ -130,13 +140,13 @@ def test_steps_that_do_not_fit(steps: int):
     ("field", "value"),
     [("beta_schedule", "squaredcos_cap_v2"), ("prediction_type", "sample"), ("clip_sample", True)],
 )
-def test_other_processes_are_refused(field: str, value: object):
+def test_scheduler_config_with_unsupported_value_is_refused(field: str, value: object):
     with pytest.raises(UserError, match=field):
         ScheduleConfig.from_json({field: value})
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_target_is_what_leads_back(prediction_type: str):
+def test_prediction_target_gives_clean_latents_and_noise(prediction_type: str):
     """A model that predicts its target perfectly gives the clean latents and the noise."""
     schedule = ScheduleConfig(prediction_type=prediction_type)
     z0, noise = (jax.random.normal(jax.random.key(i), (2, 1, 2, 2, 4)) for i in range(2))
@@ -149,7 +159,7 @@ def test_target_is_what_leads_back(prediction_type: str):
         np.testing.assert_allclose(found[1], noise[i : i + 1], atol=1e-4)
 
 
-def test_v_is_diffusers_velocity():
+def test_v_target_equals_diffusers_velocity():
     schedulers = pytest.importorskip("diffusers.schedulers")
     torch = pytest.importorskip("torch")
     theirs = schedulers.DDPMScheduler(

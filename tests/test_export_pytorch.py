@@ -1,4 +1,4 @@
-"""From a checkpoint of ours to what PyTorch opens, and back."""
+"""Checkpoints are exported to formats that PyTorch opens, and imported again."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ from conftest import FIXTURES, Reference, fill_torch, synthesise, tagged
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.checkpoints.training import TrainingCheckpoints
-from fyp_jax.convert import verify as verifying
+from fyp_jax.cli import export_pytorch as export_command
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
 from fyp_jax.convert.lazy import Weights, read_tree, to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
@@ -48,23 +48,24 @@ from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh, shard_params
-from fyp_jax.pipeline.pipeline import cfg_denoiser
+from fyp_jax.pipeline.guidance import cfg_denoiser
 
 STEP = 7
 PROMPT = "a robot dances on the moon"
-STEPS, GUIDANCE = 5, 7.5
+NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 5, 7.5
 
 export_pytorch: Callable[..., Run] = functools.partial(run_script, SCRIPTS / "export_pytorch.py")
 import_pytorch: Callable[..., Run] = functools.partial(run_script, SCRIPTS / "import_pytorch.py")
 
 
-def silenced(unet: dict[str, Any]) -> dict[str, Any]:
-    """Without what an image model does not have."""
+def without_temporal(unet: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with 0 for all temporal layers, which then have no effect."""
     flat = flatten_dict(unet, sep="/")
     return unflatten_dict({path: 0 * x if TEMPORAL.search(path) else x for path, x in flat.items()}, sep="/")
 
 
 def spatial(unet: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that an image model has, by path."""
     return {path: x for path, x in flatten_dict(unet, sep="/").items() if not TEMPORAL.search(path)}
 
 
@@ -75,7 +76,7 @@ def config(pipeline_folder: Path) -> UNet3DConfig:
 
 @pytest.fixture(scope="module")
 def params(config: UNet3DConfig) -> dict[str, Any]:
-    """Nothing is 0, so every array is felt."""
+    """Parameters without zeros, so that every array has an effect."""
     flat = flatten_dict(inference_shapes(config), sep="/")
     return unflatten_dict({path: synthesise(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
 
@@ -87,7 +88,7 @@ def checkpoint(
     pipeline_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Step 7, which says that it is of a motion stage."""
+    """A checkpoint with step 7 of a motion stage."""
     folder = tmp_path_factory.mktemp("checkpoints") / "motion"
     save_inference(folder, STEP, config, params, {"stage": "motion", "pretrained": str(pipeline_folder)})
     return folder
@@ -95,7 +96,7 @@ def checkpoint(
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In all forms, by the script."""
+    """A folder with an export in each format."""
     out = tmp_path_factory.mktemp("exported") / "out"
     run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", *EXPORT_FORMATS)
     assert run.status == 0, run.err
@@ -113,15 +114,20 @@ def assert_close(found: Any, expected: Any, what: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["followyourpose", "followyourpose-safetensors"])
-@pytest.mark.parametrize("max_shard", ["10GB", "300KB"])
-def test_published_form_and_back(
-    checkpoint: Path, config: UNet3DConfig, params: dict[str, Any], tmp_path: Path, form: str, max_shard: str
+@pytest.mark.parametrize("max_shard_size", ["10GB", "300KB"])
+def test_followyourpose_round_trip_is_bitwise(
+    checkpoint: Path,
+    config: UNet3DConfig,
+    params: dict[str, Any],
+    tmp_path: Path,
+    form: str,
+    max_shard_size: str,
 ):
-    """Bit for bit, sizes and weights from the export alone; the pipeline's own weights too."""
+    """The import needs nothing but the export, which holds the pipeline too."""
     out = tmp_path / "out"
-    args = "--checkpoint", checkpoint, "--out", out, "--format", form, "--max-shard-size", max_shard
+    args = "--checkpoint", checkpoint, "--out", out, "--format", form, "--max-shard-size", max_shard_size
     assert export_pytorch(*args).status == 0
-    assert (len(list((out / f"checkpoint-{STEP}").iterdir())) > 1) == (max_shard != "10GB")
+    assert (len(list((out / f"checkpoint-{STEP}").iterdir())) > 1) == (max_shard_size != "10GB")
     back = "--checkpoint", out / f"checkpoint-{STEP}", "--pipeline", out / "stable-diffusion"
     assert import_pytorch(*back, "--out", tmp_path / "again", "--step", STEP).status == 0
     found, again, _ = load_inference(tmp_path / "again")
@@ -129,8 +135,10 @@ def test_published_form_and_back(
     assert_same(again, params)
 
 
-def test_own_form_and_back(exported: Path, config: UNet3DConfig, params: dict[str, Any], tmp_path: Path):
-    """Bit for bit, without a pipeline; the checkpoint says again of which stage it is."""
+def test_native_round_trip_is_bitwise(
+    exported: Path, config: UNet3DConfig, params: dict[str, Any], tmp_path: Path
+):
+    """The import needs no pipeline, and keeps the provenance."""
     run = import_pytorch("--checkpoint", exported / "safetensors", "--out", tmp_path / "again")
     assert run.status == 0, run.err
     found, again, provenance = load_inference(tmp_path / "again")
@@ -139,8 +147,8 @@ def test_own_form_and_back(exported: Path, config: UNet3DConfig, params: dict[st
     assert_same(again, params)
 
 
-def test_diffusers_forms_and_back(exported: Path, params: dict[str, Any], tmp_path: Path):
-    """What they hold, bit for bit: the image part of the UNet, and the pose encoder."""
+def test_diffusers_formats_round_trip_is_bitwise(exported: Path, params: dict[str, Any], tmp_path: Path):
+    """They hold the UNet without temporal layers, and the pose encoder."""
     adapter, pipeline = exported / "diffusers-t2i-adapter", exported / "diffusers-unet2d"
     run = import_pytorch("--pipeline", pipeline, "--pose-encoder", adapter, "--out", tmp_path / "again")
     assert run.status == 0, run.err
@@ -151,13 +159,15 @@ def test_diffusers_forms_and_back(exported: Path, params: dict[str, Any], tmp_pa
 
 @pytest.mark.parametrize("form", ["followyourpose/stable-diffusion", "diffusers-unet2d"])
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
-def test_the_rest_of_the_pipeline_goes_along(exported: Path, pipeline_folder: Path, form: str, part: str):
-    ours, theirs = (read_weights(find_weights(place / part)) for place in (exported / form, pipeline_folder))
-    assert_same(ours, theirs)
+def test_export_has_the_encoders_of_the_pipeline(exported: Path, pipeline_folder: Path, form: str, part: str):
+    found, expected = (read_weights(find_weights(x / part)) for x in (exported / form, pipeline_folder))
+    assert_same(found, expected)
 
 
-def test_published_names(reference: Reference, pipeline_folder: Path, tmp_path: Path):
-    """As the published model's own state dict has them, every bit; the pose encoder alone without prefix."""
+def test_followyourpose_export_equals_the_published_state_dict(
+    reference: Reference, pipeline_folder: Path, tmp_path: Path
+):
+    """Names, shapes and values are equal. The names in the pose encoder's own file have no prefix."""
     save_inference(tmp_path / "checkpoint", 3, reference.config, reference.params, {})
     args = "--checkpoint", tmp_path / "checkpoint", "--out", tmp_path / "out", "--pipeline", pipeline_folder
     run = export_pytorch(*args, "--format", "followyourpose")
@@ -172,17 +182,17 @@ def test_published_names(reference: Reference, pipeline_folder: Path, tmp_path: 
     assert all(torch.equal(x, expected[POSE_PREFIX + name]) for name, x in pose.items())
 
 
-def test_manifest_and_table(exported: Path, checkpoint: Path, config: UNet3DConfig):
+def test_manifest_has_provenance_and_checksums(exported: Path, checkpoint: Path, config: UNet3DConfig):
     for form in EXPORT_FORMATS:
         manifest = json.loads((exported / form / MANIFEST).read_text())
-        assert (manifest["form"], manifest["step"], manifest["dtype"]) == (form, STEP, "float32")
+        assert (manifest["format"], manifest["step"], manifest["dtype"]) == (form, STEP, "float32")
         assert manifest["checkpoint"] == str(checkpoint)
         assert UNet3DConfig.from_json(manifest["config"]) == config
         assert "jax" in manifest["versions"]
-        assert all("crc32" in about for arrays in manifest["files"].values() for about in arrays.values())
+        assert all("crc32" in entry for arrays in manifest["files"].values() for entry in arrays.values())
 
 
-def test_table_of_what_was_written(checkpoint: Path, params: dict[str, Any], tmp_path: Path):
+def test_export_prints_a_table_of_files(checkpoint: Path, params: dict[str, Any], tmp_path: Path):
     out = tmp_path / "out"
     run = export_pytorch("--checkpoint", checkpoint, "--out", out, "--format", "safetensors")
     rows = [line.split() for line in run.out.splitlines()][1:]
@@ -205,37 +215,41 @@ def adapter(exported: Path) -> Any:
 
 
 @pytest.mark.parametrize("form", ["followyourpose/stable-diffusion", "diffusers-unet2d"])
-def test_unet_in_pytorch(exported: Path, config: UNet3DConfig, params: dict[str, Any], form: str):
-    """Every key is there and none is left over; the same noise in one frame."""
-    safe = form == "diffusers-unet2d"
+def test_exported_unet_in_pytorch_predicts_the_same_noise(
+    exported: Path, config: UNet3DConfig, params: dict[str, Any], form: str
+):
+    """No key is missing or unexpected, and the noise of one frame is the same."""
+    use_safetensors = form == "diffusers-unet2d"
     unet, info = UNet2DConditionModel.from_pretrained(
-        exported / form / "unet", output_loading_info=True, use_safetensors=safe
+        exported / form / "unet", output_loading_info=True, use_safetensors=use_safetensors
     )
     assert not any(info.values()), info
     latents, text = tagged("latents", (2, 1, 8, 16, 4)), tagged("text", (2, 7, 32))
     with torch.no_grad():
         image = torch.from_numpy(rearrange(latents, "b 1 h w c -> b c h w").copy())
-        theirs = unet(image, 501, torch.from_numpy(text)).sample
+        expected = unet(image, 501, torch.from_numpy(text)).sample
     apply = jax.jit(lambda p, *inputs: UNet3D(config, ExecutionConfig()).apply({"params": p}, *inputs))
-    ours = apply(silenced(params["unet"]), latents, jnp.full(2, 501), text)
-    assert_close(rearrange(np.asarray(ours), "b 1 h w c -> b c h w"), theirs, "noise")
+    found = apply(without_temporal(params["unet"]), latents, jnp.full(2, 501), text)
+    assert_close(rearrange(np.asarray(found), "b 1 h w c -> b c h w"), expected, "noise")
 
 
-def test_pose_maps_in_pytorch(adapter: Any, config: UNet3DConfig, params: dict[str, Any]):
+def test_exported_adapter_in_pytorch_gives_the_same_features(
+    adapter: Any, config: UNet3DConfig, params: dict[str, Any]
+):
     skeleton = np.random.default_rng(0).random((2, 3, 64, 128, 3)).astype(np.float32)
     compare_maps(adapter, config, params["pose_encoder"], skeleton)
 
 
 def compare_maps(adapter: Any, config: UNet3DConfig, params: dict[str, Any], skeleton: np.ndarray) -> None:
     with torch.no_grad():
-        theirs = adapter(torch.from_numpy(rearrange(skeleton, "b f h w c -> (b f) c h w").copy()))
-    ours = jax.jit(lambda p, x: PoseEncoder(config).apply({"params": p}, x))(params, skeleton)
-    for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        expected = adapter(torch.from_numpy(rearrange(skeleton, "b f h w c -> (b f) c h w").copy()))
+    found = jax.jit(lambda p, x: PoseEncoder(config).apply({"params": p}, x))(params, skeleton)
+    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         assert_close(rearrange(np.asarray(x), "b f h w c -> (b f) c h w"), y, f"map {i}")
 
 
-def test_adapter_of_published_size(tmp_path: Path):
-    """As PyTorch's defaults have it, 77.4 M parameters."""
+def test_adapter_of_sd14_size_has_the_default_config_of_pytorch(tmp_path: Path):
+    """It has 77.4 M parameters."""
     config = UNet3DConfig()
     params = random_params({"pose_encoder": pose_encoder_shapes(config)}, seed=0)
     weights = Weights(config, to_lazy_tree(params), {})
@@ -250,7 +264,7 @@ def test_adapter_of_published_size(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_adapter", [False, True], ids=["text alone", "with a pose"])
-def test_five_steps_in_pytorch(
+def test_sampling_in_pytorch_equals_ours_on_one_frame(
     exported: Path,
     adapter: Any,
     config: UNet3DConfig,
@@ -258,7 +272,7 @@ def test_five_steps_in_pytorch(
     pipeline_folder: Path,
     with_adapter: bool,
 ):
-    """Their pipelines on our weights, against our sampling of one frame without temporal layers."""
+    """Five steps of PyTorch's pipelines, compared with our sampling without temporal layers."""
     pipeline = StableDiffusionPipeline.from_pretrained(exported / "diffusers-unet2d")
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     noise = tagged("noise", (1, 1, 8, 8, 4))
@@ -269,42 +283,49 @@ def test_five_steps_in_pytorch(
         pipeline = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
         extra = {"image": torch.from_numpy(rearrange(skeleton, "b 1 h w c -> b c h w").copy())}
     pipeline.set_progress_bar_config(disable=True)
-    common = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
+    common = {
+        "num_inference_steps": NUM_INFERENCE_STEPS,
+        "guidance_scale": GUIDANCE_SCALE,
+        "height": 64,
+        "width": 64,
+    }
     image = torch.from_numpy(rearrange(noise, "b 1 h w c -> b c h w").copy())
-    theirs = {
+    expected = {
         kind: pipeline(PROMPT, latents=image, output_type=kind, **common, **extra).images
         for kind in ("latent", "np")
     }
 
     folder = PipelineFolder(str(pipeline_folder))
     models = folder.latent_encoders()
-    frozen = folder.encoder_params(models)
+    encoder_params = folder.encoder_params(models)
     text, negative = (
-        jax.jit(models.encode_text)(frozen, models.tokenize(prompt)[0]) for prompt in (PROMPT, "")
+        jax.jit(models.encode_text)(encoder_params, models.tokenize(prompt)[0]) for prompt in (PROMPT, "")
     )
 
     def run(unet: Any, pose: Any) -> tuple[Any, Any]:
         maps = PoseEncoder(config).apply({"params": pose}, jnp.asarray(skeleton)) if with_adapter else None
-        denoise = cfg_denoiser(UNet3D(config, ExecutionConfig()), unet, text, negative, maps, GUIDANCE)
-        latents = ddim.sample(denoise, jnp.asarray(noise), STEPS, folder.schedule())
-        return latents, models.decode_latents(frozen, latents, chunk=1)
+        denoise = cfg_denoiser(UNet3D(config, ExecutionConfig()), unet, text, negative, maps, GUIDANCE_SCALE)
+        latents = ddim.sample(denoise, jnp.asarray(noise), NUM_INFERENCE_STEPS, folder.schedule())
+        return latents, models.decode_latents(encoder_params, latents, chunk=1)
 
-    latents, pixels = jax.jit(run)(silenced(params["unet"]), params["pose_encoder"])
-    assert_close(rearrange(np.asarray(latents), "b 1 h w c -> b c h w"), theirs["latent"], "latents")
-    assert_close(np.clip(np.asarray(pixels)[:, 0] / 2 + 0.5, 0, 1), theirs["np"], "pixels")
+    latents, pixels = jax.jit(run)(without_temporal(params["unet"]), params["pose_encoder"])
+    assert_close(rearrange(np.asarray(latents), "b 1 h w c -> b c h w"), expected["latent"], "latents")
+    assert_close(np.clip(np.asarray(pixels)[:, 0] / 2 + 0.5, 0, 1), expected["np"], "pixels")
 
 
-def test_importing_an_adapter_that_pytorch_wrote(pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path):
-    """As a `.bin`, as published adapters are, by its folder and by its file."""
-    theirs = T2IAdapter(channels=list(config.block_out_channels))
-    fill_torch(theirs)
-    theirs.save_pretrained(tmp_path / "adapter", safe_serialization=False)
+def test_imported_adapter_of_pytorch_gives_the_same_features(
+    pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path
+):
+    """The adapter is a `.bin` file, as published ones are. Its folder and its file can be given."""
+    adapter = T2IAdapter(channels=list(config.block_out_channels))
+    fill_torch(adapter)
+    adapter.save_pretrained(tmp_path / "adapter", safe_serialization=False)
     skeleton = np.random.default_rng(0).random((1, 2, 64, 64, 3)).astype(np.float32)
     for i, name in enumerate(("adapter", "adapter/diffusion_pytorch_model.bin")):
         out = tmp_path / f"out{i}"
         args = "--pipeline", pipeline_folder, "--pose-encoder", tmp_path / name, "--out", out
         assert import_pytorch(*args).status == 0
-        compare_maps(theirs, config, load_inference(out)[1]["pose_encoder"], skeleton)
+        compare_maps(adapter, config, load_inference(out)[1]["pose_encoder"], skeleton)
 
 
 # ---- checkpoints of training runs
@@ -313,22 +334,22 @@ def test_importing_an_adapter_that_pytorch_wrote(pipeline_folder: Path, config: 
 def training_checkpoint(
     folder: Path, config: UNet3DConfig, inference: dict[str, Any], stage: str, pipeline: Path
 ) -> Path:
-    about = {"unet": config.to_json(), "provenance": {"stage": stage, "pretrained": str(pipeline)}}
+    saved_config = {"unet": config.to_json(), "provenance": {"stage": stage, "pretrained": str(pipeline)}}
     with TrainingCheckpoints(folder, max_to_keep=1) as checkpoints:
         train = {"step": jnp.zeros((), jnp.int32)}
-        checkpoints.save(STEP, train=train, inference=inference, data={}, config=about, loss=1.0)
+        checkpoints.save(STEP, train=train, inference=inference, data={}, config=saved_config, loss=1.0)
     return folder
 
 
 @pytest.mark.parametrize("stage", ["pose", "motion"])
-def test_written_on_eight_devices_exported_on_one(
+def test_checkpoint_of_eight_devices_is_exported_on_one(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, stage: str
 ):
-    """Large arrays were divided among eight; a process that has one device puts them together."""
+    """Large arrays were sharded over eight devices; a process with one device reads them whole."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=8, frame=1))
     placed = unflatten_dict(shard_params(flatten_dict(params, sep="/"), mesh), sep="/")
-    divided = [x for x in flatten_dict(placed, sep="/").values() if not x.sharding.is_fully_replicated]
-    assert len({shard.device for shard in divided[0].addressable_shards}) == 8
+    sharded = [x for x in flatten_dict(placed, sep="/").values() if not x.sharding.is_fully_replicated]
+    assert len({shard.device for shard in sharded[0].addressable_shards}) == 8
     folder = training_checkpoint(tmp_path / "run", config, placed, stage, pipeline_folder)
     command = [
         sys.executable,
@@ -358,10 +379,10 @@ def all_names(params: dict[str, Any]) -> dict[str, Any]:
     return to_torch(params)
 
 
-def test_bfloat16_weights_of_a_checkpoint(
+def test_bfloat16_checkpoint_is_exported_as_float32(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
-    """A run with frozen weights in bfloat16: float32 holds them without a change."""
+    """A run can have frozen weights in bfloat16. Their values do not change."""
     unet = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["unet"])
     mixed = {"unet": unet, "pose_encoder": params["pose_encoder"]}
     folder = training_checkpoint(tmp_path / "run", config, mixed, "pose", pipeline_folder)
@@ -372,13 +393,13 @@ def test_bfloat16_weights_of_a_checkpoint(
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
-def test_encoders_of_a_run_go_along(
+def test_trained_encoder_is_exported(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, part: str
 ):
-    """Into pipelines, where PyTorch gives what ours gives, and into our own form and back."""
+    """A pipeline gets it, which --verify runs in PyTorch, and so does the native format."""
     folder = PipelineFolder(str(pipeline_folder))
-    theirs = folder.encoder_params(folder.latent_encoders())[part]
-    trained = jax.tree.map(lambda x: 1.1 * x, theirs)
+    original = folder.encoder_params(folder.latent_encoders())[part]
+    trained = jax.tree.map(lambda x: 1.1 * x, original)
     inference = params | {part: trained}
     run_folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
     args = (
@@ -399,7 +420,7 @@ def test_encoders_of_a_run_go_along(
     assert_same(load_inference(again)[1], inference)
 
 
-def test_encoder_of_another_size(
+def test_trained_encoder_of_another_size_is_refused(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
     folder = PipelineFolder(str(pipeline_folder))
@@ -416,59 +437,59 @@ def test_encoder_of_another_size(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_verify(checkpoint: Path, exported: Path, tmp_path: Path, dtype: str):
-    """By the script: each form's differences, and status 0."""
+def test_verify_accepts_every_format(checkpoint: Path, exported: Path, tmp_path: Path, dtype: str):
+    """The script prints all comparisons, and exits with status 0."""
     out = tmp_path / "out"
     forms = "diffusers-t2i-adapter", "diffusers-unet2d", "safetensors", "followyourpose"
     run = export_pytorch(
         "--checkpoint", checkpoint, "--out", out, "--format", *forms, "--dtype", dtype, "--verify"
     )
     assert run.status == 0, run
-    for what in ("pose maps, by PyTorch", "noise, by PyTorch", "text, by PyTorch", "pixels, by PyTorch"):
-        assert what in run.out
+    for output in ("pose features", "noise", "text embeddings", "pixels"):
+        assert f"in {output} in PyTorch" in run.out
     dtypes = {str(x.dtype) for x in torch.load(out / "followyourpose" / "pose_encoder.pth").values()}
     assert dtypes == {f"torch.{dtype}"}
 
 
-def test_verify_sees_a_wrong_number(
+def test_verify_refuses_a_wrong_number(
     checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """In a file; and the script's status says so."""
+    """One array of a file is changed. The script exits with status 1 above the tolerance."""
     folder = shutil.copytree(exported / "diffusers-t2i-adapter", tmp_path / "adapter")
     file = folder / "diffusion_pytorch_model.safetensors"
     arrays = load_file(file)
     arrays["adapter.body.1.resnets.0.block1.bias"] += 1
     save_file(arrays, file)
     weights = open_inference(checkpoint)
-    seen = {x.what: x.largest for x in verify("diffusers-t2i-adapter", folder, weights, None, "float32")}
-    assert seen["checksums of arrays"] > TOLERANCE
-    assert seen["pose maps, by PyTorch"] > TOLERANCE
-    monkeypatch.setattr(verifying, "TOLERANCE", 1e-12)
+    errors = {x.output: x.error for x in verify("diffusers-t2i-adapter", folder, weights, None, "float32")}
+    assert errors["checksums of arrays"] > TOLERANCE
+    assert errors["pose features in PyTorch"] > TOLERANCE
+    monkeypatch.setattr(export_command, "TOLERANCE", 1e-12)
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "diffusers-t2i-adapter"
     assert export_pytorch(*args, "--verify").status == 1
 
 
-def test_without_torch(
+def test_export_without_torch_writes_every_format(
     checkpoint: Path, params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """All forms are written, our own is verified and read again."""
+    """The native format is also verified and imported."""
     monkeypatch.setitem(sys.modules, "torch", None)
     out = tmp_path / "out"
     args = "--checkpoint", checkpoint, "--out", out, "--format", *EXPORT_FORMATS
     assert export_pytorch(*args).status == 0
     run = export_pytorch(
-        "--checkpoint", checkpoint, "--out", tmp_path / "own", "--format", "safetensors", "--verify"
+        "--checkpoint", checkpoint, "--out", tmp_path / "native", "--format", "safetensors", "--verify"
     )
     assert run.status == 0, run.err
-    assert "of noise of a clip, read back" in run.out
-    assert import_pytorch("--checkpoint", tmp_path / "own", "--out", tmp_path / "again").status == 0
+    assert "in noise of a clip, read back" in run.out
+    assert import_pytorch("--checkpoint", tmp_path / "native", "--out", tmp_path / "again").status == 0
     assert_same(load_inference(tmp_path / "again")[1], params)
 
 
-# ---- mistakes: exporting
+# ---- user errors: exporting
 
 
-def test_out_that_is_there(checkpoint: Path, tmp_path: Path):
+def test_existing_folder_is_replaced_only_with_overwrite(checkpoint: Path, tmp_path: Path):
     out = tmp_path / "out"
     args = "--checkpoint", checkpoint, "--out", out, "--format", "diffusers-t2i-adapter"
     assert export_pytorch(*args).status == 0
@@ -480,12 +501,12 @@ def test_out_that_is_there(checkpoint: Path, tmp_path: Path):
     assert_mistake(export_pytorch(*args, "--overwrite"), "was not exported")
 
 
-def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path):
+def test_missing_checkpoint_or_step_is_named(checkpoint: Path, tmp_path: Path):
     rest = "--out", tmp_path / "out", "--format", "safetensors"
     assert_mistake(export_pytorch("--checkpoint", tmp_path / "none", *rest), "no such folder")
     assert_mistake(export_pytorch("--checkpoint", tmp_path, *rest), "no checkpoint in it")
     assert_mistake(
-        export_pytorch("--checkpoint", checkpoint, "--step", 8, *rest), "has no step 8", "newest is 7"
+        export_pytorch("--checkpoint", checkpoint, "--step", 8, *rest), "has no step 8", "latest is 7"
     )
     assert not (tmp_path / "out").exists()
 
@@ -493,10 +514,10 @@ def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "lost", ["inference", "config", "config/metadata", "inference/_METADATA", "inference/d"]
 )
-def test_half_written_checkpoint(checkpoint: Path, tmp_path: Path, lost: str):
-    folder = shutil.copytree(checkpoint, tmp_path / "half")
-    place = folder / str(STEP) / lost
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
+def test_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, lost: str):
+    folder = shutil.copytree(checkpoint, tmp_path / "incomplete")
+    path = folder / str(STEP) / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     if lost == "inference/d":
         shutil.rmtree(folder / str(STEP) / "inference" / "ocdbt.process_0")
     args = "--checkpoint", folder, "--out", tmp_path / "out", "--format", "safetensors"
@@ -504,47 +525,49 @@ def test_half_written_checkpoint(checkpoint: Path, tmp_path: Path, lost: str):
     assert not (tmp_path / "out").exists()
 
 
-def test_checkpoint_that_is_cut_off_while_it_is_read(checkpoint: Path, tmp_path: Path):
-    folder = shutil.copytree(checkpoint, tmp_path / "half")
+def test_checkpoint_that_disappears_while_it_is_read_is_named(checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(checkpoint, tmp_path / "incomplete")
     weights = open_inference(folder)
     shutil.rmtree(folder)
-    with pytest.raises(CheckpointError, match="step 7 cannot be read whole"):
+    with pytest.raises(CheckpointError, match="step 7 cannot be read completely"):
         read_tree(weights.models)
 
 
-def test_stage_without_a_pose_encoder(
+def test_untrained_pose_encoder_is_refused_by_formats_that_need_it(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
-    """Its maps are 0: no adapter, and no published form; the others are told, and work."""
-    fresh = init_pose_encoder(config, jax.random.key(0))
-    inference = {"unet": params["unet"], "pose_encoder": fresh}
+    """Its feature maps are 0. The error lists the formats that can be used."""
+    untrained = init_pose_encoder(config, jax.random.key(0))
+    inference = {"unet": params["unet"], "pose_encoder": untrained}
     folder = training_checkpoint(tmp_path / "run", config, inference, "motion", pipeline_folder)
     args = "--checkpoint", folder, "--out", tmp_path / "out", "--format"
     for form in ("diffusers-t2i-adapter", "followyourpose", "followyourpose-safetensors"):
         run = export_pytorch(*args, "safetensors", form)
-        assert_mistake(run, form, "never trained", "motion", "these forms fit: diffusers-unet2d, safetensors")
+        assert_mistake(
+            run, form, "never trained", "motion", "does not need it: diffusers-unet2d, safetensors"
+        )
     assert not (tmp_path / "out").exists()
     assert export_pytorch(*args, "diffusers-unet2d", "safetensors").status == 0
 
 
-def test_unet_without_cross_frame_attention(
+def test_unet_without_cross_frame_attention_is_refused_by_the_published_format(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
-    """The published model has it always, so an ablation without it is not in its form."""
+    """The published model always has it, so an ablation without it does not fit."""
     ablation = UNet3DConfig(**config.to_json() | {"cross_frame_attention": False})
     folder = training_checkpoint(tmp_path / "run", ablation, params, "motion", pipeline_folder)
     args = "--checkpoint", folder, "--out", tmp_path / "out", "--format"
     assert_mistake(export_pytorch(*args, "followyourpose"), "without cross-frame attention")
 
 
-def test_pipeline_that_does_not_fit(checkpoint: Path, pipeline_folder: Path, tmp_path: Path):
+def test_pipeline_that_does_not_fit_is_refused(checkpoint: Path, pipeline_folder: Path, tmp_path: Path):
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "diffusers-unet2d", "--pipeline"
-    assert_mistake(export_pytorch(*args, "sd14"), "text_encoder has hidden_size 768", "wants 32")
+    assert_mistake(export_pytorch(*args, "sd14"), "text_encoder has hidden_size 768", "needs 32")
     assert_mistake(export_pytorch(*args, tmp_path / "none"), "no such folder")
     other = shutil.copytree(pipeline_folder, tmp_path / "other")
     file = other / "text_encoder" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 48}))
-    assert_mistake(export_pytorch(*args, other), "hidden_size 48", "wants 32")
+    assert_mistake(export_pytorch(*args, other), "hidden_size 48", "needs 32")
     without = shutil.copytree(pipeline_folder, tmp_path / "without")
     find_weights(without / "vae").unlink()
     assert_mistake(export_pytorch(*args, without), f"{without / 'vae'}: no weights")
@@ -552,22 +575,23 @@ def test_pipeline_that_does_not_fit(checkpoint: Path, pipeline_folder: Path, tmp
 
 
 @pytest.mark.parametrize("size", ["big", "0MB", "-3GB", "5"])
-def test_sizes_that_are_none(checkpoint: Path, tmp_path: Path, size: str):
+def test_invalid_shard_size_is_refused(checkpoint: Path, tmp_path: Path, size: str):
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "safetensors"
     assert_mistake(export_pytorch(*args, f"--max-shard-size={size}"), size, "300MB")
 
 
-def test_disk_that_is_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Told before anything is written."""
+def test_disk_that_is_too_small_is_refused_before_writing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 5, 5))
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "safetensors"
-    assert_mistake(export_pytorch(*args), "needs ", "the disk has 0.0 MB left")
+    assert_mistake(export_pytorch(*args), "needs ", "the disk has 0.0 MB free")
     assert not any(tmp_path.iterdir())
 
 
-def test_disk_that_fills_up(checkpoint: Path, tmp_path: Path):
-    """The kernel refuses to write on, as on a full disk: nothing is left."""
+def test_disk_that_fills_up_leaves_no_files(checkpoint: Path, tmp_path: Path):
+    """A limit on the file size makes the kernel refuse to write, as on a full disk."""
     limited = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -598,7 +622,7 @@ def test_disk_that_fills_up(checkpoint: Path, tmp_path: Path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-# ---- mistakes: importing
+# ---- user errors: importing
 
 
 @pytest.fixture
@@ -611,17 +635,16 @@ def import_published(folder: Path) -> Run:
     return import_pytorch("--checkpoint", checkpoint, "--pipeline", pipeline, "--out", folder / "again")
 
 
-def test_truncated_file(published: Path):
+def test_truncated_published_file_is_refused(published: Path):
     file = published / f"checkpoint-{STEP}" / "pytorch_model.bin"
     whole = file.read_bytes()
-    for kept in (len(whole) - 1, len(whole) // 2, 100, 0):
-        file.write_bytes(whole[:kept])
+    for length in (len(whole) - 1, len(whole) // 2, 100, 0):
+        file.write_bytes(whole[:length])
         assert_mistake(import_published(published), str(file), "damaged")
     assert not (published / "again").exists()
 
 
-def test_pickle_with_code(published: Path):
-    """Refused, and nothing is run."""
+def test_published_pickle_with_code_is_refused_and_not_run(published: Path):
     trap = published / "trap"
 
     class Code:
@@ -638,8 +661,10 @@ def test_pickle_with_code(published: Path):
         assert not trap.exists()
 
 
-def test_missing_and_extra_keys(exported: Path, published: Path, pipeline_folder: Path, tmp_path: Path):
-    """Are listed, by the names of the form."""
+def test_missing_and_unexpected_keys_are_listed(
+    exported: Path, published: Path, pipeline_folder: Path, tmp_path: Path
+):
+    """The names are those of the file's format."""
     file = published / f"checkpoint-{STEP}" / "pytorch_model.bin"
     state_dict = torch.load(file)
     state_dict["conv_in.wait"] = state_dict.pop("conv_in.weight")
@@ -656,25 +681,25 @@ def test_missing_and_extra_keys(exported: Path, published: Path, pipeline_folder
     assert_mistake(run, "1 missing (adapter.body.2.resnets.1.block2.bias)", "1 unexpected (adapter.extra)")
 
 
-def test_other_adapters(pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path):
-    """Of another kind or size, or no adapter: told apart by what their config says."""
+def test_adapter_that_does_not_fit_is_refused(pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path):
+    """Its kind and sizes come from its config; a folder without one is refused too."""
     args = "--pipeline", pipeline_folder, "--out", tmp_path / "out", "--pose-encoder"
     T2IAdapter(adapter_type="light_adapter", channels=[32, 64, 64]).save_pretrained(tmp_path / "light")
     assert_mistake(import_pytorch(*args, tmp_path / "light"), "light_adapter", "full_adapter")
     T2IAdapter(channels=[8, 8, 8, 8]).save_pretrained(tmp_path / "narrow")
     assert_mistake(import_pytorch(*args, tmp_path / "narrow"), "[8, 8, 8, 8]", "[32, 64, 64, 64]")
     (tmp_path / "empty").mkdir()
-    assert_mistake(import_pytorch(*args, tmp_path / "empty"), "not a folder of a T2IAdapter")
-    assert_mistake(import_pytorch(*args, "nobody/no-such-adapter"), "as a Hub id it cannot be had")
+    assert_mistake(import_pytorch(*args, tmp_path / "empty"), "not a T2IAdapter folder")
+    assert_mistake(import_pytorch(*args, "nobody/no-such-adapter"), "as a Hub id it cannot be downloaded")
     assert not (tmp_path / "out").exists()
 
 
-def test_sizes_that_nothing_says(exported: Path, tmp_path: Path):
+def test_import_of_published_checkpoint_needs_a_pipeline(exported: Path, tmp_path: Path):
     args = "--checkpoint", exported / "followyourpose" / f"checkpoint-{STEP}", "--out", tmp_path / "out"
     assert_mistake(import_pytorch(*args), "give --pipeline")
 
 
-def test_image_part_is_what_an_image_model_has(params: dict[str, Any], pipeline_folder: Path):
+def test_image_unet_to_torch_has_the_names_of_an_image_unet(params: dict[str, Any], pipeline_folder: Path):
     assert sorted(image_unet_to_torch(params["unet"])) == sorted(
         read_weights(find_weights(pipeline_folder / "unet"))
     )

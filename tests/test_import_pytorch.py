@@ -1,4 +1,4 @@
-"""From PyTorch's weights to a checkpoint of ours, and back from the disk."""
+"""PyTorch weights become a checkpoint, which is read back from the disk."""
 
 import json
 import logging
@@ -17,12 +17,13 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
-import sample
 from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from conftest import Reference, fill_torch, synthesise
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError
+from fyp_jax.cli import sample
 from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
 from fyp_jax.convert.torch_files import WeightsError
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, to_torch
@@ -32,7 +33,7 @@ from fyp_jax.models.unet import UNet3DConfig
 from fyp_jax.trees import TreeMismatch
 
 SCRIPT = SCRIPTS / "import_pytorch.py"
-ORIGIN = {"made_by": "a test"}
+PROVENANCE = {"made_by": "a test"}
 
 TINY = UNet3DConfig(
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -61,8 +62,8 @@ def split_pose(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarr
     return unet, {name.removeprefix(POSE_PREFIX): array for name, array in pose.items()}
 
 
-def write_sizes(folder: Path, config: UNet3DConfig) -> Path:
-    """All that a published checkpoint needs of a pipeline."""
+def write_unet_config(folder: Path, config: UNet3DConfig) -> Path:
+    """Write the only file of a pipeline that the import of a published checkpoint needs."""
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "config.json").write_text(json.dumps(config.to_json()))
     return folder
@@ -82,18 +83,18 @@ def tiny_torch(tiny: dict[str, Any]) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Step 5, to be copied before it is changed."""
+    """A checkpoint with step 5. Tests copy it before they change it."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_inference(folder, 5, TINY, tiny, ORIGIN)
+    save_inference(folder, 5, TINY, tiny, PROVENANCE)
     return folder
 
 
-# ---- published checkpoints, by the script
+# ---- import_pytorch.py on published checkpoints
 
 
-def test_published_checkpoint(reference: Reference, tmp_path: Path):
-    """The whole UNet with the pose encoder in it, and the same pose encoder once more beside it."""
-    sizes, out = write_sizes(tmp_path / "pipeline", reference.config), tmp_path / "out"
+def test_import_of_published_checkpoint_is_bitwise(reference: Reference, tmp_path: Path):
+    """The UNet's file holds the pose encoder, and the same pose encoder is in a file beside it."""
+    sizes, out = write_unet_config(tmp_path / "pipeline", reference.config), tmp_path / "out"
     save_torch(reference.state_dict, tmp_path / "checkpoint-7" / "pytorch_model.bin")
     save_torch(split_pose(reference.state_dict)[1], tmp_path / "pose_encoder.pth")
     run = import_pytorch(
@@ -108,15 +109,15 @@ def test_published_checkpoint(reference: Reference, tmp_path: Path):
     assert provenance["checkpoint"] == str(tmp_path / "checkpoint-7")
 
 
-def test_sampling_from_what_was_imported(
+def test_imported_pipeline_can_be_sampled(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Import, then sample.py, as the README has it; and with a text encoder of another width."""
+    """Import, then sample.py, as in the README. A text encoder of another width is refused."""
     out = tmp_path / "checkpoint"
     assert import_pytorch("--pipeline", pipeline_folder, "--out", out).status == 0
-    (tmp_path / "sample.yaml").write_text("steps: 2\nheight: 64\nwidth: 64\npose: {frames: 2}\n")
+    (tmp_path / "sample.yaml").write_text("num_inference_steps: 2\nheight: 64\nwidth: 64\nnum_frames: 2\n")
     command = ["sample.py", "--config", str(tmp_path / "sample.yaml"), "--prompt", "a robot"]
-    command += [f"checkpoint={out}", f"out={tmp_path / 'runs'}"]
+    command += [f"checkpoint={out}", f"output_dir={tmp_path / 'runs'}"]
     monkeypatch.setattr(sys, "argv", [*command, f"pretrained={pipeline_folder}"])
     assert run_cli(sample.main) == 0
     record = json.loads((tmp_path / "runs" / "0000" / "00-a-robot.json").read_text())
@@ -126,8 +127,8 @@ def test_sampling_from_what_was_imported(
     assert "random" not in capsys.readouterr().out
 
     other = shutil.copytree(pipeline_folder, tmp_path / "other")
-    config = json.loads((other / "text_encoder" / "config.json").read_text()) | {"hidden_size": 48}
-    (other / "text_encoder" / "config.json").write_text(json.dumps(config))
+    wider = CLIPTextConfig.from_pretrained(other / "text_encoder", hidden_size=48)
+    CLIPTextModel(wider).save_pretrained(other / "text_encoder")
     monkeypatch.setattr(sys, "argv", [*command, f"pretrained={other}"])
     assert run_cli(sample.main) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -135,9 +136,13 @@ def test_sampling_from_what_was_imported(
     assert "text width 32 against 48" in line
 
 
-def test_checkpoint_of_another_size(tiny_torch: dict[str, np.ndarray], tmp_path: Path):
-    """In a process of its own: what a user sees."""
-    sizes = write_sizes(tmp_path / "pipeline", UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32}))
+def test_import_of_checkpoint_with_other_sizes_lists_the_shapes(
+    tiny_torch: dict[str, np.ndarray], tmp_path: Path
+):
+    """The script runs in a process of its own, to check what a user sees."""
+    sizes = write_unet_config(
+        tmp_path / "pipeline", UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32})
+    )
     save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
     args = ["--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"]
     command = [sys.executable, SCRIPT, *args]
@@ -147,8 +152,8 @@ def test_checkpoint_of_another_size(tiny_torch: dict[str, np.ndarray], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_pose_encoder_anywhere(tiny_torch: dict[str, np.ndarray], tmp_path: Path):
-    sizes = write_sizes(tmp_path / "pipeline", TINY)
+def test_import_without_any_pose_encoder_is_refused(tiny_torch: dict[str, np.ndarray], tmp_path: Path):
+    sizes = write_unet_config(tmp_path / "pipeline", TINY)
     save_torch(split_pose(tiny_torch)[0], tmp_path / "checkpoint-7" / "pytorch_model.bin")
     run = import_pytorch(
         "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"
@@ -161,15 +166,15 @@ def test_no_pose_encoder_anywhere(tiny_torch: dict[str, np.ndarray], tmp_path: P
     ("missing", "said"),
     [
         ("checkpoint-7", "no such folder"),
-        ("pipeline/unet/config.json", "pipeline"),
+        ("pipeline/unet/config.json", "not a diffusers pipeline folder"),
         ("checkpoint-7/x", "no weights"),
     ],
 )
-def test_missing_inputs(tmp_path: Path, missing: str, said: str):
-    write_sizes(tmp_path / "pipeline", TINY)
+def test_import_with_missing_input_names_it(tmp_path: Path, missing: str, said: str):
+    write_unet_config(tmp_path / "pipeline", TINY)
     (tmp_path / "checkpoint-7").mkdir()
-    place = tmp_path / missing
-    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    path = tmp_path / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run = import_pytorch(
         "--pipeline",
         tmp_path / "pipeline",
@@ -183,39 +188,39 @@ def test_missing_inputs(tmp_path: Path, missing: str, said: str):
 
 @pytest.fixture
 def tiny_args(tiny_torch: dict[str, np.ndarray], tmp_path: Path) -> tuple[object, ...]:
-    """The script's arguments for a published checkpoint of TINY, but for `--out`."""
+    """Arguments of the script for a published checkpoint of TINY, without `--out`."""
     save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
-    sizes = write_sizes(tmp_path / "pipeline", TINY)
+    sizes = write_unet_config(tmp_path / "pipeline", TINY)
     return "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--step", 5
 
 
-def test_a_step_that_is_there_already(
+def test_existing_step_is_not_overwritten(
     tiny_args: tuple[object, ...], tiny: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path
 ):
-    """Is not overwritten; another step goes beside it, and the newest is what is read."""
+    """Another step can be added, and the latest step is read."""
     out = shutil.copytree(tiny_checkpoint, tmp_path / "out")
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    assert_mistake(import_pytorch(*tiny_args, "--out", out), "has a step 5 already")
+    assert_mistake(import_pytorch(*tiny_args, "--out", out), "step 5 exists already")
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
     other = unflatten_dict({path: leaf + 1 for path, leaf in flatten_dict(tiny, sep="/").items()}, sep="/")
-    save_inference(out, 40, TINY, other, ORIGIN)
+    save_inference(out, 40, TINY, other, PROVENANCE)
     _, params, provenance = load_inference(out)
-    assert provenance == {**ORIGIN, "step": 40}
+    assert provenance == {**PROVENANCE, "step": 40}
     assert_same(params, other)
 
 
-def test_out_is_a_file(tiny_args: tuple[object, ...], tmp_path: Path):
+def test_import_to_a_file_is_refused(tiny_args: tuple[object, ...], tmp_path: Path):
     (tmp_path / "out").write_text("precious")
     assert_mistake(import_pytorch(*tiny_args, "--out", tmp_path / "out"), str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "precious"
 
 
-# ---- published checkpoints: which pose encoder is taken
+# ---- published checkpoints: which pose encoder is read
 
 
 @pytest.fixture
 def checkpoint_7(tiny_torch: dict[str, np.ndarray], tmp_path: Path) -> Path:
-    """The UNet alone."""
+    """A published checkpoint with the UNet alone."""
     save_torch(split_pose(tiny_torch)[0], tmp_path / "checkpoint-7" / "pytorch_model.bin")
     return tmp_path / "checkpoint-7"
 
@@ -224,7 +229,7 @@ def checkpoint_7(tiny_torch: dict[str, np.ndarray], tmp_path: Path) -> Path:
     ("place", "prefix"),
     [("pose_encoder.pth", ""), ("../pose_encoder.pth", ""), ("pose_encoder.pth", POSE_PREFIX)],
 )
-def test_pose_encoder_inside_or_beside(
+def test_pose_encoder_in_folder_or_beside_it_is_found(
     checkpoint_7: Path, tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray], place: str, prefix: str
 ):
     pose = {prefix + name: array for name, array in split_pose(tiny_torch)[1].items()}
@@ -232,7 +237,7 @@ def test_pose_encoder_inside_or_beside(
     assert_same(read_followyourpose(checkpoint_7, None, TINY), tiny)
 
 
-def test_pose_encoder_inside_comes_before_the_one_beside(
+def test_pose_encoder_in_folder_comes_before_the_one_beside_it(
     checkpoint_7: Path, tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray]
 ):
     pose = split_pose(tiny_torch)[1]
@@ -243,7 +248,7 @@ def test_pose_encoder_inside_comes_before_the_one_beside(
 
 @pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
 @pytest.mark.parametrize("different", [False, True])
-def test_pose_encoder_twice(
+def test_separate_pose_encoder_replaces_the_one_in_the_unet_file(
     checkpoint_7: Path,
     tiny: dict[str, Any],
     tiny_torch: dict[str, np.ndarray],
@@ -251,7 +256,7 @@ def test_pose_encoder_twice(
     different: bool,
     named: bool,
 ):
-    """The file of its own wins; only where the two differ is there a warning, with its path."""
+    """A warning names the separate file only if the two pose encoders differ."""
     save_torch(tiny_torch, checkpoint_7 / "pytorch_model.bin")
     file = checkpoint_7.parent / ("elsewhere/my_encoder.pth" if named else "pose_encoder.pth")
     pose = split_pose(tiny_torch)[1]
@@ -260,20 +265,20 @@ def test_pose_encoder_twice(
     save_torch(pose, file)
     with caplog.at_level(logging.WARNING):
         params = read_followyourpose(checkpoint_7, file if named else None, TINY)
-    wanted = tiny["pose_encoder"]["conv_in"]["bias"] + np.float32(different)
-    np.testing.assert_array_equal(params["pose_encoder"]["conv_in"]["bias"], wanted)
+    expected = tiny["pose_encoder"]["conv_in"]["bias"] + np.float32(different)
+    np.testing.assert_array_equal(params["pose_encoder"]["conv_in"]["bias"], expected)
     assert_same({"unet": params["unet"]}, {"unet": tiny["unet"]})
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("fyp_jax")]
     assert [str(file) in text for text in warnings] == [True] * different, warnings
 
 
-def test_pose_encoder_that_is_not_there(checkpoint_7: Path):
+def test_missing_pose_encoder_file_is_named(checkpoint_7: Path):
     with pytest.raises(WeightsError, match=r"mine\.pth: no such file"):
         read_followyourpose(checkpoint_7, Path("mine.pth"), TINY)
 
 
-def test_pose_encoder_of_another_model(checkpoint_7: Path, tiny_torch: dict[str, np.ndarray]):
-    """A key too few in it is not made up from the UNet's file."""
+def test_incomplete_pose_encoder_file_is_refused(checkpoint_7: Path, tiny_torch: dict[str, np.ndarray]):
+    """A missing array is not read from the UNet's file instead."""
     save_torch(tiny_torch, checkpoint_7 / "pytorch_model.bin")
     pose = split_pose(tiny_torch)[1]
     del pose["body.3.block2.bias"]
@@ -284,7 +289,7 @@ def test_pose_encoder_of_another_model(checkpoint_7: Path, tiny_torch: dict[str,
         read_followyourpose(checkpoint_7, None, TINY)
 
 
-# ---- from a pipeline alone
+# ---- a pipeline alone
 
 
 @pytest.fixture(scope="module")
@@ -299,10 +304,10 @@ def image_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pipeline_with_a_fresh_pose_encoder(image_unet: Path, tmp_path: Path):
+def test_imported_pipeline_has_untrained_pose_encoder_with_zero_maps(image_unet: Path, tmp_path: Path):
     run = import_pytorch("--pipeline", image_unet, "--out", tmp_path / "out", "--seed", 3)
     assert run.status == 0, run.err
-    assert "starts fresh" in run.out
+    assert "pose encoder is untrained" in run.out
     config, params, provenance = load_inference(tmp_path / "out")
     assert config.block_out_channels == TINY.block_out_channels
     assert provenance["step"] == 0
@@ -312,39 +317,43 @@ def test_pipeline_with_a_fresh_pose_encoder(image_unet: Path, tmp_path: Path):
     skeleton = jax.random.uniform(jax.random.key(0), (1, 2, 32, 16, 3))
     maps = jax.jit(lambda pose: PoseEncoder(config).apply({"params": pose}, skeleton))(params["pose_encoder"])
     assert [leaf.shape for leaf in maps] == [(1, 2, 4, 2, 16), (1, 2, 2, 1, 32)]
-    assert not any(np.any(leaf) for leaf in maps), "an untrained pose encoder would change the picture"
-    assert np.any(params["pose_encoder"]["body_0"]["block1"]["kernel"]), "no gradient would reach it"
+    assert not any(np.any(leaf) for leaf in maps), "an untrained pose encoder changes the image"
+    assert np.any(params["pose_encoder"]["body_0"]["block1"]["kernel"]), (
+        "no gradient reaches the input convolution"
+    )
 
 
-def test_pose_encoder_alone(tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray], tmp_path: Path):
-    """As the script reads it for a pipeline, whose UNet is inflated."""
+def test_pose_encoder_alone_is_read(tiny: dict[str, Any], tiny_torch: dict[str, np.ndarray], tmp_path: Path):
+    """The script reads it in this way for a pipeline whose UNet is inflated."""
     save_torch(split_pose(tiny_torch)[1], tmp_path / "mine.pth")
     params = read_followyourpose(None, tmp_path / "mine.pth", TINY)
     assert_same(params, {"pose_encoder": tiny["pose_encoder"]})
 
 
-# ---- our checkpoints
+# ---- checkpoints
 
 
-def test_dtypes(tiny: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path):
-    """float32 to bfloat16 rounds once; bfloat16 to float32 changes nothing."""
+def test_load_inference_casts_to_dtype(tiny: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path):
+    """From float32 to bfloat16 values are rounded once; from bfloat16 to float32 they do not change."""
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny)
     assert_same(load_inference(tiny_checkpoint, jnp.bfloat16)[1], half)
-    save_inference(tmp_path / "half", 0, TINY, half, ORIGIN)
+    save_inference(tmp_path / "half", 0, TINY, half, PROVENANCE)
     whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
     assert_same(load_inference(tmp_path / "half")[1], whole)
 
 
-def test_saving_parameters_of_another_config(tiny: dict[str, Any], tmp_path: Path):
+def test_save_inference_with_parameters_of_another_config_is_refused(tiny: dict[str, Any], tmp_path: Path):
     wider = UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32})
     with pytest.raises(TreeMismatch, match="attn2/to_k/kernel"):
-        save_inference(tmp_path / "out", 0, wider, tiny, ORIGIN)
+        save_inference(tmp_path / "out", 0, wider, tiny, PROVENANCE)
     with pytest.raises(TreeMismatch, match=r"missing .*pose_encoder/"):
-        save_inference(tmp_path / "out", 0, TINY, {"unet": tiny["unet"]}, ORIGIN)
+        save_inference(tmp_path / "out", 0, TINY, {"unet": tiny["unet"]}, PROVENANCE)
     assert not (tmp_path / "out").exists()
 
 
-def test_arrays_of_other_sizes_than_the_checkpoint_states(tiny_checkpoint: Path, tmp_path: Path):
+def test_load_inference_with_shapes_that_differ_from_the_config_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
     file = folder / "5" / "config" / "metadata"
     saved = json.loads(file.read_text())
@@ -355,18 +364,18 @@ def test_arrays_of_other_sizes_than_the_checkpoint_states(tiny_checkpoint: Path,
 
 
 @pytest.mark.parametrize("lost", ["inference", "config", "config/metadata", "inference/_METADATA", "."])
-def test_step_that_is_not_whole(tiny_checkpoint: Path, tmp_path: Path, lost: str):
+def test_load_inference_of_incomplete_step_names_it(tiny_checkpoint: Path, tmp_path: Path, lost: str):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
-    place = folder / "5" / lost
-    assert place.exists(), "not what Orbax writes"
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    path = folder / "5" / lost
+    assert path.exists(), "Orbax does not write this"
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / "5").mkdir(exist_ok=True)
     with pytest.raises(CheckpointError, match=f"^{folder}: step 5 ") as caught:
         load_inference(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_folders_without_steps(tmp_path: Path):
+def test_load_inference_of_folder_without_steps_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no such folder"):
         load_inference(tmp_path / "none")
     (tmp_path / "latest").mkdir()

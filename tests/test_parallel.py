@@ -1,4 +1,7 @@
-"""Eight simulated devices, shared in every way, give what one device gives."""
+"""Eight simulated devices compute what one device computes, however the mesh divides the batch.
+
+What compiles fast, a single transformer block, is tested on each mesh; the whole model in the slow tests.
+"""
 
 import functools
 import math
@@ -9,22 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from einops import rearrange
+from flax.traverse_util import flatten_dict
 
 import tiny_models
 from fyp_jax import platforms
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.random_params import random_params
+from fyp_jax.models.transformer import TransformerBlock
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.config import MeshConfig
-from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_batch
+from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_batch, shard_params
 from fyp_jax.tpu.hlo import collectives
 from fyp_jax.training.gradient import sharded_gradient
-from fyp_jax.training.losses import LOSSES
+from fyp_jax.training.losses import LOSSES, Models, NoiseSample
 from fyp_jax.training.stages import STAGES
-from fyp_jax.training.state import state_specs
+from fyp_jax.training.state import TrainState, init_state, state_specs
+from fyp_jax.types import Batch, Params
 
 MESHES = {
     "data": MeshConfig(data=8),
@@ -34,86 +43,110 @@ MESHES = {
 }
 CLIPS, FRAMES, SIDE = 8, 8, 32
 SIGNAL = 2
+SMALLEST = 32
+SLOW = pytest.mark.slow
+MODELS = ["block", pytest.param("motion", marks=SLOW)]
 
 
 @pytest.fixture(autouse=True)
 def small_parameters_are_divided(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fyp_jax.parallel.mesh.MIN_SHARD_SIZE", 64)
+    monkeypatch.setattr("fyp_jax.parallel.mesh.MIN_SHARD_SIZE", SMALLEST)
 
 
-def gradient(mesh: jax.sharding.Mesh, stage: str, grad_accumulation_steps: int = 1) -> tuple[Any, Any, Any]:
-    """The compiled program, gradients and metrics."""
+def block_loss(models: Models, params: Params, batch: Batch, noise_sample: NoiseSample) -> jax.Array:
+    """Mean square of what one transformer block makes of the noise; frames meet as they do in the UNet."""
+    channels, width = models.unet.config.in_channels, tiny_models.UNET.cross_attention_dim
+    block = TransformerBlock(tiny_models.UNET, heads=2, width=channels, execution=models.unet.execution)
+    tokens = rearrange(noise_sample.noise, "b f h w c -> b f (h w) c")
+    text = jax.nn.one_hot(batch.input_ids % width, width)
+    out = block.apply({"params": params["block"]}, tokens, text)
+    return jnp.mean(jnp.square(out), axis=(1, 2, 3))  # pyright: ignore[reportArgumentType]
+
+
+def block_state(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+    """The block's parameters; those of the motion stage are trained."""
+    config = tiny_models.UNET
+    block, text = TransformerBlock(config, heads=2, width=config.in_channels), jnp.zeros((1, 7, 8))
+    tokens = jnp.zeros((1, 2, 16, config.in_channels))
+    shapes = jax.eval_shape(block.init, jax.random.key(0), tokens, text)["params"]
+    flat = flatten_dict({"block": random_params(shapes, seed=0)}, sep="/")
+    trained = {path: bool(re.search("to_q|temp", path)) for path in flat}
+    parts = [{path: x for path, x in flat.items() if trained[path] is k} for k in (True, False)]
+    return init_state(*(shard_params(part, mesh) for part in parts), optimizer, use_ema=False, mesh=mesh)
+
+
+def state_of(model: str, mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+    if model == "block":
+        return block_state(mesh, optimizer)
+    return tiny_models.state(tiny_models.models(model, ExecutionConfig()), model, optimizer, mesh)
+
+
+def gradient(mesh: jax.sharding.Mesh, model: str, grad_accumulation_steps: int = 1) -> tuple[Any, Any, Any]:
+    """The compiled program, gradients and metrics; of a stage, or of a block."""
+    stage = "motion" if model == "block" else model
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
     models = tiny_models.models(stage, ExecutionConfig(frame_axis=frame_axis))
-    state = tiny_models.state(models, stage, optax.sgd(1.0), mesh)
+    state = state_of(model, mesh, optax.sgd(1.0))
     frames = FRAMES if stage == "motion" else 1
     batch = shard_batch(tiny_models.batch(stage, CLIPS, frames, SIDE), range(CLIPS), CLIPS, mesh)
+    loss_fn = block_loss if model == "block" else LOSSES[STAGES[stage].loss]
     function = sharded_gradient(
-        models, LOSSES[STAGES[stage].loss], mesh, state_specs(state, mesh), CLIPS, grad_accumulation_steps
+        models, loss_fn, mesh, state_specs(state, mesh), CLIPS, grad_accumulation_steps
     )
-    arguments = (
-        state.trainable,
-        state.frozen,
-        batch,
-        jax.random.key(3),
-        tiny_models.stop_signals(mesh).at[-1].set(SIGNAL),
-    )
+    stop_signals = tiny_models.stop_signals(mesh).at[-1].set(SIGNAL)
+    arguments = state.trainable, state.frozen, batch, jax.random.key(3), stop_signals
     program = jax.jit(function).lower(*arguments).compile()
     return program, *program(*arguments)
 
 
 @functools.cache
-def on_one_device(stage: str) -> tuple[Any, Any]:
-    return gradient(make_mesh(MeshConfig(), jax.devices()[:1]), stage)[1:]
+def on_one_device(model: str) -> tuple[Any, Any]:
+    return gradient(make_mesh(MeshConfig(), jax.devices()[:1]), model)[1:]
 
 
 @functools.cache
-def on_mesh(name: str, stage: str) -> tuple[Any, Any, Any]:
-    return gradient(make_mesh(MESHES[name]), stage)
+def on_mesh(name: str, model: str) -> tuple[Any, Any, Any]:
+    return gradient(make_mesh(MESHES[name]), model)
 
 
-def assert_same(ours: Any, theirs: Any) -> None:
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(theirs))
-    for path, x in theirs.items():
-        error = np.abs(np.asarray(ours[path]) - np.asarray(x)).max() / largest
+def assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+    """Gradients, relative to the largest number of them, and losses."""
+    for name in ("loss", "timestep_bin_loss"):
+        np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-5)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected[0]))
+    for path, x in expected[0].items():
+        error = np.abs(np.asarray(found[0][path]) - np.asarray(x)).max() / largest
         assert error < 1e-5, f"{path} differs by {error:.1e} of the largest"
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", MESHES)
-def test_motion_gradient_on_a_mesh_equals_one_device(name: str):
-    gradients, metrics = on_one_device("motion")
-    _, ours, our_metrics = on_mesh(name, "motion")
-    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
-    np.testing.assert_allclose(our_metrics["timestep_bin_loss"], metrics["timestep_bin_loss"], rtol=1e-5)
-    assert_same(ours, gradients)
+def test_gradient_on_a_mesh_equals_one_device(name: str, model: str):
+    assert_same(on_mesh(name, model)[1:], on_one_device(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data", "fsdp"])
 def test_pose_gradient_on_a_mesh_equals_one_device(name: str):
-    gradients, metrics = on_one_device("pose")
-    _, ours, our_metrics = on_mesh(name, "pose")
-    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
-    assert_same(ours, gradients)
+    assert_same(on_mesh(name, "pose")[1:], on_one_device("pose"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["autoencoder", "image"])
 def test_autoencoder_and_image_gradient_on_fsdp_equals_one_device(stage: str):
-    gradients, metrics = on_one_device(stage)
-    _, ours, our_metrics = on_mesh("fsdp", stage)
-    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
-    assert_same(ours, gradients)
+    assert_same(on_mesh("fsdp", stage)[1:], on_one_device(stage))
 
 
-def test_step_without_gradient_accumulation_has_no_scan():
+def test_gradient_without_accumulation_has_no_scan():
     """On a CPU, XLA runs a convolution in a loop twenty times as slowly, even where it unrolls the loop."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     models = tiny_models.models("image", ExecutionConfig())
-    state = tiny_models.state(models, "image", optax.sgd(1.0), mesh)
+    state = block_state(mesh, optax.sgd(1.0))
     batch = tiny_models.batch("image", CLIPS, 1, SIDE)
 
     def loops(grad_accumulation_steps: int) -> int:
         gradient = sharded_gradient(
-            models, LOSSES["diffusion"], mesh, state_specs(state, mesh), CLIPS, grad_accumulation_steps
+            models, block_loss, mesh, state_specs(state, mesh), CLIPS, grad_accumulation_steps
         )
         arguments = (state.trainable, state.frozen, batch, jax.random.key(0), tiny_models.stop_signals(mesh))
         return str(jax.make_jaxpr(gradient)(*arguments)).count("scan[")
@@ -121,62 +154,60 @@ def test_step_without_gradient_accumulation_has_no_scan():
     assert loops(1) == loops(2) - 1
 
 
-def test_data_parallel_step_communicates_trainable_gradients_alone():
-    program, gradients, _ = on_mesh("data", "motion")
+@pytest.mark.parametrize("model", MODELS)
+def test_data_parallel_gradient_communicates_trainable_gradients_alone(model: str):
+    program, gradients, _ = on_mesh("data", model)
     moved = collectives(program.as_text())
     trainable = sum(x.nbytes for x in gradients.values())
     assert {item.kind for item in moved} == {"all-reduce"}
     assert trainable <= sum(item.bytes for item in moved) <= trainable + 100
 
 
-def test_frame_parallel_step_never_gathers_a_whole_clip():
-    """No device gets more in a message than its own share of the widest activations."""
-    program, _, _ = on_mesh("frame", "motion")
+@pytest.mark.parametrize("model", MODELS)
+def test_frame_parallel_gradient_never_gathers_a_whole_clip(model: str):
+    """No device gets more in a message than its own part of the widest activations."""
+    program, _, _ = on_mesh("frame", model)
     moved = collectives(program.as_text())
     kinds = {item.kind for item in moved}
     assert kinds == {"all-reduce", "all-to-all", "collective-permute"}, "no all-gather, and each way is used"
     pixels = (SIDE // 8) ** 2
-    share = CLIPS * FRAMES // 8 * pixels * max(tiny_models.UNET.block_out_channels)
+    width = tiny_models.UNET.in_channels if model == "block" else max(tiny_models.UNET.block_out_channels)
+    local_activations = CLIPS * FRAMES // 8 * pixels * width
     largest = max(math.prod(shape) for item in moved for shape in item.shapes)
-    parameters = max(math.prod(x.shape) for x in on_one_device("motion")[0].values())
-    assert largest <= max(share, parameters)
+    parameters = max(math.prod(x.shape) for x in on_one_device(model)[0].values())
+    assert largest <= max(local_activations, parameters)
     # Nor does the program hold a whole clip of latents or wider anywhere else.
-    size = f"{SIDE // 8},{SIDE // 8}"
+    size = rf"({SIDE // 8},{SIDE // 8}|{pixels})"
     whole = re.compile(rf"\[({CLIPS},{FRAMES}|{CLIPS * FRAMES}),{size},\d+\]")
     assert not whole.findall(program.as_text())
 
 
-def test_fsdp_divides_large_parameters_gradients_and_optimizer_state():
+@pytest.mark.parametrize(("model", "least"), [("block", 10), pytest.param("motion", 200, marks=SLOW)])
+def test_fsdp_divides_large_parameters_gradients_and_optimizer_state(model: str, least: int):
     """Each device holds an eighth of the bytes of each large array, and all of each small one."""
-    mesh = make_mesh(MESHES["fsdp"])
-    state = tiny_models.state(
-        tiny_models.models("motion", ExecutionConfig()), "motion", optax.adamw(1.0), mesh
-    )
-    moments = state.opt_state[0]
-    _, gradients, _ = on_mesh("fsdp", "motion")
+    state = state_of(model, make_mesh(MESHES["fsdp"]), optax.adamw(1.0))
+    optimizer_state = state.opt_state[0]
+    _, gradients, _ = on_mesh("fsdp", model)
     large = 0
-    for arrays in (state.trainable, state.frozen, gradients, moments.mu, moments.nu):
+    for arrays in (state.trainable, state.frozen, gradients, optimizer_state.mu, optimizer_state.nu):
         for path, x in arrays.items():
-            divides = x.size >= 64 and any(length % 8 == 0 for length in x.shape)
+            divides = x.size >= SMALLEST and any(length % 8 == 0 for length in x.shape)
             held = {shard.data.nbytes for shard in x.addressable_shards}
             assert held == {x.nbytes // 8 if divides else x.nbytes}, path
             assert len(x.addressable_shards) == 8, path
             large += divides
-    assert large > 200
+    assert large > least
 
 
-def test_accumulated_gradient_equals_gradient_of_whole_batch():
-    gradients, metrics = on_one_device("motion")
-    _, ours, our_metrics = gradient(
-        make_mesh(MeshConfig(data=2), jax.devices()[:2]), "motion", grad_accumulation_steps=4
-    )
-    np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=1e-5)
-    assert_same(ours, gradients)
+@pytest.mark.parametrize("model", MODELS)
+def test_accumulated_gradient_equals_gradient_of_whole_batch(model: str):
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    assert_same(gradient(mesh, model, grad_accumulation_steps=4)[1:], on_one_device(model))
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_stop_signal_of_one_device_reaches_all(name: str):
-    assert on_mesh(name, "motion")[2]["stop_signal"] == SIGNAL
+    assert on_mesh(name, "block")[2]["stop_signal"] == SIGNAL
 
 
 @pytest.mark.parametrize(
@@ -210,7 +241,7 @@ def test_coordinator_without_the_other_two_fields_is_refused():
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """What a TPU VM with four hosts in its slice is told."""
+    """The metadata server of a TPU VM whose slice has four hosts."""
 
     def do_GET(self):
         known = self.path.endswith("/attributes/worker-network-endpoints") and self.headers["Metadata-Flavor"]
@@ -223,32 +254,32 @@ class Metadata(BaseHTTPRequestHandler):
 
 
 def test_initialize_on_a_tpu_pod_connects_without_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: joined.append(given))
+    connected = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: connected.append(args))
     monkeypatch.setattr(platforms, "DEVICES", tmp_path)
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
-        initialize(MeshConfig())  # no chip, so nobody is asked
-        assert joined == []
+        initialize(MeshConfig())  # no chip, so the server is not asked
+        assert connected == []
         (tmp_path / "vfio").mkdir()
-        (tmp_path / "vfio" / "vfio").touch()  # there is one on machines without a TPU too
+        (tmp_path / "vfio" / "vfio").touch()  # machines without a TPU have this one too
         initialize(MeshConfig())
-        assert joined == []
+        assert connected == []
         (tmp_path / "vfio" / "0").touch()
         initialize(MeshConfig())
-        assert joined == [()]
+        assert connected == [()]
         monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")  # GKE, one host
         initialize(MeshConfig())
-        assert joined == [()]
+        assert connected == [()]
         monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
         initialize(MeshConfig())
-        assert joined == [(), ()]
+        assert connected == [(), ()]
         server.shutdown()
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
-    initialize(MeshConfig())  # chips, and nobody who answers
-    assert joined == [(), ()]
+    initialize(MeshConfig())  # chips, but no server answers
+    assert connected == [(), ()]
 
 
 def test_collectives_of_hlo_text_are_read():

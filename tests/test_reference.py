@@ -1,4 +1,4 @@
-"""The published PyTorch model, computed once on synthetic weights, against ours."""
+"""Outputs of the published PyTorch model, computed once on synthetic weights, against this package."""
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,16 @@ from fyp_jax.diffusion import ddim
 from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
-from fyp_jax.pipeline.pipeline import cfg_denoiser
+from fyp_jax.pipeline.guidance import cfg_denoiser
 
 with np.load(FIXTURES / "small_reference.npz") as _arrays:
-    INSIDE = sorted(name for name in _arrays if name.startswith("inside/"))
+    MODULES = sorted(name for name in _arrays if name.startswith("inside/"))
 
-assert len(INSIDE) >= 15
+assert len(MODULES) >= 15
 
 
 def assert_close(ours: jax.Array, theirs: np.ndarray) -> None:
-    """1e-5 of the largest number: float32 agrees to about 1e-6."""
+    """Within 1e-5 of the largest number; float32 agrees to about 1e-6."""
     error = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
     assert error < 1e-5, f"relative error {error:.1e}"
 
@@ -41,16 +41,20 @@ def intermediates(reference: Reference, pose_features: list[jax.Array]) -> tuple
 
 
 @pytest.mark.parametrize("level", range(4))
-def test_pose_features(reference: Reference, pose_features: list[jax.Array], level: int):
+def test_pose_features_equal_the_published_ones(
+    reference: Reference, pose_features: list[jax.Array], level: int
+):
     assert len(pose_features) == 4
     assert_close(pose_features[level], channels_last(reference.arrays[f"pose_feature_{level}"]))
 
 
-def test_noise_prediction_with_pose(reference: Reference, intermediates: tuple[jax.Array, dict]):
+def test_noise_prediction_with_pose_equals_the_published_one(
+    reference: Reference, intermediates: tuple[jax.Array, dict]
+):
     assert_close(intermediates[0], channels_last(reference.arrays["eps_pose"]))
 
 
-def test_noise_prediction_without_pose(reference: Reference):
+def test_noise_prediction_without_pose_equals_the_published_one(reference: Reference):
     unet = UNet3D(reference.config)
     eps = jax.jit(unet.apply)(
         {"params": reference.params["unet"]}, reference.latents, jnp.array([501]), reference.text
@@ -58,9 +62,11 @@ def test_noise_prediction_without_pose(reference: Reference):
     assert_close(eps, channels_last(reference.arrays["eps_no_pose"]))
 
 
-@pytest.mark.parametrize("name", INSIDE)
-def test_inside(reference: Reference, intermediates: tuple[jax.Array, dict], name: str):
-    """Where two models part: each module's output, in the axes that PyTorch has there."""
+@pytest.mark.parametrize("name", MODULES)
+def test_output_of_each_module_equals_the_published_one(
+    reference: Reference, intermediates: tuple[jax.Array, dict], name: str
+):
+    """Shows in which module two models begin to differ; outputs are compared in PyTorch's axes."""
     node = intermediates[1]
     module = name.removeprefix("inside/")
     for part in torch_to_ours(module).split("."):
@@ -82,7 +88,9 @@ def torch_to_ours(module: str) -> str:
     return ".".join(parts)
 
 
-def test_ddim_with_guidance_and_pose(reference: Reference, pose_features: list[jax.Array]):
+def test_ddim_with_guidance_and_pose_equals_the_published_one(
+    reference: Reference, pose_features: list[jax.Array]
+):
     schedule = ScheduleConfig()
     assert schedule.timesteps(5).tolist() == reference.arrays["ddim_timesteps"].tolist()
     denoise = cfg_denoiser(
@@ -97,7 +105,7 @@ def test_ddim_with_guidance_and_pose(reference: Reference, pose_features: list[j
     assert_close(latents, channels_last(reference.arrays["ddim_latents"]))
 
 
-def test_inversion(reference: Reference):
+def test_inversion_equals_the_published_one(reference: Reference):
     unet = UNet3D(reference.config)
 
     def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
@@ -107,7 +115,7 @@ def test_inversion(reference: Reference):
     assert_close(latents, channels_last(reference.arrays["inversion_latents"]))
 
 
-def test_add_noise(reference: Reference):
+def test_noisy_latents_equal_the_published_ones(reference: Reference):
     noise = jnp.asarray(channels_last(tagged("small/noise", (1, 4, 3, 8, 8))))
     noisy = add_noise(reference.latents, noise, jnp.array([501]), ScheduleConfig())
     assert_close(noisy, channels_last(reference.arrays["noisy"]))

@@ -15,7 +15,8 @@ from fyp_jax.media.reading import read_frames
 from fyp_jax.pose.skeleton import JOINTS, draw_skeleton
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
-from fyp_jax.synthetic.motions import FREE, HELD_OUT_MOTION, MOTIONS, TRAIN_MOTIONS, Body, motion_keypoints
+from fyp_jax.synthetic.kinematics import Body
+from fyp_jax.synthetic.motions import FREE, HELD_OUT_MOTION, MOTIONS, TRAIN_MOTIONS, motion_keypoints
 from fyp_jax.synthetic.scenes import (
     HELD_OUT_PAIRS,
     PAIRS,

@@ -1,4 +1,4 @@
-"""PyTorch weight files in the forms that repositories have, and those that must be refused."""
+"""PyTorch weight files in all formats of repositories, and files that must be refused."""
 
 import pickle
 import shutil
@@ -28,14 +28,14 @@ def vae(pipeline_folder: Path) -> Arrays:
 
 
 def assert_same(found: Arrays, expected: Arrays) -> None:
-    """Names and every bit, as float32."""
+    """Names, the dtype float32, and all values are equal."""
     assert sorted(found) == sorted(expected)
     for name, array in expected.items():
         assert found[name].dtype == np.float32, f"{name} is {found[name].dtype}"
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-# ---- forms that mean the same
+# ---- formats of the same weights
 
 SAVE_OPTIONS = {
     "safetensors": {},
@@ -46,66 +46,68 @@ SAVE_OPTIONS = {
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("form", SAVE_OPTIONS)
+@pytest.mark.parametrize("saved_as", SAVE_OPTIONS)
 @pytest.mark.parametrize(("part", "kind"), [("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)])
-def test_forms(pipeline_folder: Path, tmp_path: Path, part: str, kind: Any, form: str, variant: str | None):
-    """As diffusers and transformers write them; fp16 becomes float32 without a change of value."""
+def test_all_formats_are_read(
+    pipeline_folder: Path, tmp_path: Path, part: str, kind: Any, saved_as: str, variant: str | None
+):
+    """Diffusers and transformers write the files. From fp16, values become float32 unchanged."""
     model = kind.from_pretrained(pipeline_folder / part)
     if variant == "fp16":
         model = model.half()
-    model.save_pretrained(tmp_path, variant=variant, **SAVE_OPTIONS[form])
+    model.save_pretrained(tmp_path, variant=variant, **SAVE_OPTIONS[saved_as])
     file = find_weights(tmp_path)
-    assert (file.suffix == ".json") == form.startswith("sharded"), f"{file.name} is not the form to be tested"
+    assert (file.suffix == ".json") == saved_as.startswith("sharded"), f"{file.name} is in another format"
     expected = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     assert_same(read_weights(file), expected)
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
-def test_bfloat16(vae: Arrays, tmp_path: Path, ending: str):
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_bfloat16_becomes_float32(vae: Arrays, tmp_path: Path, suffix: str):
     tensors = {name: torch.from_numpy(array).bfloat16() for name, array in vae.items()}
-    file = tmp_path / f"model{ending}"
-    save_torch_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
+    file = tmp_path / f"model{suffix}"
+    save_torch_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
     assert_same(read_weights(file), {name: tensor.float().numpy() for name, tensor in tensors.items()})
 
 
-def test_integers_are_kept(tmp_path: Path):
+def test_integers_keep_their_dtype(tmp_path: Path):
     torch.save({"position_ids": torch.arange(77)}, tmp_path / "model.bin")
     assert read_weights(tmp_path / "model.bin")["position_ids"].dtype == np.int64
 
 
-def test_parameters_and_views(tmp_path: Path):
-    """As `dict(model.named_parameters())` gives them, with gradients asked for, and not contiguous."""
+def test_torch_parameters_and_views_are_read(tmp_path: Path):
+    """`dict(model.named_parameters())` has such tensors, which require gradients or are not contiguous."""
     weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
     torch.save({"weight": weight}, tmp_path / "model.pth")
     assert read_weights(tmp_path / "model.pth")["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_the_widest_form_is_taken(tmp_path: Path):
-    names = [f"model{ending}" for ending in (".fp16.bin", ".fp16.safetensors", ".bin", ".safetensors")]
+def test_find_weights_prefers_float32_then_safetensors(tmp_path: Path):
+    names = [f"model{suffix}" for suffix in (".fp16.bin", ".fp16.safetensors", ".bin", ".safetensors")]
     for name in names:
         (tmp_path / name).touch()
         assert find_weights(tmp_path).name == name
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["dense", "1x1 convolution"])
-def test_old_names_of_vae_attention(pipeline_folder: Path, vae: Arrays, tmp_path: Path, flat: bool):
+def test_old_names_of_vae_attention_are_read(pipeline_folder: Path, vae: Arrays, tmp_path: Path, flat: bool):
     folder = shutil.copytree(pipeline_folder, tmp_path / "old")
     old = {}
     for name, array in vae.items():
         if ".attentions." in name and array.ndim == 2 and not flat:
             array = array[:, :, None, None]
-        for ours, theirs in VAE_ATTENTION.items():
-            name = name.replace(f".{ours}.", f".{theirs}.")
+        for new_name, old_name in VAE_ATTENTION.items():
+            name = name.replace(f".{new_name}.", f".{old_name}.")
         old[name] = array
     assert {name.split(".")[-2] for name in old if ".attentions." in name} == {
         "group_norm", "query", "key", "value", "proj_attn"
     }  # fmt: skip
     save_file(old, folder / "vae" / "diffusion_pytorch_model.safetensors")
-    found, expected = (encoder_params(place) for place in (folder, pipeline_folder))
+    found, expected = (encoder_params(path) for path in (folder, pipeline_folder))
     assert_same(flatten_dict(found, sep="/"), flatten_dict(expected, sep="/"))
 
 
-def test_position_ids_of_old_text_encoders(pipeline_folder: Path, tmp_path: Path):
+def test_position_ids_of_old_text_encoders_are_ignored(pipeline_folder: Path, tmp_path: Path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "old")
     file = folder / "text_encoder" / "model.safetensors"
     save_file(load_file(file) | {"text_model.embeddings.position_ids": np.arange(77)[None]}, file)
@@ -123,7 +125,7 @@ def encoder_params(folder: Path) -> dict[str, Any]:
 
 
 def assert_refused(file: Path, *said: str) -> None:
-    """In one line that opens with the path."""
+    """The error is one line that starts with the path."""
     with pytest.raises(WeightsError) as caught:
         read_weights(file)
     message = str(caught.value)
@@ -134,29 +136,29 @@ def assert_refused(file: Path, *said: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, -1])
-@pytest.mark.parametrize("ending", [".safetensors", ".bin", ".legacy.bin"])
-def test_truncated(vae: Arrays, tmp_path: Path, ending: str, kept: float):
-    """Nothing, less than the header, the header, half of it, and all but one byte."""
-    file = tmp_path / f"model{ending}"
-    if ending == ".safetensors":
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".legacy.bin"])
+def test_truncated_file_is_refused(vae: Arrays, tmp_path: Path, suffix: str, kept: float):
+    """The file keeps nothing, less than its header, its header, half of its bytes, or all but one byte."""
+    file = tmp_path / f"model{suffix}"
+    if suffix == ".safetensors":
         save_file(vae, file)
     else:
         tensors = {name: torch.from_numpy(array) for name, array in vae.items()}
-        torch.save(tensors, file, _use_new_zipfile_serialization=ending == ".bin")
+        torch.save(tensors, file, _use_new_zipfile_serialization=suffix == ".bin")
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else int(kept)])
-    assert_refused(file, "not a whole safetensors file" if ending == ".safetensors" else "damaged")
+    assert_refused(file, "not a complete safetensors file" if suffix == ".safetensors" else "damaged")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model.safetensors.index.json"])
-def test_not_what_the_name_says(tmp_path: Path, name: str):
-    """What is left of a large file where git-lfs is missing."""
+def test_git_lfs_pointer_is_refused(tmp_path: Path, name: str):
+    """Without git-lfs, a clone has this text in place of a large file."""
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 492265879\n")
     assert_refused(tmp_path / name)
 
 
 class Code:
-    """Pickled, it creates `file` at the moment it is read."""
+    """An object whose pickle creates `file` when it is loaded."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -166,7 +168,7 @@ class Code:
 
 
 @pytest.mark.parametrize("written_by", ["torch", "pickle"])
-def test_pickle_with_code(tmp_path: Path, written_by: str):
+def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, written_by: str):
     trace, file = tmp_path / "code has run", tmp_path / "model.bin"
     content = {"weight": torch.zeros(2), "code": Code(trace)}
     if written_by == "torch":
@@ -176,18 +178,20 @@ def test_pickle_with_code(tmp_path: Path, written_by: str):
     assert_refused(file, "refused")
     assert not trace.exists(), "the code in the pickle has run"
     torch.load(file, weights_only=False) if written_by == "torch" else pickle.loads(file.read_bytes())
-    assert trace.exists(), "this file would not have shown it"
+    assert trace.exists(), "the code of this file does not run at all"
 
 
 @pytest.mark.parametrize(
     "content", [[torch.zeros(2)], {"state_dict": {"weight": torch.zeros(2)}}, {"epoch": 3}, torch.zeros(2)]
 )
-def test_pickle_of_something_else(tmp_path: Path, content: Any):
+def test_pickle_of_other_objects_is_refused(tmp_path: Path, content: Any):
     torch.save(content, tmp_path / "model.pth")
     assert_refused(tmp_path / "model.pth", "not a state dict")
 
 
-def test_pickle_without_torch(tmp_path: Path, vae: Arrays, monkeypatch: pytest.MonkeyPatch):
+def test_pickle_without_torch_says_what_to_install(
+    tmp_path: Path, vae: Arrays, monkeypatch: pytest.MonkeyPatch
+):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "model.bin")
     save_file(vae, tmp_path / "model.safetensors")
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
@@ -195,22 +199,22 @@ def test_pickle_without_torch(tmp_path: Path, vae: Arrays, monkeypatch: pytest.M
     assert_same(read_weights(tmp_path / "model.safetensors"), vae)
 
 
-def test_missing_file(tmp_path: Path):
+def test_missing_file_is_refused(tmp_path: Path):
     assert_refused(tmp_path / "model.safetensors", "no such file")
 
 
-def test_unknown_kind_of_file(tmp_path: Path):
+def test_unknown_suffix_is_refused(tmp_path: Path):
     (tmp_path / "model.ckpt").touch()
     assert_refused(tmp_path / "model.ckpt", "not a weight file")
 
 
-def test_folder_without_weights(tmp_path: Path):
+def test_folder_without_weights_is_refused(tmp_path: Path):
     (tmp_path / "config.json").touch()
     with pytest.raises(WeightsError, match=f"{tmp_path}: no weights"):
         find_weights(tmp_path)
 
 
-def test_missing_shard(pipeline_folder: Path, tmp_path: Path):
+def test_missing_shard_is_named(pipeline_folder: Path, tmp_path: Path):
     model = CLIPTextModel.from_pretrained(pipeline_folder / "text_encoder")
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     lost = sorted(tmp_path.glob("*.safetensors"))[1]
@@ -220,12 +224,12 @@ def test_missing_shard(pipeline_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": 3}', '{"weight_map": {"weight": 3}}', "{"])
-def test_damaged_index(tmp_path: Path, index: str):
+def test_damaged_index_is_refused(tmp_path: Path, index: str):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     assert_refused(tmp_path / "model.safetensors.index.json", "not an index of shards")
 
 
-# ---- whole files of another model
+# ---- complete files of another model
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_damaged_index(tmp_path: Path, index: str):
         ("shape", r"1 wrong shape \(decoder\.conv_out\.bias is \(5,\) but should be \(3,\)\)"),
     ],
 )
-def test_state_dict_that_does_not_fit(
+def test_vae_weights_that_do_not_fit_are_listed(
     pipeline_folder: Path, vae: Arrays, tmp_path: Path, change: str, said: str
 ):
     folder = shutil.copytree(pipeline_folder, tmp_path / "other")
@@ -250,8 +254,8 @@ def test_state_dict_that_does_not_fit(
         encoder_params(folder)
 
 
-def test_names_of_one_model_on_another(pipeline_folder: Path, tmp_path: Path):
-    """A long list is shortened, and what is left out is counted."""
+def test_long_list_of_differences_is_shortened(pipeline_folder: Path, tmp_path: Path):
+    """The message counts the names that it leaves out."""
     folder = shutil.copytree(pipeline_folder, tmp_path / "other")
     shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "vae")
     with pytest.raises(TreeMismatch) as caught:

@@ -1,4 +1,4 @@
-"""The published motion stage, one step on synthetic weights, against ours."""
+"""One step of the published motion stage on synthetic weights, against this package."""
 
 import functools
 from typing import Any
@@ -25,7 +25,7 @@ STEPS = 100
 
 @pytest.fixture(scope="module")
 def parts(reference: Reference) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the motion stage trains, and what it leaves."""
+    """Trainable and frozen parameters of the motion stage, by path."""
     params = flatten_dict(reference.params, sep="/")
     trained = STAGES["motion"].trains([*params, "vae/x", "text_encoder/x"])
     return tuple(
@@ -55,7 +55,9 @@ def torch_names(
     return to_torch(unflatten_dict(trainable | frozen, sep="/"))
 
 
-def test_trainable_names(reference: Reference, parts: tuple[dict, dict]):
+def test_motion_stage_trains_the_parameters_that_the_published_code_trains(
+    reference: Reference, parts: tuple[dict, dict]
+):
     trainable, frozen = parts
     marked = torch_names(
         reference,
@@ -67,12 +69,12 @@ def test_trainable_names(reference: Reference, parts: tuple[dict, dict]):
     assert len(trainable) == len(ours) == 144
 
 
-def test_loss_and_gradient_norm(reference: Reference, gradient: tuple):
+def test_loss_and_gradient_norm_equal_the_published_ones(reference: Reference, gradient: tuple):
     np.testing.assert_allclose(gradient[0], reference.arrays["loss"], rtol=1e-5)
     np.testing.assert_allclose(optax.global_norm(gradient[1]), reference.arrays["grad_norm"], rtol=1e-5)
 
 
-def test_norm_of_each_gradient_after_clipping(
+def test_norm_of_each_clipped_gradient_equals_the_published_one(
     reference: Reference, gradient: tuple, parts: tuple[dict, dict]
 ):
     clipped = optax.clip_by_global_norm(1.0).update(gradient[1], optax.EmptyState())[0]
@@ -81,7 +83,9 @@ def test_norm_of_each_gradient_after_clipping(
     np.testing.assert_allclose(ours, reference.arrays["grad_l2_per_param_clipped"], rtol=1e-4, atol=1e-7)
 
 
-def test_loss_after_one_update(reference: Reference, gradient: tuple, parts: tuple[dict, dict]):
+def test_loss_after_one_update_equals_the_published_one(
+    reference: Reference, gradient: tuple, parts: tuple[dict, dict]
+):
     optimizer = make_optimizer(OptimizerConfig(), STEPS)
     updates, _ = optimizer.update(gradient[1], optimizer.init(parts[0]), parts[0])
     after = jax.jit(functools.partial(loss, reference))(optax.apply_updates(parts[0], updates), parts[1])

@@ -1,4 +1,4 @@
-"""Weight files that are written array by array, against the libraries whose forms they are."""
+"""Weight files that are written array by array, compared with the libraries that define their formats."""
 
 import errno
 import json
@@ -39,11 +39,11 @@ ARRAYS = {
     "half": synthesise("half", (9,)).astype(np.float16),
     "brain": synthesise("brain", (3, 3)).astype(jnp.bfloat16),
 }
-STORED = {name: to_lazy(array) for name, array in ARRAYS.items()}
+LAZY = {name: to_lazy(array) for name, array in ARRAYS.items()}
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Dtype, shape and bits."""
+    """Whether dtype, shape and all values are equal."""
     found, expected = np.asarray(found), np.asarray(expected)
     return found.dtype == expected.dtype and found.shape == expected.shape and np.array_equal(found, expected)
 
@@ -51,9 +51,9 @@ def same(found: Any, expected: Any) -> bool:
 # ---- one file
 
 
-def test_safetensors_as_the_library_reads_them(tmp_path: Path):
+def test_safetensors_are_read_by_the_library(tmp_path: Path):
     file = tmp_path / "model.safetensors"
-    write_safetensors(file, STORED, {"made_by": "a test"})
+    write_safetensors(file, LAZY, {"made_by": "a test"})
     loaded = load_file(file)
     assert sorted(loaded) == sorted(ARRAYS)
     assert all(same(loaded[name], array) for name, array in ARRAYS.items())
@@ -62,10 +62,10 @@ def test_safetensors_as_the_library_reads_them(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_pickle_as_torch_reads_it(tmp_path: Path, mmap: bool):
-    """Without running anything that stands in it, and mapped into memory."""
+def test_pickle_is_read_by_torch(tmp_path: Path, mmap: bool):
+    """With `weights_only`, so that no code in it is run; also memory-mapped."""
     file = tmp_path / "model.bin"
-    write_torch(file, STORED)
+    write_torch(file, LAZY)
     loaded = torch.load(file, weights_only=True, mmap=mmap)
     assert list(loaded) == list(ARRAYS)
     for name, array in ARRAYS.items():
@@ -74,28 +74,28 @@ def test_pickle_as_torch_reads_it(tmp_path: Path, mmap: bool):
         assert tensor.is_contiguous()
         wide = tensor.float() if tensor.is_floating_point() else tensor
         assert same(wide.numpy().astype(np.asarray(array).dtype), array), name
-    assert zipfile.ZipFile(file).testzip() is None, "a record has another checksum than the archive says"
+    assert zipfile.ZipFile(file).testzip() is None, "the checksum of a record is wrong"
 
 
-def test_numbers_begin_where_torch_wants_them(tmp_path: Path):
+def test_tensor_bytes_in_pickle_are_aligned(tmp_path: Path):
     file = tmp_path / "model.bin"
-    write_torch(file, STORED)
+    write_torch(file, LAZY)
     weight = torch.load(file, weights_only=True, mmap=True)["weight"]
     assert weight.data_ptr() % 64 == 0
 
 
 @pytest.mark.parametrize(
-    "write", [lambda file: write_safetensors(file, STORED, {}), lambda f: write_torch(f, STORED)]
+    "write", [lambda file: write_safetensors(file, LAZY, {}), lambda f: write_torch(f, LAZY)]
 )
-def test_the_same_arrays_give_the_same_file(tmp_path: Path, write: Callable[[Path], Any]):
-    sums = [write(tmp_path / name) for name in ("a", "b")]
-    assert sums[0] == sums[1]
+def test_equal_arrays_give_equal_files(tmp_path: Path, write: Callable[[Path], Any]):
+    checksums = [write(tmp_path / name) for name in ("a", "b")]
+    assert checksums[0] == checksums[1]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
-def test_arrays_are_read_one_after_the_other(tmp_path: Path, ending: str):
-    """One is read while the one before is written, so that there are never more than two in memory."""
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_at_most_two_arrays_are_in_memory(tmp_path: Path, suffix: str):
+    """An array is read while the one before it is written."""
     alive: list[int] = [0]
 
     class Counted(np.ndarray):
@@ -108,28 +108,26 @@ def test_arrays_are_read_one_after_the_other(tmp_path: Path, ending: str):
         return Counted((4, 4), np.float32)
 
     arrays = {f"x{i}": LazyArray((4, 4), np.dtype(np.float32), read) for i in range(10)}
-    WeightWriter().write_folder(
-        ExportPlan([StateDictFile(f"model{ending}", arrays)], {}, {}), tmp_path / "out", {}
-    )
+    WeightWriter().write_folder(ExportPlan([StateDictFile(f"model{suffix}", arrays)]), tmp_path / "out", {})
 
 
 # ---- folders
 
 
-def contents(ending: str = ".safetensors", arrays: dict[str, LazyArray] = STORED) -> ExportPlan:
-    return ExportPlan([StateDictFile(f"part/model{ending}", arrays)], {"part/config.json": "{}"}, {})
+def make_plan(suffix: str = ".safetensors", arrays: dict[str, LazyArray] = LAZY) -> ExportPlan:
+    return ExportPlan([StateDictFile(f"part/model{suffix}", arrays)], {"part/config.json": "{}"}, {})
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
-def test_shards(tmp_path: Path, ending: str):
-    """As their index says, none larger than asked for but where one array is."""
-    written = WeightWriter(max_shard_size=200).write_folder(contents(ending), tmp_path / "out", {})
-    index = tmp_path / "out" / "part" / f"model{ending}.index.json"
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_no_larger_than_asked_and_match_their_index(tmp_path: Path, suffix: str):
+    """Only a shard with a single array may be larger."""
+    written = WeightWriter(max_shard_size=200).write_folder(make_plan(suffix), tmp_path / "out", {})
+    index = tmp_path / "out" / "part" / f"model{suffix}.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     assert sorted(weight_map) == sorted(ARRAYS)
     assert len(written) == len(set(weight_map.values())) > 2
     for file in written:
-        data = sum(STORED[name].nbytes for name in file.arrays)
+        data = sum(LAZY[name].nbytes for name in file.arrays)
         assert data <= 200 or len(file.arrays) == 1
     expected = {name: np.asarray(x) for name, x in ARRAYS.items()}
     for name, array in read_weights(index).items():
@@ -138,7 +136,7 @@ def test_shards(tmp_path: Path, ending: str):
 
 
 def test_manifest_has_a_checksum_for_each_array(tmp_path: Path):
-    WeightWriter(np.float16).write_folder(contents(), tmp_path / "out", {"step": 7})
+    WeightWriter(np.float16).write_folder(make_plan(), tmp_path / "out", {"step": 7})
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["step"] == 7
     (arrays,) = manifest["files"].values()
@@ -149,49 +147,49 @@ def test_manifest_has_a_checksum_for_each_array(tmp_path: Path):
     assert arrays["ids"]["dtype"] == "int64"
 
 
-def test_numbers_that_float16_has_not(tmp_path: Path):
+def test_overflow_in_float16_is_refused(tmp_path: Path):
     large = {"layer.weight": to_lazy(np.asarray([1e5, np.inf], np.float32))}
     with pytest.raises(UserError, match=r"layer\.weight: .* too large for float16"):
-        WeightWriter(np.float16).write_folder(contents(arrays=large), tmp_path / "out", {})
+        WeightWriter(np.float16).write_folder(make_plan(arrays=large), tmp_path / "out", {})
     assert not any(tmp_path.iterdir())
     infinite = {"layer.weight": to_lazy(np.asarray([np.inf], np.float32))}
-    WeightWriter(np.float16).write_folder(contents(arrays=infinite), tmp_path / "out", {})
+    WeightWriter(np.float16).write_folder(make_plan(arrays=infinite), tmp_path / "out", {})
 
 
-def test_disk_full(tmp_path: Path):
-    """On the way: nothing stays, and an export that was there is as it was."""
+def test_full_disk_leaves_the_earlier_export(tmp_path: Path):
+    """The disk fills up while arrays are written. No other file is left."""
     out = tmp_path / "out"
-    WeightWriter().write_folder(contents(), out, {})
+    WeightWriter().write_folder(make_plan(), out, {})
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
     def full() -> np.ndarray:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    arrays = STORED | {"last": LazyArray((2,), np.dtype(np.float32), full)}
+    arrays = LAZY | {"last": LazyArray((2,), np.dtype(np.float32), full)}
     with pytest.raises(UserError, match=f"^{out}: cannot be written .No space left on device"):
-        WeightWriter().write_folder(contents(arrays=arrays), out, {}, overwrite=True)
+        WeightWriter().write_folder(make_plan(arrays=arrays), out, {}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
-def test_what_is_there_is_not_overwritten(tmp_path: Path):
+def test_existing_folder_is_replaced_only_if_it_was_exported(tmp_path: Path):
     out = tmp_path / "out"
-    WeightWriter().write_folder(contents(), out, {"run": 1})
+    WeightWriter().write_folder(make_plan(), out, {"run": 1})
     (out / "stale").touch()
-    with pytest.raises(UserError, match="is there already .--overwrite"):
-        WeightWriter().write_folder(contents(), out, {"run": 2})
-    WeightWriter().write_folder(contents(), out, {"run": 3}, overwrite=True)
+    with pytest.raises(UserError, match="exists already .--overwrite"):
+        WeightWriter().write_folder(make_plan(), out, {"run": 2})
+    WeightWriter().write_folder(make_plan(), out, {"run": 3}, overwrite=True)
     assert json.loads((out / MANIFEST).read_text())["run"] == 3
     assert not (out / "stale").exists()
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="was not exported"):
-        WeightWriter().write_folder(contents(), precious, {}, overwrite=True)
+        WeightWriter().write_folder(make_plan(), precious, {}, overwrite=True)
     assert (precious / "letter.txt").read_text() == "dear"
 
 
-# ---- our own form
+# ---- the native format
 
 
 @pytest.fixture(scope="module")
@@ -201,15 +199,15 @@ def weights() -> Weights:
     return Weights(tiny_models.UNET, to_lazy_tree(arrays), {"stage": "motion", "step": 12})
 
 
-def write_own(weights: Weights, folder: Path, writer: WeightWriter = WeightWriter()) -> Path:  # noqa: B008
+def write_native(weights: Weights, folder: Path, writer: WeightWriter = WeightWriter()) -> Path:  # noqa: B008
     writer.write_folder(native_plan(weights), folder, {})
     return folder
 
 
 @pytest.mark.parametrize("max_shard_size", [10**9, 20_000])
-def test_own_form_and_back(weights: Weights, tmp_path: Path, max_shard_size: int):
+def test_native_format_round_trip_is_bitwise(weights: Weights, tmp_path: Path, max_shard_size: int):
     config, params, provenance = read_native(
-        write_own(weights, tmp_path / "out", WeightWriter(max_shard_size=max_shard_size))
+        write_native(weights, tmp_path / "out", WeightWriter(max_shard_size=max_shard_size))
     )
     assert (config, provenance) == (weights.config, weights.provenance)
     flat = flatten_dict(params, sep="/")
@@ -219,8 +217,8 @@ def test_own_form_and_back(weights: Weights, tmp_path: Path, max_shard_size: int
     )
 
 
-def test_own_form_in_another_dtype(weights: Weights, tmp_path: Path):
-    folder = write_own(weights, tmp_path / "out", WeightWriter(jnp.bfloat16))
+def test_native_format_in_bfloat16_is_rounded(weights: Weights, tmp_path: Path):
+    folder = write_native(weights, tmp_path / "out", WeightWriter(jnp.bfloat16))
     assert {x.dtype.name for x in flatten_dict(open_native(folder).models, sep="/").values()} == {"bfloat16"}
     _, params, _ = read_native(folder)
     for path, array in flatten_dict(params, sep="/").items():
@@ -229,12 +227,12 @@ def test_own_form_in_another_dtype(weights: Weights, tmp_path: Path):
         )
 
 
-def test_own_form_that_is_not_whole(weights: Weights, tmp_path: Path):
-    folder = write_own(weights, tmp_path / "out")
+def test_damaged_native_files_are_refused(weights: Weights, tmp_path: Path):
+    folder = write_native(weights, tmp_path / "out")
     file = folder / "pose_encoder.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    with pytest.raises(WeightsError, match=f"^{file}: not a whole safetensors file"):
+    with pytest.raises(WeightsError, match=f"^{file}: not a complete safetensors file"):
         read_native(folder)
     file.unlink()
     with pytest.raises(WeightsError, match=f"^{file}: no such file"):
@@ -243,7 +241,7 @@ def test_own_form_that_is_not_whole(weights: Weights, tmp_path: Path):
         path: to_lazy(x.read()) for path, x in flatten_dict(weights.models["pose_encoder"], sep="/").items()
     }
     write_safetensors(file, arrays, {"format": "pt"})
-    with pytest.raises(WeightsError, match=f"^{file}: not in our form"):
+    with pytest.raises(WeightsError, match=f"^{file}: not the native format"):
         read_native(folder)
     metadata = native_plan(weights).weights[1].metadata
     extra = arrays | {"surprise": to_lazy(np.zeros(1))}

@@ -1,5 +1,6 @@
-"""A whole Stable Diffusion so small that a gradient compiles in seconds, and a state to train it from."""
+"""A whole Stable Diffusion so small that its gradient compiles in seconds, and a state to train it from."""
 
+import functools
 import json
 import shutil
 from importlib import resources
@@ -58,7 +59,7 @@ TEXT_ENCODER = {
 
 
 def write_pipeline(folder: Path) -> Path:
-    """The same as a pipeline folder without weights, for `pretrained=... random_init=true`."""
+    """Its configs as a pipeline folder without weights, for `pretrained=... random_init=true`."""
     configs = {
         "vae/config.json": VAE,
         "text_encoder/config.json": TEXT_ENCODER,
@@ -73,7 +74,7 @@ def write_pipeline(folder: Path) -> Path:
 
 
 def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
-    """UNet and pose encoder drawn, but for the end of the temporal layers, which is at 0 until they train."""
+    """Random UNet and pose encoder, whose temporal layers are untrained: the last kernel of each is 0."""
     flat = flatten_dict(random_params(shapes, seed=3), sep="/")
     return unflatten_dict(
         {path: 0 * x if "conv_temporal/up" in path else x for path, x in flat.items()}, sep="/"
@@ -81,7 +82,7 @@ def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_weights(pipeline: Path, folder: Path) -> None:
-    """A pipeline folder like the other, with drawn weights."""
+    """A pipeline folder with the configs of another, and with random weights."""
     whole = PipelineFolder(str(pipeline), parts=())
     params = random_params(inference_shapes(UNET) | whole.latent_encoders().spec.shapes, seed=4)
     whole.write_with(params, folder, {})
@@ -118,14 +119,18 @@ def write_images(folder: Path, count: int, side: int = 64) -> Path:
     return ingest("pose_images", source, folder / "records").folder
 
 
+@functools.cache
+def encoders() -> LatentEncoders:
+    return LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
+
+
 def models(stage: str, execution: ExecutionConfig) -> Models:
     pose_encoder = PoseEncoder(UNET) if STAGES[stage].uses_pose else None
-    encoders = LatentEncoders.build(VAE, TEXT_ENCODER, TOKENIZER)
-    return Models(encoders, ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
+    return Models(encoders(), ScheduleConfig(), UNet3D(UNET, execution), pose_encoder)
 
 
 def params(parts: Models) -> dict[str, Any]:
-    """Parameters by path, none of them zero, so that no gradient is zero for that reason."""
+    """Parameters by path. No kernel is 0, so that no gradient is 0 for that reason."""
     return flatten_dict(random_params(inference_shapes(UNET) | parts.encoders.spec.shapes, seed=0), sep="/")
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     config = load_config(SampleConfig, CONFIG, args.overrides)
     config.check()
     # These imports take seconds, so they come after the arguments are known to be good.
-    from fyp_jax.evaluation.ablations import FULL_MODEL, latent_encoder
+    from fyp_jax.evaluation.ablations import FULL_MODEL
     from fyp_jax.evaluation.eval_set import Scores, make_eval_cases, score
     from fyp_jax.evaluation.report import plot_clips, plot_scores, table_rows
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -83,7 +83,7 @@ def main() -> None:
     pipeline = FollowYourPosePipeline.from_config(config)
     models = sample_functions(config, pipeline, args.ablations, dict(x.split("=", 1) for x in args.compare))
     # All clips are compared in the latents of one VAE, that of the evaluated model.
-    encode = latent_encoder(pipeline)
+    encode = pipeline.encode
     parts = [
         Part("", args.frames, False, list(models)),
         Part(", held-out pairs", args.frames, True, [FULL_MODEL]),

@@ -2,22 +2,33 @@
 
 Writes a TFDS dataset, OUT/captioned_videos/1.0.0 or OUT/pose_images/1.0.0. Its refused.csv lists the items
 that were rejected, with the reasons. If a run is killed, the same command resumes it. The source has one of
-three forms:
+five forms, which docs/inputs.md describes:
 
 1. A folder with metadata.csv (or metadata.jsonl), one row per file:
        file_name,text                an image or a video, and its caption
        file_name,text,start_frame    one of several captions of a video, in consecutive rows
        file_name,text,skeleton       an image, and the file of its skeleton image
        file_name,text,keypoints      an image, and JSON or a .json file: 17 COCO joints of [x, y, confidence]
+   The first column may also be called video, image, path or file, and the second caption or prompt. CSV is
+   UTF-8 with commas.
     python scripts/prepare_data.py videos --source clips --out records
     python scripts/prepare_data.py images --source photos --out records
 
-2. A folder of tars in the layout of WebDataset (KEY.mp4 KEY.txt, or KEY.jpg KEY.skeleton.png KEY.txt):
+2. A folder of tars in the layout of WebDataset (KEY.mp4 KEY.txt, or KEY.jpg KEY.skeleton.png KEY.txt), with
+   the members in any order:
     python scripts/prepare_data.py images --source laion_pose_tars --out records
 
 3. HDVILA clips and the published captions (part_id, clip_id, frame_id, caption). Clips are PART/CLIP,
    part_PART/CLIP, part_PART/video_clips/CLIP or CLIP, each with or without .mp4:
     python scripts/prepare_data.py videos --source hdvila --captions caption_rm2048_train.csv --out records
+
+4. A folder without metadata, where NAME.txt lies beside NAME.mp4 (or NAME.jpg with NAME.skeleton.png, or with
+   keypoints in NAME.json):
+    python scripts/prepare_data.py videos --source clips --out records
+
+5. LAION-Human as HumanSD publishes it: mapping_file_training.json, images/ and pose/*.npz, which are read
+   without running their pickles:
+    python scripts/prepare_data.py images --source Aesthetics_Human --out records
 """
 
 import argparse
@@ -27,9 +38,9 @@ from pathlib import Path
 from fyp_jax.console import run_console
 from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.errors import printable
+from fyp_jax.trees import list_names
 
 KINDS = {"videos": "captioned_videos", "images": "pose_images"}
-MAX_NAMES = 5  # shown for each reason
 
 
 def main() -> None:
@@ -70,8 +81,7 @@ def main() -> None:
     if report.rejected:
         print(f"{len(report.rejected)} rejected, listed in {report.folder / 'refused.csv'}:")
         for why, names in report.by_reason():
-            shown = ", ".join(names[:MAX_NAMES]) + ", ..." * (len(names) > MAX_NAMES)
-            print(printable(f"{len(names):6}  {why}: {shown}"))
+            print(printable(f"{len(names):6}  {why}: {list_names(names)}"))
 
 
 def console() -> None:

@@ -1,11 +1,13 @@
 """Make clips from prompts and a pose sequence (or none): python sample.py --pose FILE --prompt TEXT."""
 
+import argparse
 import dataclasses
 import difflib
 import sys
 
 from tqdm import tqdm
 
+from fyp_jax.cli.film_arguments import add_film_arguments, check_film_arguments
 from fyp_jax.config import help_lines, load_config, make_parser
 from fyp_jax.console import run_console
 from fyp_jax.errors import printable
@@ -21,12 +23,18 @@ prompt."""
 
 def parse(argv: list[str]) -> SampleConfig:
     """The config of a command line. Raises UserError."""
+    return parse_arguments(argv)[0]
+
+
+def parse_arguments(argv: list[str]) -> tuple[SampleConfig, argparse.Namespace]:
+    """The config of a command line, and its options, of which those of `--pose-from` are in no config."""
     parser = make_parser(SampleConfig, __doc__, DEFAULT_CONFIG)
     add = parser.add_argument
     add("--pose", metavar="FILE", help=f"same as pose.path=FILE: {POSE_FORMS}")
     add("--prompt", nargs="+", action="extend", metavar="TEXT", help="texts; each makes one clip")
     add("--out", metavar="DIR", help="same as output_dir=DIR")
     add("--seed", metavar="N", help="same as seed=N")
+    add_film_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     # argparse gives --prompt all words that follow it, a.b=c among them.
     words = args.prompt or []
@@ -34,10 +42,11 @@ def parse(argv: list[str]) -> SampleConfig:
     overrides = args.overrides + [text for text in words if _is_override(text)]
     flags = {"pose.path": args.pose, "output_dir": args.out, "seed": args.seed}
     overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    check_film_arguments(args, overrides)
     config = load_config(SampleConfig, args.config, overrides)
     config = dataclasses.replace(config, prompt=prompts) if prompts else config
     config.check()
-    return config
+    return config, args
 
 
 def _is_override(text: str) -> bool:
@@ -49,7 +58,11 @@ def _is_override(text: str) -> bool:
 
 def main() -> None:
     """Run sample.py on the arguments of this process. Raises UserError."""
-    config = parse(sys.argv[1:])
+    config, args = parse_arguments(sys.argv[1:])
+    if args.pose_from is not None:
+        from fyp_jax.cli.pose_from_film import with_poses_of_film
+
+        config = with_poses_of_film(config, args)
     if config.random_init:
         print("The weights are random: this clip shows that everything runs, not what a trained model makes.")
     # These imports take seconds, so they come after the arguments are known to be good.

@@ -3,17 +3,16 @@
 This runs in worker processes. Clips leave them as bytes, a quarter of the size of the floats of a batch.
 """
 
-import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 from jaxtyping import Float, Int
-from PIL import ImageOps
 
+from fyp_jax.media.display import Background, picture_to_rgb
 from fyp_jax.media.errors import ClipTooShort, MediaError
 from fyp_jax.media.images import Frames, Image, center_crop_box, resize_center_crop
+from fyp_jax.media.pictures import PICTURE_ERRORS, open_picture
 from fyp_jax.media.reading import frame_indices, read_window
 from fyp_jax.pose.skeleton import draw_skeleton
 
@@ -116,14 +115,9 @@ def as_text(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else text
 
 
-def _decode(data: bytes, name: str, what: str, background: str) -> Image:
-    """RGB, upright by its EXIF tag, with transparent pixels on a background of this colour."""
+def _decode(data: bytes, name: str, what: str, background: Background) -> Image:
     try:
-        with PIL.Image.open(io.BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, background), image)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
+        with open_picture(data) as picture:
+            return picture_to_rgb(picture, background)
+    except PICTURE_ERRORS as error:
         raise CorruptRecordError(name, f"its {what} cannot be decoded ({error})") from error

@@ -82,13 +82,6 @@ def without_cross_frame_attention(pipeline: FollowYourPosePipeline) -> FollowYou
     return dataclasses.replace(pipeline, programs=dataclasses.replace(programs, unet=unet))
 
 
-def latent_encoder(pipeline: FollowYourPosePipeline) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from uint8 frames [f h w 3] to VAE latents [f h w c]."""
-    return lambda video: np.asarray(
-        pipeline.programs.encode_frames(pipeline.params, jnp.asarray(video)[None])[0]
-    )
-
-
 def _with_size(sampling: SamplingParams, case: EvalCase, **changes: Any) -> SamplingParams:
     frames, height, width = case.pose_images.shape[:3]
     return dataclasses.replace(sampling, **{"num_frames": frames, "height": height, "width": width} | changes)

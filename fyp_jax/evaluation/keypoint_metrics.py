@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-Keypoints = Float[np.ndarray, "f 17 3"]
-OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
-"""COCO's constants of object keypoint similarity (OKS), one for each joint."""
+from fyp_jax.pose.similarity import Keypoints, box_sides, oks
 
 
 def pck(pred: Keypoints, target: Keypoints, threshold: float = 0.1) -> float:
@@ -15,20 +13,10 @@ def pck(pred: Keypoints, target: Keypoints, threshold: float = 0.1) -> float:
 
     Keypoints whose target has confidence 0 do not count.
     """
-    size = np.maximum(*_box_sides(target))
+    size = np.maximum(*box_sides(target))
     distance = np.linalg.norm(pred[..., :2] - target[..., :2], axis=-1)
     counts = target[..., 2] > 0
     return float((distance <= threshold * size[:, None])[counts].mean())
-
-
-def oks(pred: Keypoints, target: Keypoints) -> float:
-    """COCO's object keypoint similarity, as a mean over frames. The area is that of the target's box."""
-    width, height = _box_sides(target)
-    distance2 = np.square(pred[..., :2] - target[..., :2]).sum(axis=-1)
-    scale = 2 * np.maximum(width * height, 1e-6)[:, None] * np.square(2 * OKS_SIGMAS)
-    counts = target[..., 2] > 0
-    similarity = (np.exp(-distance2 / scale) * counts).sum(axis=1)
-    return float((similarity / np.maximum(counts.sum(axis=1), 1)).mean())
 
 
 def match_people(
@@ -48,10 +36,3 @@ def match_people(
     ]
     matched, targets = np.array(pairs).reshape(-1, 2, 17, 3).swapaxes(0, 1)
     return matched, targets
-
-
-def _box_sides(keypoints: Keypoints) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
-    """Width and height of the box around the joints of a confidence above 0."""
-    points = np.where(keypoints[..., 2:] > 0, keypoints[..., :2], np.nan)
-    width, height = (np.nanmax(points, axis=1) - np.nanmin(points, axis=1)).T
-    return width, height

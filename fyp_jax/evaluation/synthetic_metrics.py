@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, UInt8
 
 from fyp_jax.evaluation.keypoint_metrics import Keypoints
 from fyp_jax.pose.skeleton import JOINTS
-from fyp_jax.synthetic import motions
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
+from fyp_jax.synthetic.kinematics import Body
+from fyp_jax.synthetic.motions import motion_keypoints
 from fyp_jax.synthetic.scenes import Scene, figure_masks, render_background, render_frames
 from fyp_jax.synthetic.styles import STYLES
 
@@ -166,10 +167,7 @@ def _figure_colours(character: str, background: str, style: str) -> np.ndarray:
     """Colours inside of a character that stands at three positions, float32 [n 1 1 3]."""
     scene = Scene(character, background, style, "star", 0)
     keypoints = np.concatenate(
-        [
-            motions.motion_keypoints("star", motions.Body(0.8, x, 0.94), 4, seed=0, side=64)
-            for x in (0.35, 0.5, 0.65)
-        ]
+        [motion_keypoints("star", Body(0.8, x, 0.94), 4, seed=0, side=64) for x in (0.35, 0.5, 0.65)]
     )
     inside = np.stack([~_dilate(~mask, 1) for mask in figure_masks(scene, keypoints)])
     colours, counts = np.unique(

@@ -7,16 +7,15 @@ import io
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.error import FFmpegError
 
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, reason
+from fyp_jax.media.display import Background, DisplayError, frame_to_rgb, picture_to_rgb
 from fyp_jax.media.errors import (
     BrokenVideoError,
     ClipTooShort,
@@ -25,6 +24,8 @@ from fyp_jax.media.errors import (
     media_reason,
 )
 from fyp_jax.media.images import Frames, Image
+from fyp_jax.media.pictures import PICTURE_ERRORS, animated_webp_frames, is_animated_webp, read_header
+from fyp_jax.media.streams import OpenVideo, open_video
 
 
 def frame_indices(num_frames: int, stride: int, start: int) -> range:
@@ -38,6 +39,22 @@ def frame_indices(num_frames: int, stride: int, start: int) -> range:
     return range(start, start + num_frames * stride, stride)
 
 
+def iterate_frames(path: str | os.PathLike[str]) -> Iterator[Image]:
+    """All frames of a video in turn, as `read_frames` gives them, with one frame in memory at a time.
+
+    Raises MissingFileError, NotAVideoError, and BrokenVideoError also where the frame size changes.
+    """
+    shape = None
+    for image in _decode(path, range(2**62), "white"):
+        assert image is not None
+        if image.shape != (shape or image.shape):
+            raise BrokenVideoError(path, "the frame size changes")
+        yield image
+        shape = image.shape
+    if shape is None:
+        raise NotAVideoError(path, "no frame of its video stream can be decoded")
+
+
 def require_frames(path: str | os.PathLike[str], clip_length: int, indices: range) -> None:
     """Raise ClipTooShort where a clip of `clip_length` frames lacks one of the indices."""
     if indices[-1] >= clip_length:
@@ -46,16 +63,19 @@ def require_frames(path: str | os.PathLike[str], clip_length: int, indices: rang
         )
 
 
-def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Frames:
-    """Read frames of a video in any format of FFmpeg, turned upright by its rotation tag.
+def read_frames(
+    path: str | os.PathLike[str], indices: Sequence[int], background: Background = "white"
+) -> Frames:
+    """Read frames of a video in any format of FFmpeg, or of an animated WebP, as players show them.
 
-    Indices count from 0 and ascend evenly, as those of `frame_indices` do. Decoding stops at the last one.
+    Transparent pixels show the background. Indices count from 0 and ascend evenly, as those of
+    `frame_indices` do. Decoding stops at the last one.
     Raises MissingFileError, NotAVideoError, BrokenVideoError, ClipTooShort.
     """
     wanted = _even_range(indices)
     images: list[Image] = []
     clip_length = 0
-    for clip_length, image in enumerate(_decode(path, wanted), start=1):
+    for clip_length, image in enumerate(_decode(path, wanted, background), start=1):
         if image is not None:
             images.append(image)
         if clip_length > wanted[-1]:
@@ -67,7 +87,7 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Frames:
 
 
 def read_window(data: bytes, name: str, indices: Sequence[int], clip_length: int) -> Frames:
-    """Read the same frames as `read_frames`, of a video in memory, starting at the keyframe before the first.
+    """Read the frames of `read_frames`, on white, of a video in memory, from the keyframe before the first.
 
     `clip_length` is the number of frames of the video, as `inspect_video` counts them. Where the container
     lists as many timestamps, those give the frame of an index. Otherwise, and where such a frame does not
@@ -76,25 +96,37 @@ def read_window(data: bytes, name: str, indices: Sequence[int], clip_length: int
     """
     wanted = _even_range(indices)
     require_frames(name, clip_length, wanted)
-    with _open(io.BytesIO(data), name) as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        try:
-            packets = list(container.demux(video=0))  # cheap next to decoding
-        except (FFmpegError, OSError) as error:
-            raise BrokenVideoError(name, f"reading fails ({media_reason(error)})") from error
-        images = _seek(packets, wanted, clip_length)
-        if images is None:
-            try:
-                decoded = enumerate(islice(_decode_packets(packets), wanted[-1] + 1))
-                images = [_to_rgb(frame) for index, frame in decoded if index in wanted]
-            except (FFmpegError, OSError) as error:
-                raise BrokenVideoError(name, f"decoding fails ({media_reason(error)})") from error
+    if is_animated_webp(data):
+        every = islice(_decode_animated_webp(data, name, wanted, "white"), wanted[-1] + 1)
+        images = [image for image in every if image is not None]
+    else:
+        images = _read_window(data, name, wanted, clip_length)
     if len(images) < len(wanted):
         raise BrokenVideoError(
             name,
             f"frame {wanted[len(images)]} cannot be decoded, though {clip_length} frames were counted",
         )
     return _stack(name, images)
+
+
+def _read_window(data: bytes, name: str, wanted: range, clip_length: int) -> list[Image]:
+    """The images of a window, or fewer where the video has fewer frames than `clip_length`."""
+    with open_video(io.BytesIO(data), name) as video:
+        video.decoder.thread_count = 1
+        try:
+            packets = list(video.container.demux(video.stream))  # cheap next to decoding
+        except (FFmpegError, OSError) as error:
+            raise BrokenVideoError(name, f"reading fails ({media_reason(error)})") from error
+        try:
+            images = _seek(video, packets, wanted, clip_length)
+            if images is None:
+                decoded = enumerate(islice(_decode_packets(video.decoder, packets), wanted[-1] + 1))
+                images = [_to_rgb(video, frame) for index, frame in decoded if index in wanted]
+        except DisplayError as error:
+            raise BrokenVideoError(name, str(error)) from error
+        except (FFmpegError, OSError) as error:
+            raise BrokenVideoError(name, f"decoding fails ({media_reason(error)})") from error
+        return images
 
 
 class VideoInfo(NamedTuple):
@@ -114,9 +146,11 @@ def inspect_video(data: bytes, name: str) -> VideoInfo:
     """
     if not data:
         raise NotAVideoError(name, "is empty (0 bytes)")
-    with _open(io.BytesIO(data), name) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+    if is_animated_webp(data):
+        return _inspect_animated_webp(data, name)
+    with open_video(io.BytesIO(data), name) as video:
+        container, stream = video.container, video.stream
+        video.decoder.thread_count = 1
         sizes, count, end = set(), 0, 0.0
         try:
             for packet in container.demux():
@@ -126,10 +160,13 @@ def inspect_video(data: bytes, name: str) -> VideoInfo:
                     continue
                 if packet.is_corrupt:
                     raise BrokenVideoError(name, f"is truncated or damaged after {count} frames")
-                for frame in packet.decode():
-                    assert isinstance(frame, av.VideoFrame)
+                for frame in video.decoder.decode(packet):
+                    if count == 0:
+                        _to_rgb(video, frame)  # what cannot be shown right must not be stored
                     sizes.add((frame.height, frame.width))
                     count += 1
+        except DisplayError as error:
+            raise BrokenVideoError(name, str(error)) from error
         except (FFmpegError, OSError) as error:
             raise BrokenVideoError(
                 name, f"decoding fails after {count} frames ({media_reason(error)})"
@@ -147,7 +184,32 @@ def inspect_video(data: bytes, name: str) -> VideoInfo:
         return VideoInfo(count, float(stream.average_rate or 0))
 
 
-def _seek(packets: Sequence[av.Packet], wanted: range, clip_length: int) -> list[Image] | None:
+def _inspect_animated_webp(data: bytes, name: str) -> VideoInfo:
+    durations = []
+    try:
+        durations = [duration for _, duration in animated_webp_frames(data)]
+    except PICTURE_ERRORS as error:
+        raise BrokenVideoError(name, f"is truncated or damaged ({reason(error)})") from error
+    milliseconds = sum(durations)
+    return VideoInfo(len(durations), 1000 * len(durations) / milliseconds if milliseconds else 0.0)
+
+
+def _decode_animated_webp(
+    source: str | os.PathLike[str] | bytes,
+    name: str | os.PathLike[str],
+    wanted: range,
+    background: Background,
+) -> Iterator[Image | None]:
+    try:
+        for index, (picture, _) in enumerate(animated_webp_frames(source)):
+            yield picture_to_rgb(picture, background) if index in wanted else None
+    except PICTURE_ERRORS as error:
+        raise BrokenVideoError(name, f"is truncated or damaged ({reason(error)})") from error
+
+
+def _seek(
+    video: OpenVideo, packets: Sequence[av.Packet], wanted: range, clip_length: int
+) -> list[Image] | None:
     """Decode from the last keyframe before the first index; None where timestamps cannot be relied on."""
     shown = [packet for packet in packets if packet.size and not packet.is_discard]
     times = sorted({packet.pts for packet in shown if packet.pts is not None})
@@ -168,11 +230,11 @@ def _seek(packets: Sequence[av.Packet], wanted: range, clip_length: int) -> list
     part = packets[first:] if numbers else [*packets[first : last + 1], packets[-1]]
     images: dict[int | None, Image] = {}
     try:
-        for frame in _decode_packets(part, None if numbers else needed):
+        for frame in _decode_packets(video.decoder, part, None if numbers else needed):
             if numbers and frame.pts != next(expected, None):
                 return None
             if frame.pts in needed and not frame.is_corrupt:
-                images[frame.pts] = _to_rgb(frame)
+                images[frame.pts] = _to_rgb(video, frame)
             if len(images) == len(needed):
                 return [images[time] for time in needed]
     except (FFmpegError, OSError):
@@ -181,24 +243,21 @@ def _seek(packets: Sequence[av.Packet], wanted: range, clip_length: int) -> list
 
 
 def _decode_packets(
-    packets: Sequence[av.Packet], needed: Sequence[int] | None = None
+    decoder: av.VideoCodecContext, packets: Sequence[av.Packet], needed: Sequence[int] | None = None
 ) -> Iterator[av.VideoFrame]:
     """Decode these packets alone, in order of display; the last one must be the empty packet, which flushes.
 
     Where the needed timestamps are given, frames that are not needed and that no other frame refers to are
     skipped.
     """
-    codec = packets[-1].stream.codec_context
-    codec.flush_buffers()
+    decoder.flush_buffers()
     for packet in packets:
-        codec.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
-        yield from packet.decode()
+        decoder.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
+        yield from decoder.decode(packet)
 
 
-def _to_rgb(frame: av.VideoFrame) -> Image:
-    # A phone stores how it was held in a tag, in degrees counter-clockwise, and leaves the turn to the
-    # player.
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+def _to_rgb(video: OpenVideo, frame: av.VideoFrame, background: Background = "white") -> Image:
+    return frame_to_rgb(frame, video.pixel_aspect, background)
 
 
 def _stack(path: str | os.PathLike[str], images: Sequence[Image]) -> Frames:
@@ -216,7 +275,7 @@ def _even_range(indices: Sequence[int]) -> range:
     return even
 
 
-def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Image | None]:
+def _decode(path: str | os.PathLike[str], wanted: range, background: Background) -> Iterator[Image | None]:
     """Yield an item for each frame, in order of display: its image where it is wanted, and otherwise None."""
     if not os.path.exists(path):
         raise MissingFileError(path, "no such file")
@@ -224,29 +283,19 @@ def _decode(path: str | os.PathLike[str], wanted: range) -> Iterator[Image | Non
         raise NotAVideoError(path, "is a folder, not a video")
     if os.path.getsize(path) == 0:
         raise NotAVideoError(path, "is empty (0 bytes)")
-    with _open(os.path.abspath(path), path) as container:  # FFmpeg reads a relative "a:b.mp4" as protocol a
+    if is_animated_webp(read_header(path)):
+        yield from _decode_animated_webp(path, path, wanted, background)
+        return
+    with open_video(os.path.abspath(path), path) as video:  # a relative "a:b.mp4" would be of protocol a
         count = 0
         try:
-            for count, frame in enumerate(container.decode(video=0), start=1):
-                yield _to_rgb(frame) if count - 1 in wanted else None
+            for packet in video.container.demux(video.stream):
+                for frame in video.decoder.decode(packet):
+                    count += 1
+                    yield _to_rgb(video, frame, background) if count - 1 in wanted else None
+        except DisplayError as error:
+            raise BrokenVideoError(path, str(error)) from error
         except (FFmpegError, OSError) as error:
             raise BrokenVideoError(
                 path, f"decoding fails after {count} frames ({media_reason(error)})"
             ) from error
-
-
-@contextmanager
-def _open(source: str | io.BytesIO, path: str | os.PathLike[str]) -> Iterator[InputContainer]:
-    try:
-        container = av.open(source, "r", metadata_errors="replace")  # titles may have any encoding
-    except (FFmpegError, OSError) as error:
-        raise NotAVideoError(path, f"is not a video, or is truncated ({media_reason(error)})") from error
-    with container:
-        if container.format.name in {"tty", "concat", "hls"}:  # FFmpeg would render the text
-            raise NotAVideoError(path, "is a text or a playlist, not a video")
-        if not container.streams.video:
-            kinds = sorted({stream.type for stream in container.streams})
-            raise NotAVideoError(path, f"has no video stream (its streams: {', '.join(kinds) or 'none'})")
-        if container.streams.video[0].codec_context is None:
-            raise NotAVideoError(path, "is in a format that this FFmpeg cannot decode")
-        yield container

@@ -1,6 +1,7 @@
 """Writing clips and images. All writers are deterministic: equal frames give equal bytes."""
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 
@@ -24,27 +25,37 @@ def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: int | float) ->
     """
     _check(frames, fps)
     height, width = frames.shape[1:3]
+    stream_mp4(path, frames, fps, height=height, width=width)
+
+
+def stream_mp4(
+    path: str | os.PathLike[str], images: Iterable[Image], fps: int | float, *, height: int, width: int
+) -> None:
+    """Write images as `write_mp4` does, one after the other, so that a long video needs little memory.
+
+    Errors are those of `write_mp4`, but no images make an empty video.
+    """
     if height % 2 or width % 2:
         raise ValueError(f"H.264 in yuv420p needs an even height and width, got {height}x{width}")
     with wrap_write_errors(path) as file:
         try:
-            _encode_mp4(str(file.absolute()), frames, fps)
+            _encode_mp4(str(file.absolute()), images, fps, height, width)
         except FFmpegError as error:
             raise UserError(f"{path}: cannot be written ({media_reason(error)})") from error
 
 
-def _encode_mp4(file: str, frames: Frames, fps: int | float) -> None:
+def _encode_mp4(file: str, images: Iterable[Image], fps: int | float, height: int, width: int) -> None:
     with av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # One thread, because the bytes depend on the number of threads. No B-frames, because x264's search
         # for them gives different files for equal small frames (tests/test_media.py).
         options = {"crf": "18", "threads": "1", "bf": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
         bt709 = stream.codec_context  # players guess the matrix from the size where it is not given
         bt709.colorspace = bt709.color_primaries = bt709.color_trc = 1
         bt709.color_range = 1
-        for image in frames:
+        for image in images:
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             container.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
         container.mux(stream.encode())

@@ -1,6 +1,6 @@
 """The three kinds of UNet blocks: down, middle and up.
 
-`heads` is the number of attention heads behind each ResNet layer, None for a block without transformers.
+`heads` is the number of attention heads of the transformer after each ResNet block. None: no transformers.
 """
 
 import flax.linen as nn
@@ -17,7 +17,8 @@ Time = Float[Array, "b t"]
 
 
 class ResnetTransformerStack(nn.Module):
-    """What a down block and an up block share: ResNet layers, each with a transformer behind it or none."""
+    """What down and up blocks have in common: ResNet blocks, each with a transformer after it if `heads` is
+    given."""
 
     config: UNet3DConfig
     width: int
@@ -26,6 +27,7 @@ class ResnetTransformerStack(nn.Module):
     execution: ExecutionConfig = ExecutionConfig()
 
     def add_layers(self, count: int) -> None:
+        """Create `count` layers; for `setup`."""
         resnet = self.execution.rematerialised(ResnetBlock)
         transformer = self.execution.rematerialised(Transformer)
         self.resnets = [resnet(self.config, self.width, self.execution) for _ in range(count)]
@@ -35,12 +37,13 @@ class ResnetTransformerStack(nn.Module):
             ]
 
     def run_layer(self, i: int, x: FeatureMaps, time: Time, text: TextEmbeddings) -> FeatureMaps:
+        """Apply ResNet block `i` and its transformer."""
         x = self.resnets[i](x, time)
         return x if self.heads is None else self.attentions[i](x, text)
 
 
 class DownBlock(ResnetTransformerStack):
-    """Layers, then half the size unless it is the last block."""
+    """Layers, then a downsampler unless it is the last block."""
 
     def setup(self):
         self.add_layers(self.config.layers_per_block)
@@ -50,7 +53,8 @@ class DownBlock(ResnetTransformerStack):
     def __call__(
         self, x: FeatureMaps, time: Time, text: TextEmbeddings, pose: FeatureMaps | None
     ) -> tuple[FeatureMaps, list[FeatureMaps]]:
-        """Also gives the skips, one a layer and one behind the downsampler; `pose` joins the last layer's."""
+        """The feature maps, and the skips: one of each layer and one of the downsampler. `pose` is added to
+        the output of the last layer."""
         skips = []
         for i in range(len(self.resnets)):
             x = self.run_layer(i, x, time, text)
@@ -64,7 +68,7 @@ class DownBlock(ResnetTransformerStack):
 
 
 class MidBlock(nn.Module):
-    """ResNet layer, transformer, ResNet layer."""
+    """ResNet block, transformer, ResNet block."""
 
     config: UNet3DConfig
     width: int
@@ -84,7 +88,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(ResnetTransformerStack):
-    """One layer more than a down block, each fed with a skip; then twice the size unless it is the last."""
+    """One layer more than a down block, each with a skip; then an upsampler unless it is the last block."""
 
     def setup(self):
         self.add_layers(self.config.layers_per_block + 1)
@@ -94,7 +98,8 @@ class UpBlock(ResnetTransformerStack):
     def __call__(
         self, x: FeatureMaps, skips: list[FeatureMaps], time: Time, text: TextEmbeddings
     ) -> FeatureMaps:
-        """Takes its skips from the end of `skips`, so that the list is empty behind the last block."""
+        """The feature maps. Each layer pops the last of `skips`, so that the list is empty after the last
+        block."""
         for i in range(len(self.resnets)):
             x = self.run_layer(i, jnp.concatenate([x, skips.pop()], axis=-1), time, text)
         return x if self.last else self.upsamplers[0](x)

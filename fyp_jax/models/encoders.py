@@ -1,7 +1,7 @@
-"""The models of other libraries: VAE, CLIP text encoder and tokenizer of Stable Diffusion, frozen as a rule.
+"""VAE, CLIP text encoder and tokenizer of Stable Diffusion: the Flax models of diffusers and transformers.
 
-Beside clip.py the only module that imports diffusers and transformers, whose Flax models these are. What they
-do with axes and units ends here: outside, clips are b f h w c, pixels in [-1, 1], latents of unit variance.
+Only this module and evaluation/clip_score.py import these two libraries. Their axes and units do not leave
+this module: its callers see clips as b f h w c, pixels in [-1, 1], and latents of about unit variance.
 """
 
 import dataclasses
@@ -30,40 +30,46 @@ TEXT_SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
 )
-"""Fields of a text encoder's config that its last hidden states depend on."""
+"""Fields of a text encoder's config on which its last hidden states depend."""
 
 Video = Float[Array, "b f H W 3"]
 
 ENCODERS = ("vae", "text_encoder")
-"""Names of the two models wherever parameters of several models are together."""
+"""Names of the two models in a dict that holds the parameters of several models."""
 
 
 class EncoderSpec(NamedTuple):
-    """What is to be known of the models before they compute; kept from one start to the next."""
+    """Sizes, shapes and the tokenizer of both models: what a start needs before it computes with them.
+
+    The compilation cache holds it, so that a later start need not import diffusers and transformers.
+    """
 
     latent_channels: int
+    """Number of channels of the latents."""
     scaling_factor: float
+    """Factor by which the VAE's latents are multiplied, so that they have about unit variance."""
     downscale: int
-    """Pixels for one latent, in height and in width."""
+    """Pixels per latent, in height and in width."""
     text_width: int
+    """Channels of a text embedding."""
     tokens: int
-    """Of a text, padding and both ends included."""
+    """Length of a tokenized text, with the start token, the end token and padding."""
     padding: int
-    """Token that fills a text up."""
+    """Id of the padding token."""
     tokenizer: str
-    """CLIP's, in the JSON of the `tokenizers` library."""
+    """CLIP's tokenizer, in the JSON of the `tokenizers` library."""
     sizes: dict[str, str]
-    """All that a compiled program depends on, by model."""
+    """Description of each model: all of its config on which a compiled program depends."""
     shapes: dict[str, Any]
-    """Names and shapes of the parameters, by model."""
+    """Nested shapes of the parameters of each model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentEncoders:
-    """Modules without their parameters, which each method takes as {"vae": ..., "text_encoder": ...}.
+    """VAE and text encoder without their parameters; methods take these as {"vae": ..., "text_encoder": ...}.
 
-    They are made when they first compute: importing diffusers and transformers takes longer than a small
-    clip, and a start that has its programs and `facts` from an earlier one never asks for them.
+    The modules are created when they are first used, since importing diffusers and transformers takes longer
+    than sampling a small clip. A start that finds its programs and `spec` in the cache never creates them.
     """
 
     vae_config: Mapping[str, Any]
@@ -79,20 +85,20 @@ class LatentEncoders:
         tokenizer_folder: Path,
         dtype: DTypeLike = jnp.float32,
     ) -> "LatentEncoders":
-        """From the `config.json` of a VAE and of a text encoder, and a folder with a CLIP vocabulary.
+        """The encoders of two `config.json` files, of a VAE and of a text encoder, and of a tokenizer folder.
 
-        Both networks compute in `dtype`, whatever that of their parameters. Raises UserError where the folder
-        has no vocabulary.
+        Both models compute in `dtype`, whatever the dtype of their parameters. Raises UserError where the
+        folder has no CLIP vocabulary.
         """
-        models = cls(vae_config, text_config, tokenizer_folder, jnp.dtype(dtype))
-        _ = models.spec
-        return models
+        encoders = cls(vae_config, text_config, tokenizer_folder, jnp.dtype(dtype))
+        _ = encoders.spec
+        return encoders
 
     @functools.cached_property
     def vae(self) -> nn.Module:
         from diffusers.models.vae_flax import FlaxAutoencoderKL
 
-        # Says at every call that diffusers 0.40 drops Flax; setup.py pins the last version that has it.
+        # diffusers warns at every call that version 0.40 drops Flax; setup.py pins a version that has it.
         logging.getLogger("diffusers.models.vae_flax").setLevel(logging.ERROR)
         known = {field.name for field in dataclasses.fields(FlaxAutoencoderKL)} - {"parent", "name", "dtype"}
         config = {key: value for key, value in self.vae_config.items() if key in known}
@@ -123,10 +129,10 @@ class LatentEncoders:
         try:
             tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder}: no CLIP tokenizer that opens ({error})") from error
+            raise UserError(f"{folder}: holds no CLIP tokenizer that can be read ({error})") from error
         unused = ("parent", "name", "sample_size")
-        of_vae = [field.name for field in dataclasses.fields(vae) if field.name not in unused]
-        of_text = [f"{name}={getattr(text, name)}" for name in TEXT_SIZES] + [f"dtype={self.dtype}"]
+        vae_fields = [field.name for field in dataclasses.fields(vae) if field.name not in unused]
+        text_sizes = [f"{name}={getattr(text, name)}" for name in TEXT_SIZES] + [f"dtype={self.dtype}"]
         key = jax.random.key(0)
         return EncoderSpec(
             latent_channels=vae.latent_channels,
@@ -135,21 +141,21 @@ class LatentEncoders:
             text_width=text.hidden_size,
             tokens=min(tokenizer.model_max_length, text.max_position_embeddings),
             padding=tokenizer.pad_token_id,
-            tokenizer=_as_slow(tokenizer.backend_tokenizer).to_str(),
+            tokenizer=_match_slow_tokenizer(tokenizer.backend_tokenizer).to_str(),
             sizes={
-                "vae": " ".join(f"{name}={getattr(vae, name)}" for name in of_vae),
-                "text_encoder": " ".join(of_text),
+                "vae": " ".join(f"{name}={getattr(vae, name)}" for name in vae_fields),
+                "text_encoder": " ".join(text_sizes),
             },
-            shapes={part: jax.eval_shape(functools.partial(self.init, part), key) for part in ENCODERS},
+            shapes={name: jax.eval_shape(functools.partial(self.init, name), key) for name in ENCODERS},
         )
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self.spec.tokenizer)
 
-    def init(self, part: str, key: Array) -> dict[str, Any]:
-        """Freshly drawn float32 parameters of "vae" or "text_encoder"."""
-        if part == "vae":
+    def init(self, name: str, key: Array) -> dict[str, Any]:
+        """Newly initialised float32 parameters of the model "vae" or "text_encoder"."""
+        if name == "vae":
             side = 2 ** (len(self.vae.block_out_channels) - 1)
             pixels = jnp.zeros((1, 3, side, side))
             return dict(jax.jit(self.vae.init)(key, pixels)["params"])
@@ -157,15 +163,16 @@ class LatentEncoders:
         return dict(jax.jit(self.text_encoder.init)(key, ids, ids, ids)["params"])
 
     def tokenize(self, prompt: str) -> tuple[Int[np.ndarray, "1 l"], str]:
-        """Token ids, padded to the length that the text encoder was trained with, and the text cut off."""
-        length, found = self.spec.tokens, self.tokenizer.encode(prompt)
-        kept, cut = found.ids, ""
-        if len(kept) > length:  # both ends are a token of their own
-            kept, cut = [*kept[: length - 1], kept[-1]], prompt[found.offsets[length - 1][0] :]
-        return np.asarray([kept + [self.spec.padding] * (length - len(kept))], np.int32), cut
+        """Token ids, padded to the length that the text encoder was trained with, and the end of the prompt
+        that was cut off as it did not fit ("" where nothing was)."""
+        length, encoding = self.spec.tokens, self.tokenizer.encode(prompt)
+        ids, cut_off = encoding.ids, ""
+        if len(ids) > length:  # the end token stays
+            ids, cut_off = [*ids[: length - 1], ids[-1]], prompt[encoding.offsets[length - 1][0] :]
+        return np.asarray([ids + [self.spec.padding] * (length - len(ids))], np.int32), cut_off
 
     def encode_text(self, params: Params, ids: Int[Array, "b l"] | Int[np.ndarray, "b l"]) -> TextEmbeddings:
-        """Last hidden states, after the final LayerNorm; padding is attended to, as SD was trained."""
+        """Last hidden states after the final LayerNorm. Padding is attended to, as in SD's training."""
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         out = self.text_encoder.apply({"params": params["text_encoder"]}, ids, jnp.ones_like(ids), positions)
         return out.last_hidden_state  # pyright: ignore[reportAttributeAccessIssue]
@@ -173,13 +180,15 @@ class LatentEncoders:
     def encode_images(self, params: Params, video: Video, noise: Latents | None = None) -> Latents:
         """RGB in [-1, 1] -> latents times the scaling factor.
 
-        With standard normal `noise` of their shape a draw from the VAE's posterior, else its mean.
+        The latents are a sample of the VAE's posterior, made with standard normal `noise` of their shape, or
+        the posterior's mean where `noise` is None.
         """
         mean, std = self.posterior(params, video)
         return (mean if noise is None else mean + std * noise) * self.spec.scaling_factor
 
     def posterior(self, params: Params, video: Video) -> tuple[Latents, Latents]:
-        """RGB in [-1, 1] -> mean and standard deviation of the latents, *not* times the scaling factor."""
+        """RGB in [-1, 1] -> mean and standard deviation of the latents, *not* multiplied by the scaling
+        factor."""
         images = rearrange(video, "b f h w c -> (b f) c h w")
         posterior = self._vae(params, images, self.vae.encode).latent_dist
         mean, std = (
@@ -188,7 +197,7 @@ class LatentEncoders:
         return mean, std
 
     def decode_latents(self, params: Params, latents: Latents, chunk: int) -> Video:
-        """Latents times the scaling factor -> RGB, about in [-1, 1], `chunk` frames at a time."""
+        """Latents times the scaling factor -> RGB, mostly in [-1, 1], decoded `chunk` frames at a time."""
 
         def decode(frames: Float[Array, "n h w c"]) -> Float[Array, "n 3 H W"]:
             return self._vae(params, frames, self.vae.decode).sample
@@ -204,10 +213,10 @@ class LatentEncoders:
         return self.vae.apply({"params": params["vae"]}, x, method=method)
 
 
-def _as_slow(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The Rust form of CLIP's tokenizer, with the ids that PyTorch pipelines' own `CLIPTokenizer` gives.
+def _match_slow_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer in Rust, changed so that it gives the ids of `CLIPTokenizer`, which is in Python.
 
-    That one parts ideographs, and drops characters that have no width.
+    PyTorch pipelines use `CLIPTokenizer`. It makes each ideograph a word, and drops characters of no width.
     """
     cleans = tokenizers.normalizers.BertNormalizer(strip_accents=False, lowercase=False)
     tokenizer.normalizer = tokenizers.normalizers.Sequence([cleans, tokenizer.normalizer])

@@ -1,4 +1,4 @@
-"""The pose encoder: a skeleton picture becomes one feature map for each level of the UNet."""
+"""The pose encoder: a pose image becomes one feature map for each level of the UNet."""
 
 import functools
 from typing import Any
@@ -16,11 +16,12 @@ from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import FeatureMaps
 
 DOWNSCALE = 8
-"""Pixels of a skeleton for one latent, in height and in width."""
+"""Pixels of a pose image per latent, in height and in width."""
 
 
 class PoseBlock(nn.Module):
-    """Halves the size if asked to, changes the width where it must, then x + conv1x1(relu(conv3x3(x)))."""
+    """x + conv1x1(relu(conv3x3(x))), after average pooling with `downsample`, and after a 1x1 convolution
+    where the number of channels changes."""
 
     width: int
     downsample: bool
@@ -37,10 +38,10 @@ class PoseBlock(nn.Module):
 
 
 class PoseEncoder(nn.Module):
-    """Two residual blocks a level, as wide as the UNet's levels (of `config`, only `block_out_channels`).
+    """Two residual blocks for each level of the UNet; `config.block_out_channels` has their channels.
 
-    The input convolution and all biases start at 0, so that an untrained encoder gives zero maps and
-    leaves a text-to-image model as it is, while the gradient reaches the input convolution.
+    The input convolution and all biases are initialised to 0. So an untrained encoder gives feature maps of
+    zeros and does not change a text-to-image model, but the gradient of the input convolution is not 0.
     """
 
     config: UNet3DConfig
@@ -57,13 +58,13 @@ class PoseEncoder(nn.Module):
             for i in range(2)
         ]
 
-    def __call__(self, skeleton: Float[Array, "b f H W 3"]) -> list[FeatureMaps]:
-        """RGB skeleton in [0, 1] on black -> maps of height H/8, H/16, ...
+    def __call__(self, pose_images: Float[Array, "b f H W 3"]) -> list[FeatureMaps]:
+        """RGB pose images in [0, 1], on black -> feature maps of height H/8, H/16, ...
 
-        H and W are multiples of 8 times 2 for each level but the first.
+        H and W are multiples of 8 * 2**(levels - 1).
         """
-        # Colour-major, then row, then column: the channel order of PyTorch's pixel_unshuffle.
-        x = rearrange(skeleton, "b f (h i) (w j) c -> b f h w (c i j)", i=DOWNSCALE, j=DOWNSCALE)
+        # The channel order of PyTorch's pixel_unshuffle: by colour, then by row, then by column.
+        x = rearrange(pose_images, "b f (h i) (w j) c -> b f h w (c i j)", i=DOWNSCALE, j=DOWNSCALE)
         x = self.conv_in(x)
         maps = []
         for i, block in enumerate(self.body):
@@ -74,14 +75,14 @@ class PoseEncoder(nn.Module):
 
 
 def init_pose_encoder(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
-    """Freshly drawn float32 parameters, with the zeros that the class describes."""
+    """Newly initialised float32 parameters, with the zeros that `PoseEncoder` describes."""
     side = DOWNSCALE * 2 ** (len(config.block_out_channels) - 1)
     return dict(PoseEncoder(config).init(key, jnp.zeros((1, 1, side, side, 3)))["params"])
 
 
 @functools.cache
 def pose_encoder_shapes(config: UNet3DConfig) -> dict[str, Any]:
-    """Names and shapes of the parameters, without computing them."""
+    """Nested shapes of the parameters; no parameter is computed."""
 
     def shapes() -> dict[str, Any]:
         return jax.eval_shape(lambda: init_pose_encoder(config, jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""Random weights for a model of which only the shapes are known: for a first look, and for profiles."""
+"""Random weights for a model from the shapes of its parameters: for trying it out, and for profiling."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def random_params(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Float32 parameters of variance 1 / fan-in, normalisations that do nothing, biases of 0.
+    """Float32 parameters: kernels and embeddings of variance 1 / fan-in, scales of 1, biases of 0.
 
-    Unlike a model's own initialisation nothing starts at 0, so that every input reaches the output; and
-    drawing a billion numbers takes seconds, where compiling their initialisers takes a minute.
+    No kernel is 0, unlike in a model's own initialisation, so every input has an effect on the output.
+    Sampling a billion numbers on the host takes seconds; compiling a model's initialisers takes a minute.
     """
     rng = np.random.default_rng(seed)
     flat = sorted(flatten_dict(shapes, sep="/").items())
-    return unflatten_dict({path: _draw(path, tuple(leaf.shape), rng) for path, leaf in flat}, sep="/")
+    return unflatten_dict({path: _random_leaf(path, tuple(leaf.shape), rng) for path, leaf in flat}, sep="/")
 
 
-def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
+def _random_leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
     kind = path.rpartition("/")[2]
     if kind in {"bias", "scale"}:
         return jnp.full(shape, float(kind == "scale"), jnp.float32)

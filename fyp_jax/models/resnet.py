@@ -1,4 +1,4 @@
-"""Convolutional layers of the UNet: spatial convolutions see one frame, GroupNorm sees the clip."""
+"""Convolutional layers of the UNet. Convolutions act on each frame, GroupNorm on all frames of a clip."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ from fyp_jax.models.unet_config import UNet3DConfig
 
 
 def conv3x3(width: int, stride: int = 1, dtype: DTypeLike = jnp.float32, name: str | None = None) -> nn.Conv:
-    """3x3 with one pixel of zeros around, as PyTorch pads it at any stride (SAME pads another way)."""
+    """A 3x3 convolution with one pixel of zeros on each side, as in PyTorch at any stride. SAME would pad
+    differently at stride 2."""
     return nn.Conv(width, (3, 3), strides=stride, padding=1, dtype=dtype, name=name)
 
 
 def video_group_norm(
     config: UNet3DConfig, execution: ExecutionConfig = DEFAULT, name: str | None = None
 ) -> nn.GroupNorm:
-    """GroupNorm with one mean and variance for *all frames* of a clip; transformers have one per frame."""
+    """GroupNorm with one mean and variance for *all frames* of a clip. The GroupNorm of a transformer has one
+    for each frame."""
     return nn.GroupNorm(
         config.norm_num_groups,
         epsilon=config.norm_eps,
@@ -29,7 +31,8 @@ def video_group_norm(
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3x3 convolutions with the timestep added between, and a shortcut."""
+    """Two 3x3 convolutions, each after GroupNorm and SiLU, with the timestep added in between; and a
+    shortcut."""
 
     config: UNet3DConfig
     width: int
@@ -51,7 +54,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a strided 3x3 convolution."""
+    """Halves height and width by a 3x3 convolution of stride 2."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -62,7 +65,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
+    """Doubles height and width by nearest neighbour, then applies a 3x3 convolution."""
 
     width: int
     dtype: DTypeLike = jnp.float32

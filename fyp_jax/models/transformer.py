@@ -1,4 +1,4 @@
-"""The transformer of a clip: within a frame, to the text, and along time."""
+"""The transformer of a clip: attention across frames, to the text, and along time."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,10 +12,11 @@ from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import TextEmbeddings
 
 TEMPORAL_RANK = 160
+"""Channels between the two temporal convolutions of a layer that is at least as wide."""
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), both from one projection (Shazeer 2020); the GELU is the exact one."""
+    """value * gelu(gate), both from one projection (Shazeer 2020), with the exact GELU."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -27,7 +28,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back. PyTorch's `net.1` is a dropout without parameters."""
+    """GEGLU to four times the width, and a projection back. PyTorch's `net.1` is a dropout without
+    parameters."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -38,7 +40,7 @@ class FeedForward(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """x + up(down(x)): a low-rank convolution of width 3 over the frames that starts as the identity."""
+    """x + up(down(x)): two convolutions of width 3 over the frames, of low rank; at first the identity."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -55,7 +57,8 @@ class TemporalConv(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Cross-frame attention, text attention, feed-forward, temporal attention, temporal convolution."""
+    """Cross-frame attention, text attention, feed-forward, temporal attention, temporal convolution; each is
+    added to its input."""
 
     config: UNet3DConfig
     heads: int
@@ -78,23 +81,24 @@ class TransformerBlock(nn.Module):
     def __call__(self, x: Float[Array, "b f n c"], text: TextEmbeddings) -> Float[Array, "b f n c"]:
         frames, tokens = x.shape[1:3]
         x = x + self.attn1(self.norm1(x))
-        # Every frame reads the same text, so the frames of a clip are queries of one attention.
+        # All frames of a clip read the same text, so their queries can go into one attention.
         queries = rearrange(self.norm2(x), "b f n c -> b (f n) c")
         x = x + rearrange(self.attn2(queries, text), "b (f n) c -> b f n c", f=frames)
         x = x + self.ff(self.norm3(x))
 
         x = frames_to_tokens_all_to_all(x, self.execution.frame_axis)
-        here = x.shape[2]
+        local_tokens = x.shape[2]
         x = rearrange(x, "b f n c -> (b n) f c")
         x = x + self.attn_temp(self.norm_temp(x))
         x = self.conv_temporal(x)
         return tokens_to_frames_all_to_all(
-            rearrange(x, "(b n) f c -> b f n c", n=here), self.execution.frame_axis, tokens
+            rearrange(x, "(b n) f c -> b f n c", n=local_tokens), self.execution.frame_axis, tokens
         )
 
 
 class Transformer(nn.Module):
-    """Normalisation of each frame, projection, transformer blocks, projection; added to the input."""
+    """GroupNorm of each frame, projection, transformer blocks, projection; the result is added to the
+    input."""
 
     config: UNet3DConfig
     heads: int

@@ -1,4 +1,4 @@
-"""The denoising UNet for clips: Stable Diffusion's, inflated in time (Follow Your Pose, section 3.2)."""
+"""The denoising UNet for clips: Stable Diffusion's UNet, inflated in time (Follow Your Pose, section 3.2)."""
 
 import functools
 import re
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 TEMPORAL = re.compile(r"\b(attn_temp|norm_temp|conv_temporal)\b")
-"""In the path of a parameter: of a module that an image model does not have."""
+"""Is found in the path of each parameter of a temporal module, which an image model does not have."""
 
 
 def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
@@ -54,7 +54,7 @@ class TimestepMLP(nn.Module):
 
 
 class UNet3D(nn.Module):
-    """Predicts the noise (or v) in a clip of latents, from a timestep, a text and, if given, a pose."""
+    """Predicts the noise (or v) in a clip of latents, from a timestep, a text and, optionally, a pose."""
 
     config: UNet3DConfig
     execution: ExecutionConfig = ExecutionConfig()
@@ -85,10 +85,10 @@ class UNet3D(nn.Module):
         text: TextEmbeddings,
         pose_features: Sequence[FeatureMaps] | None = None,
     ) -> Latents:
-        """Noise in `latents` at training timesteps `t` (0 to 999), in the dtype of `compute`.
+        """The noise (or v) in `latents` at training timesteps `t` (0 to 999), in `execution.dtype`.
 
-        `pose_features` are the maps of `PoseEncoder`, one a level; None runs the text-to-video model.
-        Raises ValueError where their number differs from that of the levels.
+        `pose_features` are the feature maps of `PoseEncoder`, one for each level; None means a clip from text
+        alone. Raises ValueError where their number is not the number of levels.
         """
         levels = len(self.config.block_out_channels)
         poses = [None] * levels if pose_features is None else list(pose_features)
@@ -108,7 +108,7 @@ class UNet3D(nn.Module):
 
 
 def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
-    """Freshly drawn float32 parameters; under `jax.jit`, nothing but the drawing is compiled."""
+    """Newly initialised float32 parameters. Under `jax.jit`, XLA drops the forward pass."""
     side = 2 ** (len(config.block_out_channels) - 1)
     latents = jnp.zeros((1, 1, side, side, config.in_channels))
     text = jnp.zeros((1, 1, config.cross_attention_dim))
@@ -117,14 +117,14 @@ def init_unet(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames="config")
 def init_temporal(config: UNet3DConfig, key: jax.Array) -> dict[str, Any]:
-    """Freshly drawn parameters, by path, of the modules that an image model does not have."""
-    drawn = flatten_dict(init_unet(config, key), sep="/")
-    return {path: leaf for path, leaf in drawn.items() if TEMPORAL.search(path)}
+    """Newly initialised parameters, by path, of the temporal modules, which an image model does not have."""
+    params = flatten_dict(init_unet(config, key), sep="/")
+    return {path: leaf for path, leaf in params.items() if TEMPORAL.search(path)}
 
 
 @functools.cache
 def unet_shapes(config: UNet3DConfig) -> dict[str, Any]:
-    """Names and shapes of the parameters, without computing them."""
+    """Nested shapes of the parameters; no parameter is computed."""
 
     def shapes() -> dict[str, Any]:
         return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))

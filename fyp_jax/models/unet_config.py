@@ -1,4 +1,4 @@
-"""The numbers of a UNet and its pose encoder, by the field names of an SD `unet/config.json`."""
+"""The config of the UNet and the pose encoder, with the field names of a diffusers `unet/config.json`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from fyp_jax.errors import UserError
 
-# What these fields ask for is what the code does; any other value is a network that is not built here.
+# Fields that change the network, each with the values that are implemented.
 FIXED = {
     "act_fn": ("silu",),
     "addition_embed_type": (None,),
@@ -32,7 +32,7 @@ FIXED = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# Fields of these types hold numbers of something: the Python types that they may come in.
+# Field types of positive whole numbers, each with the Python types that a value may have.
 COUNTS: dict[Any, tuple[type, ...]] = {
     int: (int,),
     Sequence[int]: (tuple,),
@@ -40,11 +40,12 @@ COUNTS: dict[Any, tuple[type, ...]] = {
 }
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+"""Whether the blocks of each type have transformers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UNet3DConfig:
-    """Defaults are Stable Diffusion 1.4 (and 1.5)."""
+    """Sizes of a UNet; the defaults are those of Stable Diffusion 1.4 and 1.5."""
 
     sample_size: int = 64
     in_channels: int = 4
@@ -55,15 +56,17 @@ class UNet3DConfig:
     layers_per_block: int = 2
     cross_attention_dim: int = 768
     attention_head_dim: int | Sequence[int] = 8
-    """In SD configs this is the *number of heads*, one for all blocks or one for each down block."""
+    """The *number of heads*, in spite of its name (as in SD's configs): one for all blocks, or one for each
+    down block."""
     transformer_layers_per_block: int = 1
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     use_linear_projection: bool = False
     zero_init_temporal: bool = True
-    """Temporal attention starts at 0 (ours); False is the reference's default initialisation."""
+    """True: the output projection of temporal attention is initialised to 0. False: initialised as in the
+    published code."""
     cross_frame_attention: bool = True
-    """False: frames attend to themselves alone, as in an image model; an ablation of the paper."""
+    """False: each frame attends to itself alone, as in an image model (an ablation of the paper)."""
 
     def __post_init__(self):
         for name in ("down_block_types", "up_block_types", "block_out_channels", "attention_head_dim"):
@@ -97,28 +100,30 @@ class UNet3DConfig:
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Number of attention heads of each level, from the widest picture down."""
+        """Number of attention heads of each level, from the highest resolution to the lowest."""
         if isinstance(self.attention_head_dim, int):
             return (self.attention_head_dim,) * len(self.block_out_channels)
         return tuple(self.attention_head_dim)
 
     @property
     def time_width(self) -> int:
+        """Channels of the timestep's embedding."""
         return 4 * self.block_out_channels[0]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "UNet3DConfig":
-        """From a diffusers `unet/config.json`; UserError where it asks for a network that we do not build."""
-        ours = {field.name for field in dataclasses.fields(cls)}
+        """The config in a diffusers `unet/config.json`. Raises UserError for a field with a value that is not
+        implemented."""
+        known = {field.name for field in dataclasses.fields(cls)}
         for name, value in values.items():
             if name in FIXED and value not in FIXED[name]:
                 raise UserError(f"unet config: {name}={value!r} is not supported, only {FIXED[name][0]!r} is")
-        return cls(**{name: value for name, value in values.items() if name in ours})
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     def sizes(self) -> dict[str, Any]:
-        """All that a compiled program depends on: not how temporal layers that never trained begin."""
+        """All fields on which a compiled program depends: all but `zero_init_temporal`."""
         return {name: value for name, value in self.to_json().items() if name != "zero_init_temporal"}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` takes back."""
+        """Values for JSON, which `from_json` reads back equal."""
         return dataclasses.asdict(self)

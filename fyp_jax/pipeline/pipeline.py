@@ -169,9 +169,17 @@ class FollowYourPosePipeline:
             frames = read_frames(video, range(sampling.num_frames))
             video = resize_center_crop(frames, sampling.height, sampling.width)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
-        z = self.programs.run("encode_frames", self.params, np.asarray(video)[None])
+        z = self._encode(np.asarray(video))
         key = jax.random.key(sampling.seed)
         return self._on_host(self._denoise(z, prompt, pose_images, sampling, key, on_step, inverse=True))
+
+    def encode(self, video: Frames) -> Float32[np.ndarray, "f h w c"]:
+        """VAE latents of frames (RGB in 0..255): the posterior's mean, times the scaling factor."""
+        return self._on_host(self._encode(video))
+
+    def _encode(self, video: Frames) -> Latents:
+        # On the host: inside of a program XLA would multiply by the inverse, which rounds otherwise.
+        return self.programs.run("encode_frames", self.params, video[None].astype(np.float32) / 127.5 - 1)
 
     def _sampling(
         self, sampling: SamplingParams | None, changes: dict[str, Any], sizes: dict[str, int]
@@ -231,8 +239,14 @@ class FollowYourPosePipeline:
             return None
         if not isinstance(pose, (str, os.PathLike)):
             return np.asarray(pose)
-        size = {"height": sampling.height, "width": sampling.width}
-        return load_pose(pose, num_frames=sampling.num_frames, stride=stride, start=start, **size)
+        return load_pose(
+            pose,
+            num_frames=sampling.num_frames,
+            stride=stride,
+            start=start,
+            height=sampling.height,
+            width=sampling.width,
+        )
 
     def _denoise(
         self,

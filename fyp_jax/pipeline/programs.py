@@ -155,11 +155,11 @@ class SamplingPrograms:
         return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
     @functools.partial(jax.jit, static_argnames=("self",))
-    def encode_frames(self, params: Params, video: UInt8[Array, "b f H W 3"]) -> Latents:
-        """Latents of RGB in 0..255: the mean of the VAE's posterior, times the scaling factor."""
+    def encode_frames(self, params: Params, video: Float[Array, "b f H W 3"]) -> Latents:
+        """Latents of RGB in [-1, 1]: the mean of the VAE's posterior, times the scaling factor."""
 
         def encode(vae: Params, video: Array) -> Latents:
-            return self.encoders.encode_images({"vae": vae}, video.astype(jnp.float32) / 127.5 - 1)
+            return self.encoders.encode_images({"vae": vae}, video)
 
         return self._shard_over_frames(encode, video.shape[1])(params["vae"], video)
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from fyp_jax.config import config_field
 
-POSE_FORMS = "skeleton video, folder of skeleton images, keypoint .json, or bundled clip (dance)"
+POSE_FORMS = (
+    "skeleton video, folder of images, keypoints (ours, OpenPose, MMPose, ...), or bundled clip (dance)"
+)
 
 
 @dataclass
@@ -14,6 +16,9 @@ class PoseConfig:
     path: str | None = config_field(
         "dance",
         f"{POSE_FORMS}; null: no pose",
+    )
+    size: str | None = config_field(
+        None, "WIDTHxHEIGHT of the film, for keypoints whose file does not say it (OpenPose, MMPose, ...)"
     )
     stride: int = config_field(5, "take every n-th frame of the pose clip")
     start: int = config_field(0, "first frame to take, counted from 0")

@@ -19,7 +19,8 @@ from fyp_jax.synthetic.characters import (
     paint_figure,
     scale_keypoints,
 )
-from fyp_jax.synthetic.motions import TRAIN_MOTIONS, Body, motion_keypoints
+from fyp_jax.synthetic.kinematics import Body
+from fyp_jax.synthetic.motions import TRAIN_MOTIONS, motion_keypoints
 from fyp_jax.synthetic.styles import STYLES, apply_style
 
 SIDE = 64

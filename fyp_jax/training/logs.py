@@ -1,8 +1,8 @@
 """What a training run reports: a progress bar, `metrics.csv`, TensorBoard files, and validation images.
 
-The folder of a run holds:
+The folder of a run holds these files:
 
-    metrics.csv                 one row every few steps; its columns are `COLUMNS`
+    metrics.csv                 one row every `log_interval` steps; its columns are `COLUMNS`
     tensorboard/                the same numbers as scalars, the validation images, the config
     validation/000500-NAME.png  the validation images
 
@@ -48,7 +48,7 @@ MEANS = {
     "step_time": "speed/step_seconds",
     "data_wait": "speed/data_wait_seconds",
 }
-"""The metrics of a step, each with the column that holds its mean over the steps of a row."""
+"""Metrics of a step, each with the column of metrics.csv that holds the mean over the steps of a row."""
 
 COLUMNS = (
     "step",
@@ -58,16 +58,16 @@ COLUMNS = (
     "memory/device_GiB",
     "memory/host_GiB",
 )
-"""The columns of metrics.csv. All but the first are TensorBoard's tags too."""
+"""The columns of metrics.csv. All but the first are also the tags in TensorBoard."""
 
 GIB = 2**30
 
 
 class TrainingLog:
-    """Reports steps `first_step` to `last_step`, both included, of one training loop; a context manager.
+    """Reports the steps of one training loop, from `first_step` to `last_step` inclusive; a context manager.
 
-    Rows that an earlier run wrote of `first_step` and later steps are dropped from metrics.csv, and
-    TensorBoard hides them. Where `active` is false (in all processes but the first) nothing is shown or
+    If an earlier run wrote rows of `first_step` or later steps, they are removed from metrics.csv, and
+    TensorBoard hides them. Where `active` is false (in all processes but the first), nothing is shown or
     written. Raises UserError where a file cannot be written, for an interval below 1, and for a metrics.csv
     with other columns.
     """
@@ -79,7 +79,7 @@ class TrainingLog:
         self._csv, self._events_folder = self._folder / "metrics.csv", self._folder / "tensorboard"
         self._first, self._last, self._interval = first_step, last_step, config.log_interval
         self._active = active
-        self._steps: list[Metrics] = []  # of the row to come
+        self._steps: list[Metrics] = []  # the metrics of the next row
         self._step = first_step
 
     def __enter__(self) -> "TrainingLog":
@@ -88,18 +88,19 @@ class TrainingLog:
         with ExitStack() as stack:
             _drop_rows(self._csv, self._first)
             with wrap_write_errors(self._events_folder / "events"):
-                # Not SummaryWriter: its thread dies when the disk is full, and a later call waits for ever.
-                # The suffix: the name has whole seconds only, and two runs of one second must not share it.
+                # SummaryWriter would not do: its thread dies when the disk is full, and then a call waits for
+                # ever. The name has the time in whole seconds; the suffix tells apart two runs of one second.
                 events = EventsWriter(str(self._events_folder / "events"), f".from_step_{self._first}")
             self._events = events
             stack.callback(self._close_events)
-            # by which TensorBoard hides what an earlier run wrote of this step and later ones
+            # At this event TensorBoard hides what an earlier run wrote of this step and later ones.
             self._write_event(session_log=SessionLog(status=SessionLog.START))
             self._bar = stack.enter_context(
                 tqdm(initial=self._first, total=self._last + 1, unit="step", dynamic_ncols=True)
             )
             stack.enter_context(logging_redirect_tqdm())
-            stack.callback(self._write_row)  # of the steps since the last row, whatever ended the loop
+            # However the loop ends, the steps since the last row are written.
+            stack.callback(self._write_row)
             self._stack = stack.pop_all()
         return self
 
@@ -113,13 +114,13 @@ class TrainingLog:
             self._stack.__exit__(kind, error, traceback)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Report a step: move the bar, and every few steps, and at the last, write a row of all steps since
-        the last row.
+        """Report a step. Every `log_interval` steps, and at the last step, a row of all steps since the last
+        row is written.
 
         `metrics` has the keys of `MEANS`, `skipped` (number of steps so far whose gradient was not finite)
-        and `clips` (of the global batch); other keys are ignored. NaN means that there was no value, and is
-        left out of the means. `step_time` is the time from one step to the next and `data_wait` a part of it,
-        both in seconds.
+        and `clips` (number of clips in the global batch); other keys are ignored. NaN means that there is no
+        value; the means leave it out. `step_time` is the time since the step before, in seconds, and
+        `data_wait` is the part of it that was spent waiting for data.
         """
         if not self._active:
             return
@@ -140,10 +141,10 @@ class TrainingLog:
         self._write_event(step, summary=summary.image(f"validation/{name}", grid, dataformats="HWC"))
 
     def text(self, name: str, value: str) -> None:
-        """Show a text in TensorBoard without Markdown."""
+        """Show a text in TensorBoard as it is, without Markdown."""
         if not self._active:
             return
-        as_code = textwrap.indent(value, "    ", lambda line: True)  # TensorBoard reads Markdown
+        as_code = textwrap.indent(value, "    ", lambda line: True)  # Markdown's code block
         self._write_event(summary=summary.text(name, as_code))
 
     def _write_row(self) -> None:
@@ -171,24 +172,24 @@ class TrainingLog:
 
 
 def read_metrics(file: Path) -> dict[str, Float64[np.ndarray, "rows"]]:
-    """The columns of a metrics.csv, a row cut off by a kill left out.
+    """The columns of a metrics.csv. A last row that is incomplete, as after a kill, is left out.
 
-    Raises UserError: no such file, other columns, no rows.
+    Raises UserError where the file does not exist, has other columns, or has no rows.
     """
     if not file.is_file():
-        raise UserError(f"{file}: no such file; it stands in the folder of a training run")
-    rows = [row for row, _ in _whole_rows(file)]
+        raise UserError(f"{file}: no such file; the folder of a training run has one")
+    rows = [row for row, _ in _complete_rows(file)]
     if not rows:
         raise UserError(f"{file}: has no rows yet")
     return dict(zip(COLUMNS, np.array(rows, np.float64).T, strict=True))
 
 
 def _row(steps: Sequence[Metrics]) -> dict[str, float]:
-    """All columns but the step; Python's floats, which `repr` writes as numbers, exactly."""
+    """The values of all columns but `step`, as Python floats, which `repr` writes exactly."""
 
     def mean(name: str) -> float:
-        known = [step[name] for step in steps if not math.isnan(step[name])]
-        return sum(known) / len(known) if known else math.nan
+        values = [step[name] for step in steps if not math.isnan(step[name])]
+        return sum(values) / len(values) if values else math.nan
 
     seconds = sum(step["step_time"] for step in steps)
     row = {
@@ -202,20 +203,20 @@ def _row(steps: Sequence[Metrics]) -> dict[str, float]:
 
 
 def _device_peak() -> float:
-    """Bytes that were in use at most on one of this process's devices; NaN where they do not say (CPU)."""
+    """Peak memory in bytes of the fullest device of this process; NaN where devices report none (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [float(stat["peak_bytes_in_use"]) for stat in stats if "peak_bytes_in_use" in stat]
     return max(peaks, default=math.nan)
 
 
 def _host_peak() -> float:
-    """Bytes of memory that this process held at most; its data workers are not in it."""
+    """Peak memory of this process in bytes, without its data workers."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _whole_rows(file: Path) -> list[tuple[list[float], int]]:
-    """The numbers of each row and the byte behind it, up to the first row that is not whole.
+def _complete_rows(file: Path) -> list[tuple[list[float], int]]:
+    """Of each row the numbers and the offset of its end in bytes, up to the first row that is incomplete.
 
     Raises UserError for other columns.
     """
@@ -223,12 +224,12 @@ def _whole_rows(file: Path) -> list[tuple[list[float], int]]:
         header, *lines = file.read_bytes().splitlines(keepends=True) or [b""]
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    ours = (",".join(COLUMNS) + "\n").encode()
-    if not ours.startswith(header):
+    expected = (",".join(COLUMNS) + "\n").encode()
+    if not expected.startswith(header):
         found = header.decode(errors="replace").strip()
         raise UserError(
             f"{file}: begins with {found[:60]!r}, not with the columns of this version's training log"
-            f" ({ours.decode()[:24]}...); move it away, or take another folder"
+            f" ({expected.decode()[:24]}...); move it away, or choose another output_dir"
         )
     rows, end = [], len(header)
     for line in lines:
@@ -244,9 +245,10 @@ def _whole_rows(file: Path) -> list[tuple[list[float], int]]:
 
 
 def _drop_rows(file: Path, first_step: int) -> None:
-    """Leave the header and the whole rows of the steps before `first_step`, or make a file of the header."""
+    """Keep the header and the complete rows of steps before `first_step`; create the file where there is
+    none."""
     header = (",".join(COLUMNS) + "\n").encode()
-    rows = _whole_rows(file) if file.exists() else []
+    rows = _complete_rows(file) if file.exists() else []
     ends = [end for (step, *_), end in rows if step < first_step]
     with wrap_write_errors(file), file.open("r+b" if ends else "wb") as out:
         if ends:

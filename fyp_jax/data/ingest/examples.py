@@ -4,25 +4,28 @@
 of `pool.py`, or a pipeline such as Apache Beam.
 """
 
-import io
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from fyp_jax.data.datasets import BUILDERS
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.ingest.items import Blob, Item, ItemError, Rejection
+from fyp_jax.data.ingest.pose_npz import is_npz, npz_keypoints
 from fyp_jax.errors import UserError, reason
+from fyp_jax.media.display import picture_size
+from fyp_jax.media.pictures import PICTURE_ERRORS, UnsupportedPictureError, open_picture
 from fyp_jax.media.reading import inspect_video
-from fyp_jax.pose.skeleton import MIN_CONFIDENCE
+from fyp_jax.pose.keypoints import KeypointError
+from fyp_jax.pose.reading import parse_image_keypoints
 
 MAX_BYTES = 2**31 - 2**20
 """Largest file that is ingested: a record is a protocol buffer, which holds less than 2 GiB."""
-IMAGE_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}  # MPO is a JPEG followed by more images, as phones write it
+IMAGE_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF"}
+"""Pillow's names. MPO is a JPEG followed by more images, as phones write it; HEIF needs the extra `heic`."""
 
 
 class ExampleResult(NamedTuple):
@@ -61,6 +64,8 @@ def serialize_example(kind: str, example: dict[str, Any]) -> bytes:
 def _video_example(item: Item) -> dict[str, Any]:
     data = _read(item.media, "video")
     frames, fps = inspect_video(data, item.name)
+    if frames == 1:
+        raise ItemError("has a single frame: a video needs at least 2, a picture belongs to `images`")
     starts = [caption.frame for caption in item.captions]
     if starts[0] >= frames:
         raise ItemError(f"its first caption starts at frame {starts[0]}, but it has {frames} frames")
@@ -78,6 +83,8 @@ def _image_example(item: Item) -> dict[str, Any]:
     else:
         keypoints = item.keypoints
         text = _read(keypoints, "keypoint file") if isinstance(keypoints, Blob) else keypoints
+        if isinstance(text, bytes) and is_npz(text):
+            text = npz_keypoints(text)
         people = parse_keypoints(text or "", height, width)
     example = {
         "name": item.name,
@@ -102,45 +109,25 @@ def _read(blob: Blob | None, what: str) -> bytes:
 def _check_image(data: bytes, what: str) -> tuple[int, int]:
     """Height and width of an encoded image, upright by its EXIF tag."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            found, (width, height) = image.format, image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
+        with open_picture(data) as picture:
+            found, size = picture.format, picture_size(picture)
+    except UnsupportedPictureError as error:
+        raise ItemError(f"its {what} {error}") from error
     except UnidentifiedImageError as error:  # its own message has a memory address, different in each run
         raise ItemError(f"its {what} is not an image, or is cut off") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PICTURE_ERRORS as error:
         raise ItemError(f"its {what} cannot be decoded ({reason(error)})") from error
     if found not in IMAGE_FORMATS:
         raise ItemError(f"its {what} is {found}, not JPEG, PNG or WebP")
-    return (width, height) if turned else (height, width)
+    return size
 
 
 def parse_keypoints(text: str | bytes, height: int, width: int) -> Float32[np.ndarray, "p 17 3"]:
-    """Parse people from JSON, in pixels of an image of height x width: 17x3 or 51 numbers, or a list of them.
+    """Parse people from JSON, in pixels of an image of height x width, as `parse_image_keypoints` does.
 
     Raises ItemError for other JSON, numbers out of range, and where no confident keypoint is in the image.
     """
     try:
-        value = json.loads(text)
-        value = value["keypoints"] if isinstance(value, dict) else value
-        numbers = np.asarray(value, np.float32)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise ItemError(f"its keypoints are not JSON of 17x3 numbers per person ({reason(error)})") from error
-    if numbers.size == 0:
-        raise ItemError("its keypoints contain no person")
-    if not (numbers.shape[-2:] == (17, 3) and numbers.ndim <= 3) and not (
-        numbers.shape[-1:] == (51,) and numbers.ndim <= 2
-    ):
-        raise ItemError(f"its keypoints have the shape {numbers.shape}, not (people, 17, 3)")
-    people = numbers.reshape(-1, 17, 3)
-    if not (np.abs(people) < 1e6).all():  # false for NaN too
-        raise ItemError("its keypoints contain a number that is not finite, or not below a million")
-    confident = people[people[..., 2] >= MIN_CONFIDENCE]
-    inside = (confident[:, :2] >= 0).all(1) & (confident[:, :2] < (width, height)).all(1)
-    if not inside.any():
-        raise ItemError(
-            f"no keypoint with a confidence of at least {MIN_CONFIDENCE} "
-            f"is inside the image of {width}x{height}"
-        )
-    if confident[:, :2].max() <= 1:
-        raise ItemError("its keypoints look like fractions of the image size; they must be in pixels")
-    return people
+        return parse_image_keypoints(text, width, height).astype(np.float32)
+    except KeypointError as error:
+        raise ItemError(str(error)) from error

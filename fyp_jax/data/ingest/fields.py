@@ -2,14 +2,17 @@
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from fyp_jax.data.ingest.encoding import decode_utf8
 from fyp_jax.data.ingest.items import Blob, Caption, Item, ItemError
+from fyp_jax.data.ingest.names import SourceFolder
 from fyp_jax.data.ingest.rows import Row
 from fyp_jax.errors import reason
+
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+"""Columns of a caption; the first that a row has counts."""
 
 
 def parse_captions(rows: Sequence[Row]) -> tuple[Caption, ...]:
@@ -38,7 +41,7 @@ def parse_captions(rows: Sequence[Row]) -> tuple[Caption, ...]:
 
 
 def _caption_value(row: Row) -> Any:
-    return row.get("caption") if row.get("text") is None else row["text"]
+    return next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), None)
 
 
 def parse_frame(value: Any) -> int:
@@ -62,13 +65,13 @@ def image_item(name: str, media: Blob, row: Row, skeleton: Blob | None, keypoint
     return Item(name, media, captions, skeleton, None if skeleton else keypoints)
 
 
-def parse_pose(row: Row, folder: Path) -> tuple[Blob | None, Blob | str | None]:
+def parse_pose(row: Row, folder: SourceFolder) -> tuple[Blob | None, Blob | str | None]:
     """Skeleton file and keypoints of a row, each None where it has none."""
     if row.get("skeleton"):
-        return find_file(folder, str(row["skeleton"]), "skeleton"), None
+        return folder.find(str(row["skeleton"]), "skeleton"), None
     keypoints = row.get("keypoints")
     if isinstance(keypoints, str) and keypoints.strip() and keypoints.strip()[0] not in "[{":
-        return None, find_file(folder, keypoints, "keypoint file")
+        return None, folder.find(keypoints, "keypoint file")
     return None, keypoints_json(keypoints)
 
 
@@ -80,29 +83,9 @@ def keypoints_json(value: Any) -> str | None:
 def parse_json(text: str | bytes, what: str) -> Any:
     try:
         return json.loads(text)
+    except UnicodeDecodeError as error:
+        assert isinstance(text, bytes)
+        decode_utf8(text, what)  # raises, with the encoding
+        raise ItemError(f"{what} is not JSON ({reason(error)})") from error
     except (ValueError, RecursionError) as error:
         raise ItemError(f"{what} is not JSON ({reason(error)})") from error
-
-
-def is_outside(path: str) -> bool:
-    """Whether a path below a folder leads out of it by `..` or by being absolute."""
-    return os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir
-
-
-def find_file(folder: Path, name: str, what: str = "file") -> Blob:
-    """A file below the folder; links are followed, wherever they lead."""
-    if not name.strip():
-        raise ItemError(f"has no {what} name")
-    if is_outside(name):
-        raise ItemError(f"its {what} is outside the source folder")
-    path = os.path.normpath(folder / name)
-    try:
-        stat = os.stat(path)
-        name.encode()  # the record stores it as UTF-8
-    except (OSError, ValueError) as error:
-        raise ItemError(
-            f"no such {what}" + ("" if isinstance(error, FileNotFoundError) else f" ({reason(error)})")
-        ) from error
-    if os.path.isdir(path):
-        raise ItemError(f"its {what} is a folder")
-    return Blob(path, 0, stat.st_size, stat.st_mtime_ns)

@@ -1,7 +1,8 @@
 """The items of a source, listed in order. Nothing is decoded here.
 
-A source has one of three forms: a folder with a metadata file (`metadata.py`), WebDataset tars
-(`webdataset.py`), or a folder with the captions of HDVILA (`hdvila.py`).
+A source has one of five forms: a folder with a metadata file (`metadata.py`), WebDataset tars
+(`webdataset.py`), a folder with the captions of HDVILA (`hdvila.py`), LAION-Human (`humansd.py`), or files
+with their captions beside them (`sidecar.py`).
 """
 
 import itertools
@@ -9,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fyp_jax.data.ingest.hdvila import HDVILA_COLUMNS, hdvila_items
+from fyp_jax.data.ingest.humansd import MAPPING_FILE, find_mapping, humansd_items, is_mapping
 from fyp_jax.data.ingest.items import Item
 from fyp_jax.data.ingest.metadata import METADATA_FILES, metadata_items
+from fyp_jax.data.ingest.names import SourceFolder, is_litter
 from fyp_jax.data.ingest.rows import read_rows
+from fyp_jax.data.ingest.sidecar import sidecar_items
 from fyp_jax.data.ingest.webdataset import webdataset_items
 from fyp_jax.errors import UserError
+from fyp_jax.trees import list_names
 
 
 def find_items(kind: str, source: Path, captions: Path | None = None) -> Iterator[Item]:
@@ -46,18 +51,25 @@ def _all_items(kind: str, source: Path, captions: Path | None) -> Iterator[Item]
         raise UserError(f"{source}: has both {' and '.join(METADATA_FILES)}; choose one with --captions")
     if files:
         return _listed_items(kind, source, files[0])
-    tars = sorted(path for path in source.iterdir() if path.suffix == ".tar")
-    if not tars:
-        entries = sorted(path.name for path in source.iterdir())
-        some = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
-        raise UserError(
-            f"{source}: has no {' or '.join(METADATA_FILES)} and no .tar files, and --captions is not given; "
-            f"it has {len(entries)} entries{': ' + some if some else ''}"
-        )
-    return itertools.chain.from_iterable(webdataset_items(kind, tar, source) for tar in tars)
+    entries = sorted(path for path in source.iterdir() if not is_litter(path.name))
+    if tars := [path for path in entries if path.suffix == ".tar"]:
+        return itertools.chain.from_iterable(webdataset_items(kind, tar, source) for tar in tars)
+    if mapping := find_mapping(source):
+        return humansd_items(kind, SourceFolder(source), mapping)
+    if (items := sidecar_items(kind, source)) is not None:
+        return items
+    media = "NAME.mp4" if kind == "captioned_videos" else "NAME.jpg"
+    raise UserError(
+        f"{source}: has no {' or '.join(METADATA_FILES)} and no .tar files, no {MAPPING_FILE} and no {media} "
+        f"with NAME.txt beside it, and --captions is not given; it has {len(entries)} entries"
+        + (f": {list_names([path.name for path in entries])}" if entries else "")
+    )
 
 
-def _listed_items(kind: str, folder: Path, file: Path) -> Iterator[Item]:
+def _listed_items(kind: str, source: Path, file: Path) -> Iterator[Item]:
+    folder = SourceFolder(source)
+    if is_mapping(file):
+        return humansd_items(kind, folder, file)
     rows = read_rows(file)
     first = next(rows, None)
     if first is None:

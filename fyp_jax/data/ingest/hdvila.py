@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fyp_jax.data.ingest.fields import find_file, is_outside, parse_captions, parse_frame
+from fyp_jax.data.ingest.fields import parse_captions, parse_frame
 from fyp_jax.data.ingest.items import Item, ItemError
+from fyp_jax.data.ingest.names import SourceFolder, is_outside
 from fyp_jax.data.ingest.rows import Row, require_columns
 from fyp_jax.errors import UserError
 
@@ -19,7 +20,9 @@ HDVILA_COLUMNS = ("part_id", "clip_id", "frame_id", "caption")
 FRAMES_PER_CAPTION = 64
 
 
-def hdvila_items(kind: str, folder: Path, file: Path, rows: Iterator[tuple[int, Row]]) -> Iterator[Item]:
+def hdvila_items(
+    kind: str, folder: SourceFolder, file: Path, rows: Iterator[tuple[int, Row]]
+) -> Iterator[Item]:
     """Items of the rows of a caption file. Raises UserError where a column is missing, or for images."""
     if kind != "captioned_videos":
         raise UserError(
@@ -30,7 +33,7 @@ def hdvila_items(kind: str, folder: Path, file: Path, rows: Iterator[tuple[int, 
     return (_item(folder, *key, list(group)) for key, group in grouped)
 
 
-def _item(folder: Path, part: str, clip: str, rows: list[Row]) -> Item:
+def _item(folder: SourceFolder, part: str, clip: str, rows: list[Row]) -> Item:
     number = part.lstrip("0") or "0"
     bases = dict.fromkeys((part, number, f"part_{part}", f"part_{number}", f"part_{number}/video_clips", "."))
     name = os.path.normpath(f"{part}/{clip}")
@@ -45,8 +48,8 @@ def _item(folder: Path, part: str, clip: str, rows: list[Row]) -> Item:
         ]
         for base, suffix in itertools.product(bases, ("", ".mp4")):
             path = os.path.normpath(f"{base}/{clip}{suffix}")
-            if is_outside(path) or (folder / path).is_file():
-                return Item(path, find_file(folder, path), parse_captions(rows))
+            if is_outside(path) or os.path.isfile(folder.path / path):
+                return Item(path, folder.find(path), parse_captions(rows))
         raise ItemError(f"no such file; also tried {', '.join(list(bases)[1:])}, and the suffix .mp4")
     except ItemError as error:
         return Item(name, problem=str(error))

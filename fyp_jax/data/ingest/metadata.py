@@ -1,9 +1,9 @@
 """A folder of files with metadata.csv or metadata.jsonl, one row per file.
 
-Columns: `file_name` below the folder, and `text` (or `caption`). Images also have `skeleton`, a file, or
-`keypoints`, JSON or a `.json` file. A video may have several captions: consecutive rows with the same
-file_name and a `start_frame` (or `frame`), or, in JSON lines, a list as `text`:
-[{"frame": 0, "text": "..."}, ...].
+Columns: `file_name` (or `video`, `image`, `path`, `file`) below the folder, and `text` (or `caption`,
+`prompt`). Images also have `skeleton`, a file, or `keypoints`, JSON or a `.json` or `.npz` file. A video may
+have several captions: consecutive rows with the same file_name and a `start_frame` (or `frame`), or, in JSON
+lines, a list as `text`: [{"frame": 0, "text": "..."}, ...].
 """
 
 import itertools
@@ -11,43 +11,49 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fyp_jax.data.ingest.fields import find_file, image_item, parse_captions, parse_pose
+from fyp_jax.data.ingest.fields import CAPTION_COLUMNS, image_item, parse_captions, parse_pose
 from fyp_jax.data.ingest.items import Item, ItemError
+from fyp_jax.data.ingest.names import SourceFolder
 from fyp_jax.data.ingest.rows import Row, require_columns
 from fyp_jax.errors import UserError
+from fyp_jax.trees import list_names
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+FILE_COLUMNS = {
+    "captioned_videos": ("file_name", "video", "path", "file"),
+    "pose_images": ("file_name", "image", "path", "file"),
+}
+"""Columns of the file's name; the first that the metadata have counts."""
 
 
 def metadata_items(
-    kind: str, folder: Path, file: Path, first: tuple[int, Row], rows: Iterator[tuple[int, Row]]
+    kind: str, folder: SourceFolder, file: Path, first: tuple[int, Row], rows: Iterator[tuple[int, Row]]
 ) -> Iterator[Item]:
     """Items of the rows of a metadata file, of which `first` (line, row) shows the columns.
 
     Raises UserError where a column is missing.
     """
-    videos, columns = kind == "captioned_videos", set(first[1])
-    poses = {"skeleton", "keypoints"}
-    for needed in ({"file_name"}, {"text", "caption"}, *([] if videos else [poses])):
-        if not columns & needed:
+    videos, columns = kind == "captioned_videos", first[1]
+    poses = () if videos else (("skeleton", "keypoints"),)
+    for needed in (FILE_COLUMNS[kind], CAPTION_COLUMNS, *poses):
+        if not any(column in columns for column in needed):
             raise UserError(
-                f"{file}: line {first[0]} has no column {' or '.join(sorted(needed, reverse=True))}; "
-                f"its columns: {', '.join(first[1])}"
+                f"{file}: line {first[0]} has no column {', '.join(needed[:-1])} or {needed[-1]}; "
+                f"its columns: {list_names(list(columns))}"
             )
-    listed = require_columns(("file_name",), rows, file)
-    if videos and columns & {"start_frame", "frame"}:
-        return (_item(kind, folder, list(group)) for _, group in itertools.groupby(listed, _file_name))
-    return (_item(kind, folder, [row]) for row in listed)
+    name_column = next(column for column in FILE_COLUMNS[kind] if column in columns)
+    listed = require_columns((name_column,), rows, file)
+    if videos and ("start_frame" in columns or "frame" in columns):
+        grouped = itertools.groupby(listed, lambda row: str(row[name_column]))
+        return (_item(kind, folder, name, list(group)) for name, group in grouped)
+    return (_item(kind, folder, str(row[name_column]), [row]) for row in listed)
 
 
-def _file_name(row: Row) -> str:
-    return str(row["file_name"])
-
-
-def _item(kind: str, folder: Path, rows: list[Row]) -> Item:
-    name = os.path.normpath(_file_name(rows[0]))
+def _item(kind: str, folder: SourceFolder, file_name: str, rows: list[Row]) -> Item:
+    name = os.path.normpath(file_name)
     try:
-        media = find_file(folder, _file_name(rows[0]))
+        media = folder.find(file_name)
+        name = folder.name_of(media)
         if kind == "captioned_videos":
             return Item(name, media, parse_captions(rows))
         return image_item(name, media, rows[0], *parse_pose(rows[0], folder))
