@@ -46,8 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def traced_once(name: str, fingerprint: Mapping[str, str], make: Callable[[], Any]) -> Any:
-    """`compilation_cache.cached`, but a value that no file caches is made once in this process: tracing the shapes
-    of a model takes seconds."""
+    """`compilation_cache.cached`, but a value that no file caches is made once in this process.
+
+    Tracing the shapes of a model takes seconds.
+    """
     if cache_file(name, fingerprint) is not None:
         return cached(name, fingerprint, make)
     key = name, json.dumps(dict(fingerprint), sort_keys=True)
