@@ -3,9 +3,10 @@
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +28,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-from fyp_jax.compilation_cache import enable_compilation_cache  # noqa: E402
+from fyp_jax.compilation_cache import cache_file, cached, enable_compilation_cache  # noqa: E402
 from fyp_jax.convert.torch_key_mapping import from_torch  # noqa: E402
+from fyp_jax.models import encoders, pose_encoder, unet  # noqa: E402
 from fyp_jax.models.unet import UNet3DConfig  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # for tests of meshes; all other tests use the first device
@@ -46,6 +48,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("tpu_compile"):
                 item.add_marker(pytest.mark.skip(reason="the TPU compiler (libtpu) is not installed"))
 
+
+def traced_once(name: str, fingerprint: Mapping[str, str], make: Callable[[], Any]) -> Any:
+    """`compilation_cache.cached`, but a value that no file caches is made once in this process.
+
+    Tracing the shapes of a model takes seconds.
+    """
+    if cache_file(name, fingerprint) is not None:
+        return cached(name, fingerprint, make)
+    key = name, json.dumps(dict(fingerprint), sort_keys=True)
+    if key not in _TRACED:
+        _TRACED[key] = pickle.dumps(make())
+    return pickle.loads(_TRACED[key])
+
+
+_TRACED: dict[tuple[str, str], bytes] = {}
+encoders.cached = pose_encoder.cached = unet.cached = traced_once  # pyright: ignore
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -34,6 +34,7 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, cwd=out, check=False), out
 
 
+@pytest.mark.slow
 def test_default_run_prints_its_clip_and_no_warning(default_run: tuple):
     done, out = default_run
     assert done.returncode == 0, done.stderr
@@ -43,6 +44,7 @@ def test_default_run_prints_its_clip_and_no_warning(default_run: tuple):
     assert "deprecat" not in done.stderr.lower()
 
 
+@pytest.mark.slow
 def test_run_writes_video_gif_grid_record_and_config(default_run: tuple):
     folder = default_run[1] / "0000"
     stem = "00-a-robot-on-the-beach"
@@ -68,6 +70,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_second_run_from_the_config_gives_equal_files_and_compiles_nothing(
     default_run: tuple, program_cache: Path
 ):
@@ -114,28 +117,37 @@ def test_pose_of_null_is_no_pose():
     assert parse(["--pose", "./null"]).pose.path == "./null"  # a file of this name
 
 
-def test_run_without_a_pose_repeats_from_its_config(
+def test_run_of_a_tiny_model_repeats_from_its_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache_folder: Path
 ):
-    """Two prompts, a tiny model of random weights, and no flag in the second command but --config."""
-    model = tiny_models.write_pipeline(tmp_path / "model")
-    first = [
-        "pose.path=null",
-        "num_frames=2",
-        "num_inference_steps=2",
-        f"pretrained={model}",
-        "random_init=true",
-    ]
-    first += ["--out", str(tmp_path / "runs"), "--prompt", "a robot", "a panda"]
-    for args in (first, ["--config", str(tmp_path / "runs" / "0000" / "config.yaml")]):
+    """The cheap sibling of the default runs above: in this process, two prompts, and weights at random."""
+    model, runs = tiny_models.write_pipeline(tmp_path / "model"), tmp_path / "runs"
+    options = ["num_frames=2", "num_inference_steps=2", f"pretrained={model}", "random_init=true"]
+    first = [*options, "--out", str(runs), "--prompt", "a robot", "a panda"]
+    programs = []
+    for args in (first, ["--config", str(runs / "0000" / "config.yaml")]):
         monkeypatch.setattr(sys, "argv", ["sample.py", *args])
         main()
-        assert "The weights are random" in capsys.readouterr().out
-    assert clip_files(tmp_path / "runs") == ["0000", "0001"]
-    for name in ("00-a-robot.mp4", "01-a-panda.gif"):
-        one, other = (tmp_path / "runs" / run / name for run in ("0000", "0001"))
-        assert one.read_bytes() == other.read_bytes()
-    assert json.loads((tmp_path / "runs" / "0000" / "01-a-panda.json").read_text())["pose"] is None
+        out = capsys.readouterr().out
+        assert "The weights are random" in out
+        programs.append(
+            {file.name for file in cache_folder.iterdir() if file.name.startswith("fyp_jax_sampling")}
+        )
+    assert str(runs / "0001" / "01-a-panda.mp4") in out
+    assert len(programs[0]) == 1
+    assert programs[1] == programs[0], "the second run compiles nothing"
+    stems = ("00-a-robot", "01-a-panda")
+    names = [f"{stem}.{suffix}" for stem in stems for suffix in ("gif", "json", "mp4", "png")]
+    for run in ("0000", "0001"):
+        assert clip_files(runs / run) == sorted(["config.yaml", *names])
+    for name in names:
+        one, other = ((runs / run / name).read_bytes() for run in ("0000", "0001"))
+        assert one == other or name.endswith(".json")
+    record = json.loads((runs / "0000" / "01-a-panda.json").read_text())
+    assert record["prompt"] == "a panda"
+    assert record["config"]["num_frames"] == 2
+    assert Path(record["pose"]["file"]).name == "dance.json"
+    assert record["weights"]["provenance"] == {"random": True}
 
 
 def test_help_lists_fields_with_their_defaults(capsys: pytest.CaptureFixture[str]):

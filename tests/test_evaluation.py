@@ -1,69 +1,86 @@
-"""The mini world's exam: what is asked, how it is scored, and what it means to take a part away."""
+"""The evaluation set, its scores, the ablations, and the scripts that evaluate and show the bundled model."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import tiny_models
-from fyp_jax.evaluation import exam, report, ways
+from cli_utils import SCRIPTS, assert_mistake, run_script
+from fyp_jax.cli import evaluate
+from fyp_jax.evaluation import ablations, eval_set, report
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
+from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
 from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS, render_frames
 from fyp_jax.synthetic.styles import STYLES
 
 
-def test_questions_are_of_the_held_out_motion_and_of_the_pairs_asked_for():
+def as_float(video: np.ndarray) -> np.ndarray:
+    """In place of the VAE."""
+    return video.astype(np.float32)
+
+
+def test_eval_cases_have_the_held_out_motion_and_pairs_of_their_kind():
     for held_out, pairs in ((False, TRAIN_PAIRS), (True, HELD_OUT_PAIRS)):
-        asked = exam.make_eval_cases(8, 2, held_out)
-        assert {(q.scene.character, q.scene.background) for q in asked} <= set(pairs)
-        assert {q.scene.motion for q in asked} == {HELD_OUT_MOTION}
-        assert {q.scene.style for q in asked} == set(STYLES)
-        assert len({q.scene.seed for q in asked}) == 8
+        cases = eval_set.make_eval_cases(8, 2, held_out)
+        assert {(case.scene.character, case.scene.background) for case in cases} <= set(pairs)
+        assert {case.scene.motion for case in cases} == {HELD_OUT_MOTION}
+        assert {case.scene.style for case in cases} == set(STYLES)
+        assert len({case.scene.seed for case in cases}) == 8
 
 
-def test_the_worlds_own_drawings_pass_and_noise_fails():
-    asked = exam.make_eval_cases(4, 2, False)
-    drawn = [render_frames(question.scene, question.keypoints) for question in asked]
-    noise = [np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(drawn)]
-    good, bad = (exam.score(clips, asked, lambda video: video.astype(np.float32)) for clips in (drawn, noise))
+def test_renderings_score_high_and_noise_low():
+    cases = eval_set.make_eval_cases(4, 2, False)
+    rendered = [render_frames(case.scene, case.keypoints) for case in cases]
+    noise = [
+        np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(rendered)
+    ]
+    good, bad = (eval_set.score(clips, cases, as_float) for clips in (rendered, noise))
     assert good.pose_accuracy.mean > 0.97
     assert good.character.mean == good.background.mean == good.style.mean == 1
     assert good.flicker.mean == 0
     assert bad.iou.mean < good.iou.mean - 0.35
     assert bad.flicker.mean > 50
-    table = list(report.rows({"drawn": good, "noise": bad}))
+    table = list(report.table_rows({"rendered": good, "noise": bad}))
     assert len(table) == 4
-    assert {row.count("|") for row in table} == {len(exam.Scores._fields) + 2}
+    assert {row.count("|") for row in table} == {len(eval_set.Scores._fields) + 2}
 
 
-def test_without_cross_frame_attention_frames_read_themselves_alone():
+def test_without_cross_frame_attention_a_frame_attends_only_to_itself():
     x = jax.random.normal(jax.random.key(0), (1, 3, 4, 8))
-    together, apart = (CrossFrameAttention(2, 8, cross_frame=cross) for cross in (True, False))
-    params = together.init(jax.random.key(1), x)
+    whole_clip, single = (CrossFrameAttention(2, 8, cross_frame=cross) for cross in (True, False))
+    params = whole_clip.init(jax.random.key(1), x)
     other = x.at[:, 0].add(1.0)
     changed = [
         np.abs(module.apply(params, x) - module.apply(params, other)).max((0, 2, 3))
-        for module in (together, apart)
+        for module in (whole_clip, single)
     ]
     assert (changed[0] > 0.01).all(), "every frame reads frame 0"
     assert changed[1][0] > 0.01
     assert not changed[1][1:].any()
-    alone = jnp.concatenate([apart.apply(params, x[:, i : i + 1]) for i in range(3)], axis=1)
-    np.testing.assert_allclose(apart.apply(params, x), alone, atol=1e-6)
+    alone = jnp.concatenate([single.apply(params, x[:, i : i + 1]) for i in range(3)], axis=1)
+    np.testing.assert_allclose(single.apply(params, x), alone, atol=1e-6)
 
 
-def test_without_temporal_layers_and_cross_frame_attention_frames_meet_in_norms_alone():
-    """Two equal frames and no norm that tells them apart: each is what it is on its own."""
+def test_without_temporal_layers_and_cross_frame_attention_equal_frames_stay_as_they_are_alone():
+    """Norms over all frames of a clip have the statistics of one frame where all are equal."""
     params = random_params(unet_shapes(tiny_models.UNET), seed=0)
-    silent = ways.without_temporal_layers(params)
-    assert {path for path, x in flatten_dict(silent, sep="/").items() if not np.any(x)} >= {
+    zeroed = ablations.without_temporal_layers(params)
+    assert {path for path, x in flatten_dict(zeroed, sep="/").items() if not np.any(x)} >= {
         path for path in flatten_dict(params, sep="/") if "conv_temporal/up" in path
     }
     config = dataclasses.replace(tiny_models.UNET, cross_frame_attention=False)
@@ -74,34 +91,175 @@ def test_without_temporal_layers_and_cross_frame_attention_frames_meet_in_norms_
     def run(params: dict, clip: jax.Array) -> jax.Array:
         return UNet3D(config).apply({"params": params}, clip, jnp.array([500]), text)
 
-    one, two = run(silent, frame), run(silent, jnp.concatenate([frame, frame], axis=1))
+    one, two = run(zeroed, frame), run(zeroed, jnp.concatenate([frame, frame], axis=1))
     np.testing.assert_allclose(two, jnp.concatenate([one, one], axis=1), atol=1e-4)
     with_time = run(params, jnp.concatenate([frame, frame], axis=1))
     assert np.abs(with_time - two).max() > 0.01
 
 
-def test_before_the_motion_stage_the_queries_are_the_image_models():
+def test_before_the_motion_stage_queries_are_those_of_the_image_model():
     params = {"unet": random_params(unet_shapes(tiny_models.UNET), seed=0)}
     image = {
         "down_blocks_0": {
             "attentions_0": {"transformer_blocks_0": {"attn1": {"to_q": {"kernel": jnp.ones((16, 16))}}}}
         }
     }
-    before = ways.before_motion_stage(params, image)["unet"]
+    before = ablations.before_motion_stage(params, image)["unet"]
     block = before["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]
     assert (block["attn1"]["to_q"]["kernel"] == 1).all()
     assert not np.any(block["conv_temporal"]["up"]["kernel"])
     assert np.any(block["attn2"]["to_q"]["kernel"])
 
 
-def test_figures_show_every_way(tmp_path: Path):
-    asked = exam.make_eval_cases(2, 2, False)
-    drawn = [render_frames(question.scene, question.keypoints) for question in asked]
-    scores = exam.score(drawn, asked, lambda video: video.astype(np.float32))
+def test_figures_have_a_row_for_each_model(tmp_path: Path):
+    cases = eval_set.make_eval_cases(2, 2, False)
+    rendered = [render_frames(case.scene, case.keypoints) for case in cases]
+    scores = eval_set.score(rendered, cases, as_float)
     sizes = []
     for count in (2, 5):
-        names = [f"way {i}" for i in range(count)]
-        report.draw_scores(dict.fromkeys(names, scores), tmp_path / "scores.png")
-        report.draw_clips(dict.fromkeys(names, drawn), tmp_path / "clips.png", 2)
+        names = [f"model {i}" for i in range(count)]
+        report.plot_scores(dict.fromkeys(names, scores), tmp_path / "scores.png")
+        report.plot_clips(dict.fromkeys(names, rendered), tmp_path / "clips.png", 2)
         sizes.append([Image.open(tmp_path / f"{name}.png").height for name in ("scores", "clips")])
     assert (np.array(sizes[1]) > sizes[0]).all(), "a row for each"
+
+
+TINY_OPTIONS = ["--clips", "2", "--frames", "2"]
+
+
+@pytest.fixture
+def fake_pipeline() -> Any:
+    """A pipeline without weights, for cheap tests: its clips are the pose images, its latents the frames."""
+
+    def sample(prompt: str, pose: np.ndarray, sampling: Any) -> Any:
+        assert sampling.num_frames == len(pose)
+        return SimpleNamespace(frames=pose)
+
+    pipeline = mock.Mock(side_effect=sample, encode=as_float)
+    with mock.patch.object(FollowYourPosePipeline, "from_config", return_value=pipeline):
+        yield pipeline
+
+
+def models_of(**models: Callable) -> Any:
+    return mock.patch.object(evaluate, "sample_functions", return_value=models)
+
+
+def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, tmp_path: Path):
+    rendering = {ablations.FULL_MODEL: lambda case, seed: render_frames(case.scene, case.keypoints)}
+    skeletons = {"skeletons": lambda case, seed: case.pose_images}
+    with models_of(**rendering, **skeletons):
+        done = run_script(SCRIPTS / "evaluate.py", *TINY_OPTIONS, "--long", "3", "--out", tmp_path / "new")
+    assert done.status == 0, done.err
+    scores = json.loads((tmp_path / "new" / "scores.json").read_text())
+    models = ["ground truth", "full model", "skeletons", "ground truth, held-out pairs"]
+    models += ["full model, held-out pairs", "ground truth, 3 frames", "full model, 3 frames"]
+    assert list(scores) == models
+    assert scores["full model"] == scores["ground truth"]
+    assert scores["full model"]["character"]["mean"] == 1
+    assert scores["skeletons"]["iou"]["mean"] < scores["full model"]["iou"]["mean"]
+    assert (tmp_path / "new" / "scores.md").read_text() in done.out + "\n"
+    for name in ("scores.png", "clips.png"):
+        with Image.open(tmp_path / "new" / name) as figure:
+            assert min(figure.size) > 100
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--clips", "0"], "give at least one clip"),
+        (["--frames", "1"], "clips of at least two frames"),
+        (["--compare", "runs/mine"], "--compare runs/mine: give NAME=DIR"),
+        (["num_inference_step=3"], "unknown key num_inference_step"),
+        (["--out", "{file}"], "file: cannot be written"),
+    ],
+)
+def test_evaluate_refuses_before_it_loads_weights(
+    fake_pipeline: Any, tmp_path: Path, args: list, message: str
+):
+    (tmp_path / "file").touch()
+    args = [arg.format(file=tmp_path / "file") for arg in args]
+    assert_mistake(run_script(SCRIPTS / "evaluate.py", *args), message)
+    FollowYourPosePipeline.from_config.assert_not_called()
+
+
+@pytest.mark.slow
+def test_evaluate_scores_the_bundled_model_and_its_ablations(tmp_path: Path):
+    args = ["--clips", "1", "--frames", "2", "--ablations", "--compare", f"again={tmp_path / 'nowhere'}"]
+    done = run_script(SCRIPTS / "evaluate.py", *args, "--out", tmp_path)
+    assert_mistake(done, "nowhere: no such folder")
+    done = run_script(SCRIPTS / "evaluate.py", *args[:-2], "num_inference_steps=5", "--out", tmp_path)
+    assert done.status == 0, done.err
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert len(scores) == 2 + 8 + 2
+    full = scores.pop("full model")
+    assert full["pose_accuracy"]["mean"] > 0.7
+    assert all(row != full for row in scores.values()), "each ablation changes the clip"
+
+
+def test_ablations_change_one_part_of_the_model_each(tmp_path: Path):
+    tiny_models.write_weights(tiny_models.write_pipeline(tmp_path / "configs"), tmp_path / "model")
+    config = SampleConfig(pretrained=str(tmp_path / "model"), random_init=True, noise_correlation=1.0)
+    pipeline = FollowYourPosePipeline.from_config(config)
+    unet = pipeline.params["unet"]
+    with mock.patch.object(ablations, "full_model", lambda pipeline, sampling: (pipeline, sampling)):
+        models: dict[str, Any] = evaluate.sample_functions(config, pipeline, True, {})
+    assert len(models) == 8
+    used, sampling = models["full model"]
+    assert used is pipeline
+    assert models["independent noise for each frame"] == (
+        pipeline, dataclasses.replace(sampling, noise_correlation=0.0)
+    )  # fmt: skip
+    pose_stage, _ = models["pose stage only, correlated noise"]
+    assert not np.any(pose_stage.params["unet"]["mid_block"]["attentions_0"]["transformer_blocks_0"]
+                      ["conv_temporal"]["up"]["kernel"])  # fmt: skip
+    assert pose_stage.params["pose_encoder"] is pipeline.params["pose_encoder"]
+    silent, _ = models["without temporal layers"]
+    assert silent.params["unet"]["conv_in"] is unet["conv_in"]
+    apart, _ = models["without cross-frame attention"]
+    assert not apart.programs.unet.config.cross_frame_attention
+    assert apart.params is pipeline.params
+
+
+def test_frame_by_frame_samples_each_frame_with_its_own_noise():
+    calls = []
+
+    def sample(prompt: str, pose: np.ndarray, sampling: Any) -> Any:
+        calls.append((len(pose), sampling.num_frames, sampling.seed))
+        return SimpleNamespace(frames=pose)
+
+    case = eval_set.make_eval_cases(1, 3, False)[0]
+    params = SampleConfig()
+    pipeline: Any = sample
+    frames = ablations.frame_by_frame.__wrapped__(pipeline, params)(case, 2)
+    np.testing.assert_array_equal(frames, case.pose_images)
+    assert calls == [(1, 1, 2000), (1, 1, 2001), (1, 1, 2002)]
+
+
+def test_teaser_has_the_pose_and_a_clip_for_each_prompt(fake_pipeline: Any, tmp_path: Path):
+    args = ["--frames", "3", "--prompt", "A robot, on the sea", "Hulk, on the beach"]
+    done = run_script(SCRIPTS / "make_teaser.py", *args, "--out", tmp_path / "teaser.gif")
+    assert done.status == 0, done.err
+    assert done.out.startswith(f"{tmp_path / 'teaser.gif'}: 0.")
+    assert [call.args[0] for call in fake_pipeline.call_args_list] == args[3:]
+    with Image.open(tmp_path / "teaser.gif") as gif:
+        assert gif.n_frames == 3
+        frame = np.asarray(gif.convert("RGB"))
+    column = 64 * 2 + 6  # scale and gap
+    assert frame.shape[1] == 3 * column - 6
+    np.testing.assert_array_equal(frame[:128, :128], frame[:128, column : column + 128])
+    assert (frame[:128, :128].max(axis=-1) > 0).any(), "a skeleton"
+
+
+def test_teaser_takes_the_poses_of_sample_py(fake_pipeline: Any, tmp_path: Path):
+    args = ["--frames", "2", "--prompt", "A robot, on the sea", "--out", tmp_path / "teaser.gif", "--pose"]
+    assert run_script(SCRIPTS / "make_teaser.py", *args, "dance").status == 0
+    assert_mistake(run_script(SCRIPTS / "make_teaser.py", *args, "nowhere.mp4"), "nowhere.mp4")
+
+
+@pytest.mark.slow
+def test_teaser_of_the_bundled_model(tmp_path: Path):
+    args = ["--frames", "2", "--prompt", "A robot, on the sea", "--out", tmp_path / "teaser.gif"]
+    assert run_script(SCRIPTS / "make_teaser.py", *args).status == 0
+    with Image.open(tmp_path / "teaser.gif") as gif:
+        frame = np.asarray(gif.convert("RGB"))
+    assert np.abs(frame[:128, :128].astype(int) - frame[:128, 134:]).mean() > 20

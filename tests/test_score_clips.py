@@ -1,4 +1,4 @@
-"""Scores of papers: CLIP against PyTorch's on one folder; both commands on files with known answers."""
+"""scripts/score_clips.py: CLIP against PyTorch's on one folder; both commands on files with known scores."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,11 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
-from fyp_jax.convert.clip_folder import load_clip
 from fyp_jax.errors import UserError
-from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck
+from fyp_jax.evaluation.clip_score import load_clip
+from fyp_jax.evaluation.keypoint_metrics import match_people, pck
 from fyp_jax.media.writing import write_mp4
+from fyp_jax.pose.similarity import oks
 
 SCRIPT = SCRIPTS / "score_clips.py"
 SIDE = 32
@@ -21,7 +22,7 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3)).astype(np.uint
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP with drawn weights, as PyTorch's transformers saves it."""
+    """A small CLIP of random weights, as PyTorch's transformers saves it."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
@@ -44,29 +45,29 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_embeddings_are_those_of_pytorch(clip_folder: Path):
+def test_embeddings_equal_those_of_pytorch(clip_folder: Path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     clip, params = load_clip(str(clip_folder))
-    text, pictures = clip.embed(params, "A robot, on the beach", VIDEO)
-    theirs = transformers.CLIPModel.from_pretrained(str(clip_folder)).eval()
+    text, images = clip.embed(params, "A robot, on the beach", VIDEO)
+    torch_clip = transformers.CLIPModel.from_pretrained(str(clip_folder)).eval()
     inputs = clip.tokenizer("A robot, on the beach", return_tensors="pt")
     pixels = clip.processor(list(VIDEO), return_tensors="pt", input_data_format="channels_last")
     with torch.no_grad():
-        out = theirs(**inputs, **pixels)
+        out = torch_clip(**inputs, **pixels)
     np.testing.assert_allclose(text, out.text_embeds[0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(pictures, out.image_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(images, out.image_embeds.numpy(), atol=1e-5)
 
 
-def test_a_long_prompt_is_cut_and_a_wrong_folder_is_told(clip_folder: Path, tmp_path: Path):
+def test_long_prompt_is_cut_and_folder_of_another_model_refused(clip_folder: Path, tmp_path: Path):
     clip, params = load_clip(str(clip_folder))
     text, _ = clip.embed(params, "a robot dances " * 60, VIDEO[:1])
     assert np.linalg.norm(text) == pytest.approx(1, abs=1e-5)
     (tmp_path / "config.json").write_text(json.dumps(tiny_models.TEXT_ENCODER))
-    with pytest.raises(UserError, match="not that of CLIP"):
+    with pytest.raises(UserError, match="does not describe a CLIP model"):
         load_clip(str(tmp_path))
 
 
-def test_the_command_scores_a_runs_folder(clip_folder: Path, tmp_path: Path):
+def test_clip_command_scores_the_clips_of_a_run(clip_folder: Path, tmp_path: Path):
     still = VIDEO[:1].repeat(4, axis=0)
     for number, video in enumerate((still, VIDEO)):
         write_mp4(tmp_path / "run" / f"{number}.mp4", video, 8)
@@ -96,22 +97,31 @@ def write_keypoints(file: Path, frames: list[list[np.ndarray]], side: int = 64) 
     return file
 
 
-def test_each_given_person_is_compared_with_whom_it_is_most_like():
+def test_target_person_is_matched_with_the_most_similar_prediction():
     left, right = person(), person(300)
-    ours, theirs = match_people([np.stack([right, left]), np.zeros((0, 17, 3))], [left[None], right[None]])
-    assert (ours[0] == left).all()
-    assert pck(ours, theirs) == 0.5
-    assert oks(ours, theirs) == pytest.approx(0.5)
+    pred, target = match_people([np.stack([right, left]), np.zeros((0, 17, 3))], [left[None], right[None]])
+    assert (pred[0] == left).all()
+    assert pck(pred, target) == 0.5
+    assert oks(pred, target) == pytest.approx(0.5)
 
 
-def test_the_command_compares_two_keypoint_files(tmp_path: Path):
-    given = write_keypoints(tmp_path / "given.json", [[person()], []])
+def test_keypoints_command_compares_two_files(tmp_path: Path):
+    target = write_keypoints(tmp_path / "target.json", [[person()], []])
     twice_as_large = person()
     twice_as_large[:, :2] *= 2
-    found = write_keypoints(tmp_path / "found.json", [[twice_as_large], [person()]], side=128)
-    done = run_script(SCRIPT, "keypoints", "--found", found, "--given", given)
+    pred = write_keypoints(tmp_path / "pred.json", [[twice_as_large], [person()]], side=128)
+    done = run_script(SCRIPT, "keypoints", "--pred", pred, "--target", target)
     assert done.status == 0, done.err
-    assert "PCK@0.1: 1.0000\nOKS: 1.0000\n" in done.out
-    for frames, told in (([[person()]], "has 2 frames"), ([[], []], "nobody")):
+    assert "PCK@0.1: 1.0000\nOKS: 1.0000\npeople: 1 in 2 frames\n" in done.out
+    for frames, message in (([[person()]], "has 2 frames"), ([[], []], "holds no person")):
         other = write_keypoints(tmp_path / "other.json", frames)
-        assert_mistake(run_script(SCRIPT, "keypoints", "--found", given, "--given", other), told)
+        assert_mistake(run_script(SCRIPT, "keypoints", "--pred", target, "--target", other), message)
+
+
+def test_threshold_is_a_fraction_of_the_larger_side(tmp_path: Path):
+    side = np.ptp(person()[:, :2], axis=0).max()
+    target = write_keypoints(tmp_path / "target.json", [[person()]])
+    pred = write_keypoints(tmp_path / "pred.json", [[person(0.3 * side)]])
+    for threshold, expected in ((0.2, "PCK@0.2: 0.0000"), (0.4, "PCK@0.4: 1.0000")):
+        files = ("--pred", pred, "--target", target)
+        assert expected in run_script(SCRIPT, "keypoints", *files, "--threshold", threshold).out

@@ -182,7 +182,6 @@ def inspect_video(data: bytes, name: str) -> VideoInfo:
 
 
 def _inspect_animated_webp(data: bytes, name: str) -> VideoInfo:
-    durations = []
     try:
         durations = [duration for _, duration in animated_webp_frames(data)]
     except PICTURE_ERRORS as error:
