@@ -77,6 +77,7 @@ def test_without_cross_frame_attention_a_frame_attends_only_to_itself():
     np.testing.assert_allclose(single.apply(params, x), alone, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_temporal_layers_and_cross_frame_attention_equal_frames_stay_as_they_are_alone():
     """Norms over all frames of a clip have the statistics of one frame where all are equal."""
     params = random_params(unet_shapes(tiny_models.UNET), seed=0)
