@@ -23,6 +23,7 @@ from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
 from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS, render_frames
@@ -76,6 +77,7 @@ def test_without_cross_frame_attention_a_frame_attends_only_to_itself():
     np.testing.assert_allclose(single.apply(params, x), alone, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_temporal_layers_and_cross_frame_attention_equal_frames_stay_as_they_are_alone():
     """Norms over all frames of a clip have the statistics of one frame where all are equal."""
     params = random_params(unet_shapes(tiny_models.UNET), seed=0)
@@ -198,26 +200,39 @@ def test_evaluate_scores_the_bundled_model_and_its_ablations(tmp_path: Path):
 
 def test_ablations_change_one_part_of_the_model_each(tmp_path: Path):
     tiny_models.write_weights(tiny_models.write_pipeline(tmp_path / "configs"), tmp_path / "model")
-    config = SampleConfig(pretrained=str(tmp_path / "model"), random_init=True, noise_correlation=1.0)
+    config = SampleConfig(
+        pretrained=str(tmp_path / "model"), random_init=True, noise_correlation=1.0, pose_guidance=True
+    )
     pipeline = FollowYourPosePipeline.from_config(config)
-    unet = pipeline.params["unet"]
-    with mock.patch.object(ablations, "full_model", lambda pipeline, sampling: (pipeline, sampling)):
-        models: dict[str, Any] = evaluate.sample_functions(config, pipeline, True, {})
+    parts: dict[Callable, tuple[FollowYourPosePipeline, SamplingParams]] = {}
+
+    def recorded(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> Callable:
+        model = mock.Mock()
+        parts[model] = pipeline, sampling
+        return model
+
+    with mock.patch.object(ablations, "full_model", recorded):
+        models = evaluate.sample_functions(config, pipeline, True, {})
+    used = {name: parts[model] for name, model in models.items() if model in parts}
     assert len(models) == 8
-    used, sampling = models["full model"]
-    assert used is pipeline
-    assert models["independent noise for each frame"] == (
-        pipeline, dataclasses.replace(sampling, noise_correlation=0.0)
-    )  # fmt: skip
-    pose_stage, _ = models["pose stage only, correlated noise"]
-    assert not np.any(pose_stage.params["unet"]["mid_block"]["attentions_0"]["transformer_blocks_0"]
-                      ["conv_temporal"]["up"]["kernel"])  # fmt: skip
-    assert pose_stage.params["pose_encoder"] is pipeline.params["pose_encoder"]
-    silent, _ = models["without temporal layers"]
-    assert silent.params["unet"]["conv_in"] is unet["conv_in"]
-    apart, _ = models["without cross-frame attention"]
-    assert not apart.programs.unet.config.cross_frame_attention
-    assert apart.params is pipeline.params
+    full, sampling = used["full model"]
+    assert full is pipeline
+    no_correlation = dataclasses.replace(sampling, noise_correlation=0.0)
+    assert used["independent noise for each frame"] == (pipeline, no_correlation)
+    text_guidance = dataclasses.replace(sampling, pose_guidance=False)
+    assert used["guidance on the text alone"] == (pipeline, text_guidance)
+    assert sampling not in (no_correlation, text_guidance)
+    pose_stage = flatten_dict(used["pose stage only, correlated noise"][0].params, sep="/")
+    silent = flatten_dict(used["without temporal layers"][0].params, sep="/")
+    for path, x in flatten_dict(pipeline.params, sep="/").items():
+        temporal = "attn_temp/to_out_0" in path or "conv_temporal/up" in path
+        assert np.array_equal(silent[path], 0 * x if temporal else x)
+        queries = "attn1/to_q" in path or "attn2/to_q" in path
+        assert np.any(pose_stage[path]) <= (not temporal)
+        assert not queries or not np.array_equal(pose_stage[path], x), "the image model's"
+    single, _ = used["without cross-frame attention"]
+    assert not single.programs.unet.config.cross_frame_attention
+    assert single.params is pipeline.params
 
 
 def test_frame_by_frame_samples_each_frame_with_its_own_noise():

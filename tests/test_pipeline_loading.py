@@ -1,0 +1,114 @@
+"""FollowYourPosePipeline.from_pretrained: a bundled name, a folder, a checkpoint of ours; and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+import tiny_models
+from cli_utils import assert_same
+from fyp_jax.checkpoints.inference import inference_shapes, save_inference
+from fyp_jax.convert.delta_weights import DELTA_FILE
+from fyp_jax.errors import UserError
+from fyp_jax.models.random_params import random_params
+from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+
+STEP = 7
+
+
+class Saved(NamedTuple):
+    """Weights of a tiny model on disk."""
+
+    base: Path
+    """A Stable Diffusion in diffusers' layout, without pose encoder and temporal layers."""
+    checkpoint: Path
+    """A checkpoint whose provenance names `base`."""
+    params: dict[str, Any]
+    """Its UNet and pose encoder."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    folder = tmp_path_factory.mktemp("loading")
+    tiny_models.write_weights(tiny_models.write_pipeline(folder / "configs"), folder / "base")
+    params = random_params(inference_shapes(tiny_models.UNET), seed=5)
+    provenance = {"stage": "motion", "pretrained": str(folder / "base")}
+    save_inference(folder / "checkpoint", STEP, tiny_models.UNET, params, provenance)
+    return Saved(folder / "base", folder / "checkpoint", params)
+
+
+def test_checkpoint_finds_its_base_pipeline(saved: Saved):
+    pipeline = FollowYourPosePipeline.from_pretrained(saved.checkpoint)
+    assert_same({part: pipeline.params[part] for part in saved.params}, saved.params)
+    assert pipeline.weights["pretrained"] == str(saved.base)
+    assert pipeline.weights["checkpoint"] == str(saved.checkpoint)
+    assert pipeline.weights["provenance"]["step"] == STEP
+    both = FollowYourPosePipeline.from_pretrained(saved.base, checkpoint=saved.checkpoint)
+    assert both.weights == pipeline.weights
+
+
+def test_folder_with_delta_weights_has_its_own_sampling_defaults(saved: Saved, tmp_path: Path):
+    """As the folder of a bundled model has them."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for part in saved.base.iterdir():
+        (folder / part.name).symlink_to(part)
+    save_file(
+        {path: np.asarray(x) for path, x in flatten_dict(saved.params, sep="/").items()}, folder / DELTA_FILE
+    )
+    (folder / "sampling_params.json").write_text(json.dumps({"guidance_scale": 3.0, "width": 128}))
+    pipeline = FollowYourPosePipeline.from_pretrained(folder, dtype="bfloat16")
+    side = tiny_models.UNET.sample_size * 8
+    assert pipeline.defaults == SamplingParams(height=side, width=128, guidance_scale=3.0)
+    assert pipeline.weights["checkpoint"] is None
+    assert pipeline.params["unet"]["conv_in"]["kernel"].dtype == "bfloat16"
+    kernel = np.asarray(saved.params["pose_encoder"]["conv_in"]["kernel"])
+    np.testing.assert_array_equal(
+        pipeline.params["pose_encoder"]["conv_in"]["kernel"], kernel.astype("bfloat16")
+    )
+
+
+def test_checkpoint_that_names_no_pipeline_is_refused(saved: Saved, tmp_path: Path):
+    save_inference(tmp_path / "checkpoint", STEP, tiny_models.UNET, saved.params, {"stage": "motion"})
+    with pytest.raises(UserError, match="does not say which pipeline it was made with; .*pretrained=NAME"):
+        FollowYourPosePipeline.from_pretrained(tmp_path / "checkpoint")
+
+
+def test_checkpoint_whose_pipeline_is_gone_is_refused(saved: Saved, tmp_path: Path):
+    provenance = {"pretrained": str(tmp_path / "gone")}
+    save_inference(tmp_path / "checkpoint", STEP, tiny_models.UNET, saved.params, provenance)
+    with pytest.raises(UserError, match="gone: no such folder, and no bundled model"):
+        FollowYourPosePipeline.from_pretrained(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sd14", {}, "sd14: has no trained pose encoder and temporal layers; give checkpoint=FOLDER"),
+        ("{base}", {}, "base: has no trained pose encoder and temporal layers"),
+        ("nowhere", {}, "nowhere: no such folder, and no bundled model of this name .*mini, sd14"),
+        ("{base}", {"checkpoint": "nowhere"}, "nowhere: no such folder"),
+        ("{base}", {"checkpoint": "{base}"}, "base: .*no checkpoint in it"),
+        ("{base}", {"dtype": "float16"}, "dtype=float16 is not float32 or bfloat16"),
+        ("{base}", {"mesh": MeshConfig(data=4)}, "mesh.data=4 .*sampling takes mesh.data=1 or 2"),
+        ("{base}", {"mesh": MeshConfig(data=2, frame=8)}, "needs 16 devices; there are 8"),
+    ],
+)
+def test_what_loads_no_pipeline_is_refused(saved: Saved, name: str, options: dict, message: str):
+    options = {k: x.format(base=saved.base) if isinstance(x, str) else x for k, x in options.items()}
+    with pytest.raises(UserError, match=message):
+        FollowYourPosePipeline.from_pretrained(name.format(base=saved.base), **options)
+
+
+def test_mesh_may_have_any_number_of_devices_for_frames(saved: Saved):
+    """The number of frames is that of a call, which need not be the default of a config."""
+    pipeline = FollowYourPosePipeline.from_pretrained(saved.checkpoint, mesh=MeshConfig(data=1, frame=3))
+    assert dict(pipeline.programs.mesh.shape)["frame"] == 3
+    with pytest.raises(UserError, match="num_frames=8 is not a multiple of mesh.frame=3"):
+        pipeline("a robot", height=64, width=64)
