@@ -1,4 +1,5 @@
-"""FollowYourPosePipeline.from_pretrained: a bundled name, a folder, a checkpoint of ours; and what it refuses."""
+"""FollowYourPosePipeline.from_pretrained: a bundled name, a folder, a checkpoint of ours; and what it
+refuses."""
 
 import json
 from pathlib import Path
