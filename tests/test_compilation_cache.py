@@ -1,4 +1,4 @@
-"""What one start caches for the next: found again, made anew where it does not fit, never an obstacle."""
+"""Values that a start caches for the next: reused, made anew where they do not fit, never an obstacle."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ import pytest
 from fyp_jax import compilation_cache
 
 
-def times_made(*fingerprint: dict[str, str]) -> int:
-    """How often a thing is made that is asked for with each of these."""
+def times_made(*fingerprints: dict[str, str]) -> int:
+    """How often `make` is called when a value of each of these fingerprints is requested."""
     made = []
-    for depends in fingerprint:
+    for fingerprint in fingerprints:
         found = compilation_cache.cached(
-            "thing", depends, lambda depends=depends: made.append(1) or dict(depends)
+            "value", fingerprint, lambda value=fingerprint: made.append(1) or dict(value)
         )
-        assert found == depends
+        assert found == fingerprint
     return len(made)
 
 

@@ -72,10 +72,10 @@ def test_inversion_from_clean_latents_is_undone_by_the_same_denoiser_alone():
     """With `set_alpha_to_one` the lowest level has no noise at all: nothing is divided by it."""
     schedule = ScheduleConfig(set_alpha_to_one=True)
     z0, eps = normal(0), normal(1)
-    # Exact for a model that sees the noise whatever the level; for a linear one as steps grow.
+    # Inversion is exact for a constant prediction; for a linear one in the limit of many steps.
     for denoise, steps, tolerance in (
         (lambda z, t: eps, 5, 1e-4),
-        (lambda z, t: 0.1 * z, 200, 0.01),
+        (lambda z, t: 0.1 * z, 500, 0.01),
     ):
         noise = ddim.invert(denoise, z0, steps, schedule)
         assert jnp.abs(noise - z0).max() > 0.1

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: stopped and gone on with, on other meshes, with weights of other types."""
+"""Whole runs of a tiny model: resumed, on other meshes, with other dtypes; and single steps of training."""
 
 import csv
 import dataclasses
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
@@ -22,20 +21,16 @@ from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
 from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
-from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.training import loop
 from fyp_jax.training.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from fyp_jax.training.init import initialize_weights
-from fyp_jax.training.losses import diffusion
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState
-from fyp_jax.training.step import make_step
+from fyp_jax.training.step import configured_step
 
-CLIPS, FRAMES = 4, 2
-ENABLED = "jax_enable_compilation_cache"
-SHORTEST = "jax_persistent_cache_min_compile_time_secs"
+CLIPS, FRAMES, SIDE = 4, 2, 64
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +43,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def equal_programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each run makes its step anew; what was compiled is found again on disk, as a restarted run finds it."""
-    before = {name: getattr(jax.config, name) for name in (ENABLED, "jax_compilation_cache_dir", SHORTEST)}
-    jax.config.update(ENABLED, True)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache.reset_cache()
-    jax.config.update(SHORTEST, 0.0)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each run traces its step again, but finds it compiled on disk, as a run does that is resumed."""
+    values = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for settings in (values, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is values:
+            yield
 
 
 def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -66,8 +64,8 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
         path=str(world / "records" / "captioned_videos"),
         num_frames=FRAMES,
         stride=2,
-        height=64,
-        width=64,
+        height=SIDE,
+        width=SIDE,
         batch_size=CLIPS,
         workers=0,
     )
@@ -86,7 +84,7 @@ def a_config(world: Path, out: Path, **changes: Any) -> TrainConfig:
 
 
 def train_on(devices: int, config: TrainConfig, patch: pytest.MonkeyPatch) -> list[str]:
-    """Run it, and read the column of losses as it was written."""
+    """Run training on so many devices; gives the column of losses as it was written."""
     make = functools.partial(make_mesh, devices=jax.devices()[:devices])
     patch.setattr(loop, "make_mesh", make)
     loop.train(config)
@@ -140,7 +138,7 @@ def test_checkpoint_of_motion_stage_changes_trainable_parameters_alone(
     begin = initialize_weights(a_config(world, Path("x")), STAGES["motion"], None)
     after = arrays(whole_run[0])
     for path, x in begin.trainable.items():
-        assert not np.array_equal(after[path], x), f"{path} was to be trained"
+        assert not np.array_equal(after[path], x), f"{path} is not trained"
     for path in after.keys() - begin.trainable.keys():
         np.testing.assert_array_equal(after[path], begin.frozen[path], err_msg=path)
 
@@ -175,14 +173,14 @@ def one_device() -> jax.sharding.Mesh:
 
 
 @pytest.fixture(scope="module")
-def stepped(one_device: jax.sharding.Mesh) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
-    """A fresh state, its step with AdamW, and how to make the state again (a step consumes it)."""
-    models, optimizer = tiny_models.models("motion", ExecutionConfig()), optax.adamw(1e-3)
-    make = functools.partial(tiny_models.state, models, "motion", optimizer, one_device)
-    state = make()
-    rate = optax.constant_schedule(1e-3)
-    step = make_step(models, diffusion, optimizer, rate, one_device, state, seed=0, batch_size=CLIPS)
-    return state, step, make
+def stepped(
+    world: Path, one_device: jax.sharding.Mesh
+) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
+    """A state, the step of `whole_run`, and a function that makes the state again: a step donates it."""
+    config, stage = a_config(world, Path("unused")), STAGES["motion"]
+    models, state, _, _ = loop._initial_state(config, stage, one_device)
+    step = configured_step(config, models, one_device, state)
+    return state, step, lambda: loop._initial_state(config, stage, one_device)[1]
 
 
 def size(tree: Any) -> int:
@@ -191,23 +189,23 @@ def size(tree: Any) -> int:
 
 def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tuple):
     state, _, _ = stepped
-    moments, counters = 2 * size(state.trainable), 4
-    assert size(state.opt_state) == moments + counters
+    counters = 2 * 4  # of Adam and of the schedule
+    assert size(state.opt_state) == 2 * size(state.trainable) + counters
     assert size(state.trainable) < size(state.frozen) / 2
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
 def test_step_donates_the_whole_state(stepped: tuple, one_device: jax.sharding.Mesh):
-    """Donated: all that the step gives back stands where the old state stood, but for the metrics."""
+    """The memory of the old state is reused for the new one."""
     state, step, _ = stepped
-    batch = tiny_models.batch("motion", CLIPS, FRAMES)
+    batch = tiny_models.batch("motion", CLIPS, FRAMES, SIDE)
     memory = step.lower(state, batch, tiny_models.stop_signals(one_device)).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size(state.trainable) + size(state.opt_state) + size(state.frozen)
 
 
 def test_loss_depends_on_the_caption_of_every_clip(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
-    batch = tiny_models.batch("motion", CLIPS, FRAMES)
+    batch = tiny_models.batch("motion", CLIPS, FRAMES, SIDE)
     found = set()
     for clip in (None, 0, CLIPS - 1):
         input_ids = np.array(batch.input_ids)
@@ -221,7 +219,7 @@ def test_loss_depends_on_the_caption_of_every_clip(stepped: tuple, one_device: j
 def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_device: jax.sharding.Mesh):
     _, step, make = stepped
     before, state = make(), make()
-    broken = tiny_models.batch("motion", CLIPS, FRAMES)
+    broken = tiny_models.batch("motion", CLIPS, FRAMES, SIDE)
     broken.video[1, 0, 0, 0, 0] = np.nan
     for _ in range(2):
         state, metrics = step(state, broken, tiny_models.stop_signals(one_device))
@@ -233,7 +231,7 @@ def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_d
     ):
         np.testing.assert_array_equal(ours, theirs)
     state, metrics = step(
-        state, tiny_models.batch("motion", CLIPS, FRAMES), tiny_models.stop_signals(one_device)
+        state, tiny_models.batch("motion", CLIPS, FRAMES, SIDE), tiny_models.stop_signals(one_device)
     )
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"]), int(state.step)) == (2, 0, 3)
     assert np.isfinite(metrics["loss"])
@@ -261,7 +259,7 @@ def test_ten_nonfinite_steps_in_a_row_end_the_run(
 def test_run_in_bfloat16_with_ema_saves_averaged_float32_weights(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Frozen weights in half the bytes; what trains stays float32, and sampling gets its moving average."""
+    """Frozen weights are bfloat16, trainable ones stay float32, and sampling gets their moving average."""
     config = a_config(
         world,
         tmp_path,
@@ -317,25 +315,27 @@ def test_bucket_path_reaches_orbax_unchanged(monkeypatch: pytest.MonkeyPatch):
 def test_untrained_temporal_layers_start_as_the_stage_needs_them(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """Fresh ones are silent for images; the reference's draw them; trained ones stay."""
+    """Untrained ones are 0 for images, and for videos as `zero_init_temporal` says; trained ones stay."""
     from fyp_jax.checkpoints.inference import inference_shapes, save_inference
 
-    def silent(params: dict[str, Any]) -> bool:
+    def adds_nothing(params: dict[str, Any]) -> bool:
         return not any(np.any(x) for path, x in params.items() if "attn_temp/to_out_0" in path)
 
-    fresh = tiny_models.untrained(inference_shapes(tiny_models.UNET))
-    save_inference(tmp_path / "fresh", 0, tiny_models.UNET, fresh, {})
+    untrained = tiny_models.untrained(inference_shapes(tiny_models.UNET))
+    save_inference(tmp_path / "untrained", 0, tiny_models.UNET, untrained, {})
     tiny_models.write_weights(world / "pipeline", tmp_path / "pipeline")
     config = a_config(world, tmp_path, random_init=False, pretrained=str(tmp_path / "pipeline"))
-    for init, zero_init, expected in (("fresh", True, True), ("fresh", False, False)):
-        begun = initialize_weights(
-            dataclasses.replace(config, init_checkpoint=str(tmp_path / init), zero_init_temporal=zero_init),
+    for zero_init in (True, False):
+        start = initialize_weights(
+            dataclasses.replace(
+                config, init_checkpoint=str(tmp_path / "untrained"), zero_init_temporal=zero_init
+            ),
             STAGES["motion"],
             None,
         )
-        assert silent(begun.trainable) == expected
+        assert adds_nothing(start.trainable) == zero_init
     pose = dataclasses.replace(config, stage="pose", zero_init_temporal=False)
-    assert silent(initialize_weights(pose, STAGES["pose"], None).frozen)
+    assert adds_nothing(initialize_weights(pose, STAGES["pose"], None).frozen)
     trained = initialize_weights(
         dataclasses.replace(config, init_checkpoint=f"{whole_run[0]}/checkpoints"), STAGES["motion"], None
     ).trainable

@@ -54,6 +54,7 @@ def test_noise_prediction_with_pose_equals_the_published_one(
     assert_close(intermediates[0], channels_last(reference.arrays["eps_pose"]))
 
 
+@pytest.mark.slow
 def test_noise_prediction_without_pose_equals_the_published_one(reference: Reference):
     unet = UNet3D(reference.config)
     eps = jax.jit(unet.apply)(
@@ -88,6 +89,7 @@ def torch_to_ours(module: str) -> str:
     return ".".join(parts)
 
 
+@pytest.mark.slow
 def test_ddim_with_guidance_and_pose_equals_the_published_one(
     reference: Reference, pose_features: list[jax.Array]
 ):
@@ -105,6 +107,7 @@ def test_ddim_with_guidance_and_pose_equals_the_published_one(
     assert_close(latents, channels_last(reference.arrays["ddim_latents"]))
 
 
+@pytest.mark.slow
 def test_inversion_equals_the_published_one(reference: Reference):
     unet = UNet3D(reference.config)
 

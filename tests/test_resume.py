@@ -1,11 +1,11 @@
-"""Real processes asked to end at awkward moments, and pairs of which one is gone or without data."""
+"""Real processes that get SIGTERM at awkward moments, and pairs of which one ends or has no data."""
 
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from test_kill import PATIENCE, finish, rows, start, start_pair, wait_for, world
+from test_kill import TIMEOUT, finish, rows, start, start_pair, wait_for, world
 from test_loop import losses
 
 from fyp_jax.checkpoints.inference import load_inference
@@ -21,10 +21,10 @@ def test_sigterm_while_compiling_saves_and_ends(world: Path, tmp_path: Path):
     wait_for((tmp_path / "config.yaml").exists, process)
     assert rows(tmp_path) == 0
     process.send_signal(signal.SIGTERM)
-    said = finish(process)
+    stderr = finish(process)
     done = len(losses(tmp_path))
-    assert done <= 2, "it went on for longer than it takes to hear"
-    assert f"SIGTERM: saved step {done}" in said
+    assert done <= 2, "it continued after the stop signal"
+    assert f"SIGTERM: saved step {done}" in stderr
     assert load_inference(tmp_path / "checkpoints")[2]["step"] == done
 
 
@@ -41,26 +41,26 @@ def test_process_whose_coordinator_is_killed_ends(world: Path, tmp_path: Path):
     wait_for(lambda: rows(tmp_path) >= 2, pair[0])
     pair[0].kill()
     pair[0].communicate()
-    said = pair[1].communicate(timeout=PATIENCE)[1]
-    assert pair[1].returncode != 0, "it went on alone"
-    assert "another task died" in said
+    stderr = pair[1].communicate(timeout=TIMEOUT)[1]
+    assert pair[1].returncode != 0, "it continued alone"
+    assert "another task died" in stderr
 
 
 def test_two_processes_end_where_one_has_too_many_corrupt_records(world: Path, tmp_path: Path):
-    """Each with one line of its own; nothing that was learned from the last batch twice is saved."""
-    broken = tmp_path / "broken"
-    shutil.copytree(world / "records", broken)
-    for shard in broken.rglob("*array_record*"):
+    """Each prints one line. No step that repeats the last batch is saved."""
+    corrupt = tmp_path / "corrupt"
+    shutil.copytree(world / "records", corrupt)
+    for shard in corrupt.rglob("*array_record*"):
         data = bytearray(shard.read_bytes())
         middle = slice(len(data) // 4, 3 * len(data) // 4)
         data[middle] = bytes(len(data[middle]))
         shard.write_bytes(data)
-    pair = start_pair(world, tmp_path / "run", [[], [f"data.path={broken}"]])
-    said = [process.communicate(timeout=PATIENCE)[1] for process in pair]
+    pair = start_pair(world, tmp_path / "run", [[], [f"data.path={corrupt}"]])
+    stderr = [process.communicate(timeout=TIMEOUT)[1] for process in pair]
     assert [process.returncode for process in pair] == [2, 2]
-    errors = [[line for line in text.splitlines() if "error: " in line] for text in said]
-    assert [len(lines) for lines in errors] == [1, 1], said
+    errors = [[line for line in text.splitlines() if "error: " in line] for text in stderr]
+    assert [len(lines) for lines in errors] == [1, 1], stderr
     assert "the run ends: another process has no more data" in errors[0][0]
-    assert f"{broken}: " in errors[1][0]
+    assert f"{corrupt}: " in errors[1][0]
     assert "records are corrupt" in errors[1][0]
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))

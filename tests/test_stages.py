@@ -1,4 +1,4 @@
-"""What trains is decided by rules on paths; what the optimizer does with it, by its config."""
+"""Which parameters a stage trains, what the optimizer does with them, and the noise of a step."""
 
 import dataclasses
 
@@ -69,7 +69,6 @@ def test_learning_rate_follows_warmup_and_schedule():
 
 
 def test_three_updates_equal_those_of_torch_adamw_with_clipping():
-    """Three updates of one array beside torch, clipping included."""
     torch = pytest.importorskip("torch")
     config = OptimizerConfig(lr=0.1, weight_decay=0.3, max_grad_norm=0.5, beta1=0.8, beta2=0.95)
     start, gradients = (
@@ -90,10 +89,10 @@ def test_three_updates_equal_those_of_torch_adamw_with_clipping():
 
 
 def test_update_ema_weights_the_past_by_decay():
-    average = {"w": jnp.zeros(())}
+    ema_params = {"w": jnp.zeros(())}
     for value in (1.0, 2.0):
-        average = update_ema(average, {"w": jnp.asarray(value)}, 0.75)
-    np.testing.assert_allclose(average["w"], 0.75 * 0.25 * 1 + 0.25 * 2)
+        ema_params = update_ema(ema_params, {"w": jnp.asarray(value)}, 0.75)
+    np.testing.assert_allclose(ema_params["w"], 0.75 * 0.25 * 1 + 0.25 * 2)
 
 
 @pytest.mark.parametrize(
@@ -106,25 +105,25 @@ def test_optimizer_value_out_of_range_is_refused(name: str):
         ).check()
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.5])
-def test_noise_of_a_shard_equals_that_part_of_the_whole_batch(shared: float):
-    """A share of the clips and frames draws what the whole batch draws there, and no two places the same."""
+@pytest.mark.parametrize("noise_correlation", [0.0, 0.5])
+def test_noise_of_a_shard_equals_that_part_of_the_whole_batch(noise_correlation: float):
+    """No two frames have the same noise."""
     key, latent = jax.random.key(0), (2, 3, 4)
-    whole = sample_noise(key, jnp.arange(6), jnp.arange(8), latent, 1000, shared)
-    share = sample_noise(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000, shared)
-    np.testing.assert_array_equal(share.t, whole.t[2:4])
-    np.testing.assert_array_equal(share.noise, whole.noise[2:4, 4:])
-    np.testing.assert_array_equal(share.posterior, whole.posterior[2:4, 4:])
-    pictures = np.concatenate([np.reshape(x, (6 * 8, -1)) for x in (whole.noise, whole.posterior)])
-    assert len(np.unique(pictures, axis=0)) == 2 * 6 * 8
+    whole = sample_noise(key, jnp.arange(6), jnp.arange(8), latent, 1000, noise_correlation)
+    shard = sample_noise(key, jnp.arange(2, 4), jnp.arange(4, 8), latent, 1000, noise_correlation)
+    np.testing.assert_array_equal(shard.t, whole.t[2:4])
+    np.testing.assert_array_equal(shard.noise, whole.noise[2:4, 4:])
+    np.testing.assert_array_equal(shard.posterior, whole.posterior[2:4, 4:])
+    images = np.concatenate([np.reshape(x, (6 * 8, -1)) for x in (whole.noise, whole.posterior)])
+    assert len(np.unique(images, axis=0)) == 2 * 6 * 8
 
 
 def test_frames_have_the_given_noise_correlation():
     noise = sample_noise(jax.random.key(0), jnp.arange(3), jnp.arange(2), (64, 64, 4), 1000, 0.5).noise
     both = np.moveaxis(np.asarray(noise), 0, 1).reshape(2, -1)
     np.testing.assert_allclose(np.cov(both), [[1, 0.5], [0.5, 1]], atol=0.04)
-    of_clips = np.asarray(noise).reshape(3, -1)
-    np.testing.assert_allclose(np.cov(of_clips), np.eye(3), atol=0.04)
+    clips = np.asarray(noise).reshape(3, -1)
+    np.testing.assert_allclose(np.cov(clips), np.eye(3), atol=0.04)
 
 
 def test_noise_is_normal_and_timesteps_are_uniform():

@@ -1,4 +1,4 @@
-"""Both stages through the loop, one after the other, what ends a run, and train.py as a user meets it."""
+"""The pose stage, then the motion stage; what ends a run early; and mistakes in the use of train.py."""
 
 import dataclasses
 import logging
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from test_loop import a_config, arrays, equal_programs_are_compiled_once, train_on, world
+from test_loop import a_config, arrays, module_cache, train_on, world
 
 import tiny_models
 from fyp_jax import trees
@@ -31,14 +31,14 @@ from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import InitialState, initialize_weights
 from fyp_jax.training.stages import STAGES
 
-__all__ = ["equal_programs_are_compiled_once", "world"]  # fixtures
+__all__ = ["module_cache", "world"]  # fixtures
 
 
-class SomeBroken:
-    """Records, some of which have half of their video only."""
+class CorruptRecords:
+    """Records of which some have only the first half of their video."""
 
-    def __init__(self, records: TfdsRecordSource, broken: set[int]):
-        self.records, self.broken = records, broken
+    def __init__(self, records: TfdsRecordSource, corrupt: set[int]):
+        self.records, self.corrupt = records, corrupt
         self.kind, self.fingerprint = records.kind, records.fingerprint
 
     def __len__(self) -> int:
@@ -47,37 +47,37 @@ class SomeBroken:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         video = record["video"]
-        return {**record, "video": video[: len(video) // 2]} if index in self.broken else record
+        return {**record, "video": video[: len(video) // 2]} if index in self.corrupt else record
 
 
-def breaking(broken: set[int]) -> Callable[[Any], Any]:
-    return lambda path: SomeBroken(open_records(path), broken)
+def open_corrupt(corrupt: set[int]) -> Callable[[Any], Any]:
+    return lambda path: CorruptRecords(open_records(path), corrupt)
 
 
-def asking_to_end_in_the_first(make_step: Callable[..., Any]) -> Callable[..., Any]:
-    """SIGTERM comes while the first step is compiled and run."""
+def with_sigterm_in_the_first_call(make_step: Callable[..., Any]) -> Callable[..., Any]:
+    """SIGTERM is sent before the first step is compiled and run."""
 
     def make(*arguments: Any, **options: Any) -> Any:
         step, calls = make_step(*arguments, **options), []
 
-        def asked(*batch: Any) -> Any:
+        def step_after_sigterm(*batch: Any) -> Any:
             if not calls:
                 os.kill(os.getpid(), signal.SIGTERM)
             calls.append(batch)
             return step(*batch)
 
-        return asked
+        return step_after_sigterm
 
     return make
 
 
-class Ending(TrainingCheckpoints):
-    """Notes what SIGTERM would do while the last checkpoint is still being written."""
+class RecordingCheckpoints(TrainingCheckpoints):
+    """Records the handler of SIGTERM while the last checkpoint is still being written."""
 
     sigterm: Any = None
 
     def __exit__(self, *arguments: Any) -> None:
-        Ending.sigterm = signal.getsignal(signal.SIGTERM)
+        RecordingCheckpoints.sigterm = signal.getsignal(signal.SIGTERM)
         super().__exit__(*arguments)
 
 
@@ -98,46 +98,46 @@ def pose_world(world: Path) -> Path:
 def pose_run(
     pose_world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, InitialState, list[str]]:
-    """The pose stage, asked to end in its first step: its folder, its beginning, and what it said."""
-    out, said, begun = tmp_path_factory.mktemp("pose"), [], []
+    """The pose stage, with SIGTERM in its first step: its folder, its initial state, and its messages."""
+    out, messages, initial = tmp_path_factory.mktemp("pose"), [], []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     loop.log.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "configured_step", asking_to_end_in_the_first(loop.configured_step))
-        patch.setattr(loop, "TrainingCheckpoints", Ending)
+        patch.setattr(loop, "configured_step", with_sigterm_in_the_first_call(loop.configured_step))
+        patch.setattr(loop, "TrainingCheckpoints", RecordingCheckpoints)
         patch.setattr(
             loop,
             "initialize_weights",
-            lambda *arguments: begun.append(initialize_weights(*arguments)) or begun[0],
+            lambda *arguments: initial.append(initialize_weights(*arguments)) or initial[0],
         )
         train_on(1, pose_config(pose_world, out, num_train_steps=9), patch)
     loop.log.removeHandler(handler)
-    return out, begun[0], said
+    return out, initial[0], messages
 
 
 def test_sigterm_in_the_first_step_saves_and_ends_the_run(pose_run: tuple[Path, InitialState, list[str]]):
-    """Heard with the vote of the second step, which is what the checkpoint then holds."""
-    out, _, said = pose_run
-    assert said == ["SIGTERM: saved step 2; run the same command to resume"]
+    """The stop signal reaches the run with the second step, so the checkpoint holds that step."""
+    out, _, messages = pose_run
+    assert messages == ["SIGTERM: saved step 2; run the same command to resume"]
     assert load_inference(out / "checkpoints")[2]["step"] == 2
-    assert callable(Ending.sigterm), "a second one would have cut off the checkpoint"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "after the run it is what it was before"
+    assert callable(RecordingCheckpoints.sigterm), "a second SIGTERM would have ended the write"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "after the run it is as before"
 
 
 def test_pose_stage_trains_the_pose_encoder_alone_from_zero_maps(
     pose_run: tuple[Path, InitialState, list[str]],
 ):
-    out, begin, _ = pose_run
-    encoder = begin.models.pose_encoder
+    out, start, _ = pose_run
+    encoder = start.models.pose_encoder
     assert encoder is not None
-    params = {path.removeprefix("pose_encoder/"): x for path, x in begin.trainable.items()}
-    skeleton = tiny_models.batch("pose", 1, 1).pose_images
-    maps = encoder.apply({"params": unflatten_dict(params, sep="/")}, jnp.asarray(skeleton))
-    assert not any(np.any(x) for x in jax.tree.leaves(maps)), "the untouched image model begins"
+    params = {path.removeprefix("pose_encoder/"): x for path, x in start.trainable.items()}
+    pose_images = tiny_models.batch("pose", 1, 1).pose_images
+    maps = encoder.apply({"params": unflatten_dict(params, sep="/")}, jnp.asarray(pose_images))
+    assert not any(np.any(x) for x in jax.tree.leaves(maps)), "training starts from the unchanged image model"
     after = arrays(out)
     changed = {
-        path for path, x in after.items() if not np.array_equal(x, (begin.trainable | begin.frozen)[path])
+        path for path, x in after.items() if not np.array_equal(x, (start.trainable | start.frozen)[path])
     }
     assert changed
     assert all(path.startswith("pose_encoder/") for path in changed)
@@ -146,15 +146,15 @@ def test_pose_stage_trains_the_pose_encoder_alone_from_zero_maps(
 def test_motion_stage_starts_from_the_prediction_of_the_pose_stage(
     pose_world: Path, pose_run: tuple[Path, InitialState, list[str]]
 ):
-    """With `zero_init_temporal`; as the reference draws temporal attention, it is another prediction."""
+    """With `zero_init_temporal`; with the published initialisation of temporal attention it does not."""
     out, pose, _ = pose_run
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((2, 1, 4, 4, 4)), np.array([7, 700]), rng.standard_normal((2, 77, 8))
 
-    def predicted(begin: InitialState) -> np.ndarray:
-        flat = begin.trainable | begin.frozen
+    def predicted(start: InitialState) -> np.ndarray:
+        flat = start.trainable | start.frozen
         unet = {path.removeprefix("unet/"): x for path, x in flat.items() if path.startswith("unet/")}
-        apply = jax.jit(begin.models.unet.apply)
+        apply = jax.jit(start.models.unet.apply)
         return np.asarray(apply({"params": unflatten_dict(unet, sep="/")}, *inputs))
 
     def motion(zero_init: bool) -> InitialState:
@@ -180,13 +180,13 @@ def test_motion_stage_after_pose_stage_skips_a_corrupt_record_and_keeps_the_pose
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    """From its checkpoint, on records of which one is broken: skipped, and named."""
+    """The log names the record that is skipped."""
     config = a_config(pose_world, tmp_path, random_init=False, pretrained=str(pose_world / "weights"))
     data = dataclasses.replace(config.data, max_corrupt_fraction=0.2)
     config = dataclasses.replace(
         config, init_checkpoint=f"{pose_run[0]}/checkpoints", num_train_steps=3, data=data
     )
-    monkeypatch.setattr(loop, "open_records", breaking({2}))
+    monkeypatch.setattr(loop, "open_records", open_corrupt({2}))
     losses = train_on(1, config, monkeypatch)
     assert np.isfinite([float(x) for x in losses]).all()
     assert re.findall(r"(\d\.mp4): skipped, ", caplog.text) == ["2.mp4"]
@@ -196,7 +196,7 @@ def test_motion_stage_after_pose_stage_skips_a_corrupt_record_and_keeps_the_pose
 
 
 def test_too_many_corrupt_records_end_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "open_records", breaking({0, 1, 2}))
+    monkeypatch.setattr(loop, "open_records", open_corrupt({0, 1, 2}))
     config = a_config(world, tmp_path)
     config.data.max_corrupt_fraction = 0.4
     with pytest.raises(
@@ -273,26 +273,26 @@ def test_mistake_in_train_ends_with_one_line_and_status_2(
     config = a_config(world, tmp_path / "run")
     config.data.batch_size = 8
     save_config(config, tmp_path / "config.yaml")
-    words = [override.format(world=world) for override in overrides]
-    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(tmp_path / "config.yaml"), *words])
+    arguments = [override.format(world=world) for override in overrides]
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(tmp_path / "config.yaml"), *arguments])
     assert run_cli(train.main) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert message.format(world=world) in said[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message.format(world=world) in errors[0]
 
 
 @pytest.mark.slow
 def test_autoencoder_then_image_stage_train_their_own_models(
     pose_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Autoencoder, then text-to-image: each trains its own part, and hands on all that is its own."""
-    nothing = str(pose_world / "pipeline")  # sizes without weights
-    fresh = ["vae", "text_encoder", "unet", "pose_encoder"]
+    """A Stable Diffusion from nothing: each checkpoint holds all models that differ from `pretrained`."""
+    no_weights = str(pose_world / "pipeline")
+    reinit = ["vae", "text_encoder", "unet", "pose_encoder"]
     first, second = tmp_path / "autoencoder", tmp_path / "image"
     losses = train_on(
         1,
         pose_config(
-            pose_world, first, stage="autoencoder", pretrained=nothing, reinit=fresh, num_train_steps=8
+            pose_world, first, stage="autoencoder", pretrained=no_weights, reinit=reinit, num_train_steps=8
         ),
         monkeypatch,
     )
@@ -300,7 +300,7 @@ def test_autoencoder_then_image_stage_train_their_own_models(
     _, made, _ = load_inference(first / "checkpoints")
     assert set(made) == {"unet", "pose_encoder", "vae", "text_encoder"}
     image = pose_config(
-        pose_world, second, stage="image", pretrained=nothing, init_checkpoint=f"{first}/checkpoints",
+        pose_world, second, stage="image", pretrained=no_weights, init_checkpoint=f"{first}/checkpoints",
         num_train_steps=2, reinit=["text_encoder"],
     )  # fmt: skip
     train_on(1, image, monkeypatch)
@@ -308,16 +308,16 @@ def test_autoencoder_then_image_stage_train_their_own_models(
     before, after = flatten_dict(made, sep="/"), flatten_dict(after, sep="/")
     changed = {path for path, x in after.items() if not np.array_equal(x, before[path])}
     assert {path.split("/")[0] for path in changed} == {"unet", "text_encoder"}
-    assert not any(np.any(x) for path, x in after.items() if "conv_temporal/up" in path), "time is left alone"
-    # the next stage needs nothing of the folder but its sizes
-    begin = initialize_weights(
+    assert not any(np.any(x) for path, x in after.items() if "conv_temporal/up" in path), "not trained"
+    # The next stage needs only the configs of the pipeline folder.
+    start = initialize_weights(
         dataclasses.replace(image, stage="pose", init_checkpoint=f"{second}/checkpoints", reinit=[]),
         STAGES["pose"],
         None,
     )
-    assert begin.saved_models == ("unet", "pose_encoder", "vae", "text_encoder")
+    assert start.saved_models == ("unet", "pose_encoder", "vae", "text_encoder")
     np.testing.assert_array_equal(
-        begin.frozen["text_encoder/text_model/final_layer_norm/scale"],
+        start.frozen["text_encoder/text_model/final_layer_norm/scale"],
         after["text_encoder/text_model/final_layer_norm/scale"],
     )
 

@@ -1,5 +1,4 @@
-"""Validation clips are sampled with the options of the config, and where it leaves one open, as in
-training."""
+"""Validation clips are sampled with the config's options; options that it leaves open are as in training."""
 
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ def denoise_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, dic
         spec = programs.encoders.spec
         if name == "encode_text":
             return jnp.zeros((1, spec.tokens, spec.text_width))
+        if name == "encode_pose":
+            return []
         assert name == "decode"
         return np.zeros((1, FRAMES, SIDE, SIDE, 3), np.uint8)
 

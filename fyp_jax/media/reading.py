@@ -40,10 +40,7 @@ def frame_indices(num_frames: int, stride: int, start: int) -> range:
 
 
 def iterate_frames(path: str | os.PathLike[str]) -> Iterator[Image]:
-    """All frames of a video in turn, as `read_frames` gives them, with one frame in memory at a time.
-
-    Raises MissingFileError, NotAVideoError, and BrokenVideoError also where the frame size changes.
-    """
+    """All frames of a video in turn, with one frame in memory at a time. Raises as `read_frames` does."""
     shape = None
     for image in _decode(path, range(2**62), "white"):
         assert image is not None

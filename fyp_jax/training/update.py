@@ -22,7 +22,7 @@ def apply_gradients(
 
     A step whose gradient is not finite changes no parameter and no optimizer state, and is counted.
     """
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
@@ -45,7 +45,7 @@ def apply_gradients(
     )
     metrics = {
         "grad_norm": norm,
-        "param_norm": optax.global_norm(after.trainable),
+        "param_norm": optax.tree.norm(after.trainable),
         "lr": jnp.asarray(lr_schedule(state.step - state.skipped)),
         "skipped": after.skipped,
         "skipped_in_row": after.skipped_in_row,
