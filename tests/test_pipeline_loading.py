@@ -1,5 +1,4 @@
-"""FollowYourPosePipeline.from_pretrained: a bundled name, a folder, a checkpoint of ours; and what it
-refuses."""
+"""FollowYourPosePipeline.from_pretrained: bundled name, folder, checkpoint of ours; and what it refuses."""
 
 import json
 from pathlib import Path
