@@ -312,6 +312,7 @@ def test_bucket_path_reaches_orbax_unchanged(monkeypatch: pytest.MonkeyPatch):
         TrainingCheckpoints("gs://bucket/run", max_to_keep=1)
 
 
+@pytest.mark.slow
 def test_untrained_temporal_layers_start_as_the_stage_needs_them(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

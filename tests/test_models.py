@@ -150,9 +150,10 @@ def test_untrained_temporal_layers_add_nothing_with_zero_init_alone(zero: bool):
     """With the initialisation of the published code, temporal attention changes the output."""
     block = TransformerBlock(dataclasses.replace(TINY, zero_init_temporal=zero), heads=2, width=8)
     x, text = normal(0, 1, 3, 4, 8), normal(1, 1, 5, 6)
-    params = block.init(jax.random.key(0), x, text)["params"]
+    params = jax.jit(block.init)(jax.random.key(0), x, text)["params"]
     zeroed = params | {"attn_temp": jax.tree.map(jnp.zeros_like, params["attn_temp"])}
-    difference = block.apply({"params": params}, x, text) - block.apply({"params": zeroed}, x, text)
+    apply = jax.jit(block.apply)
+    difference = apply({"params": params}, x, text) - apply({"params": zeroed}, x, text)
     assert jnp.any(difference) == (not zero)
 
 
@@ -308,16 +309,18 @@ def test_blockwise_attention_of_large_scores_equals_float64_softmax():
 
 @st.composite
 def attention_shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """Shape of the queries; and of each part of the keys its frames (1: shared) and tokens."""
-    size = st.integers(1, 4)
-    groups, frames, heads, width = (draw(size) for _ in range(4))
-    queries = draw(st.integers(1, 12))
-    part = st.tuples(st.sampled_from([1, frames]), st.integers(1, 6))
-    return (groups, frames, queries, heads, width), draw(st.lists(part, min_size=1, max_size=3))
+    """Shape of the queries; and frames (1: shared) and tokens of each part of the keys.
+
+    Few sizes, so that most examples find their operations compiled.
+    """
+    groups, frames, heads = draw(st.integers(1, 2)), draw(st.sampled_from([1, 3])), draw(st.integers(1, 2))
+    queries, width = draw(st.sampled_from([1, 6])), draw(st.sampled_from([1, 4]))
+    part = st.tuples(st.sampled_from([1, frames]), st.sampled_from([1, 5]))
+    return (groups, frames, queries, heads, width), draw(st.lists(part, min_size=1, max_size=2))
 
 
-@given(attention_shapes(), st.sampled_from([1, 7, 16, 10**9]), st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@given(attention_shapes(), st.sampled_from([1, 10, 10**9]), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None, derandomize=True)
 def test_blockwise_attention_of_any_shape_equals_softmax_attention(
     shapes: tuple[tuple[int, ...], list[tuple[int, int]]], max_block_scores: int, seed: int
 ):
@@ -370,10 +373,11 @@ def test_untrained_pose_encoder_gives_zero_maps_and_has_a_gradient():
     params = init_pose_encoder(TINY, jax.random.key(0))
     pose_images = jax.random.uniform(jax.random.key(1), (1, 2, 32, 16, 3))
     encoder = PoseEncoder(TINY)
-    maps = encoder.apply({"params": params}, pose_images)
+    maps = jax.jit(encoder.apply)({"params": params}, pose_images)
     assert [m.shape for m in maps] == [(1, 2, 4, 2, 8), (1, 2, 2, 1, 16)]
     assert not any(jnp.any(m) for m in maps)
-    gradient = jax.grad(lambda p: sum(m.sum() for m in encoder.apply({"params": p}, pose_images)))(params)
+    total = lambda p: sum(m.sum() for m in encoder.apply({"params": p}, pose_images))  # noqa: E731
+    gradient = jax.jit(jax.grad(total))(params)
     assert jnp.abs(gradient["conv_in"]["kernel"]).max() > 0
 
 
@@ -406,7 +410,7 @@ def test_down_block_with_divided_frames_equals_whole_clip():
     params = random_params(jax.eval_shape(block.init, jax.random.key(0), x, *others), seed=0)
     on_devices = block.clone(execution=ExecutionConfig(frame_axis="frame"))
     found = divided(lambda x: on_devices.apply(params, x, *others)[0], x, devices=4)  # pyright: ignore
-    np.testing.assert_allclose(found, jax.jit(block.apply)(params, x, *others)[0], atol=2e-5)
+    np.testing.assert_allclose(found, jax.jit(block.apply)(params, x, *others)[0], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from conftest import FIXTURES, Reference, channels_last, tagged
 from fyp_jax.diffusion import ddim
 from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise
+from fyp_jax.models.blocks import DownBlock
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.pipeline.guidance import cfg_denoiser
@@ -15,7 +16,10 @@ from fyp_jax.pipeline.guidance import cfg_denoiser
 with np.load(FIXTURES / "small_reference.npz") as _arrays:
     MODULES = sorted(name for name in _arrays if name.startswith("inside/"))
 
+FIRST_BLOCK = [name for name in MODULES if name.startswith("inside/down_blocks.0")]
+
 assert len(MODULES) >= 15
+assert len(FIRST_BLOCK) >= 8
 
 
 def assert_close(ours: jax.Array, theirs: np.ndarray) -> None:
@@ -40,6 +44,20 @@ def intermediates(reference: Reference, pose_features: list[jax.Array]) -> tuple
     return eps, state["intermediates"]
 
 
+@pytest.fixture(scope="module")
+def first_block(reference: Reference, pose_features: list[jax.Array]) -> dict:
+    """Outputs of the modules of the first down block, for the inputs that it has in the published model."""
+    config, arrays = reference.config, reference.arrays
+    block = DownBlock(config, config.block_out_channels[0], config.heads[0], last=False)
+    x, time = channels_last(arrays["inside/conv_in"]), arrays["inside/time_embedding"]
+    run = jax.jit(
+        lambda params: block.apply(
+            {"params": params}, x, time, reference.text, pose_features[0], capture_intermediates=True
+        )
+    )
+    return {"down_blocks_0": run(reference.params["unet"]["down_blocks_0"])[1]["intermediates"]}
+
+
 @pytest.mark.parametrize("level", range(4))
 def test_pose_features_equal_the_published_ones(
     reference: Reference, pose_features: list[jax.Array], level: int
@@ -48,6 +66,7 @@ def test_pose_features_equal_the_published_ones(
     assert_close(pose_features[level], channels_last(reference.arrays[f"pose_feature_{level}"]))
 
 
+@pytest.mark.slow
 def test_noise_prediction_with_pose_equals_the_published_one(
     reference: Reference, intermediates: tuple[jax.Array, dict]
 ):
@@ -63,16 +82,28 @@ def test_noise_prediction_without_pose_equals_the_published_one(reference: Refer
     assert_close(eps, channels_last(reference.arrays["eps_no_pose"]))
 
 
+@pytest.mark.parametrize("name", FIRST_BLOCK)
+def test_output_of_each_module_in_the_first_block_equals_the_published_one(
+    reference: Reference, first_block: dict, name: str
+):
+    assert_module_close(first_block, name, reference)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_output_of_each_module_equals_the_published_one(
     reference: Reference, intermediates: tuple[jax.Array, dict], name: str
 ):
-    """Shows in which module two models begin to differ; outputs are compared in PyTorch's axes."""
-    node = intermediates[1]
+    """Shows in which module two models begin to differ."""
+    assert_module_close(intermediates[1], name, reference)
+
+
+def assert_module_close(outputs: dict, name: str, reference: Reference) -> None:
+    """Compare the output of a module in PyTorch's axes."""
     module = name.removeprefix("inside/")
-    for part in torch_to_ours(module).split("."):
-        node = node[part]
-    ours, theirs = node["__call__"][0], reference.arrays[name]
+    for part in torch_to_flax(module).split("."):
+        outputs = outputs[part]
+    ours, theirs = outputs["__call__"][0], reference.arrays[name]
     if isinstance(ours, tuple):  # a down block also gives its skips
         ours = ours[0]
     if module.endswith("conv_temporal"):
@@ -82,7 +113,8 @@ def test_output_of_each_module_equals_the_published_one(
     assert_close(ours.reshape(theirs.shape), theirs)
 
 
-def torch_to_ours(module: str) -> str:
+def torch_to_flax(module: str) -> str:
+    """down_blocks.0.resnets.1 -> down_blocks_0.resnets_1"""
     parts: list[str] = []
     for part in module.split("."):
         parts[-1:] = [f"{parts[-1]}_{part}"] if part.isdigit() else [*parts[-1:], part]

@@ -38,7 +38,7 @@ def denoise_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, dic
         if name == "encode_pose":
             return []
         assert name == "decode"
-        return np.zeros((1, FRAMES, SIDE, SIDE, 3), np.uint8)
+        return jnp.zeros((1, FRAMES, SIDE, SIDE, 3), jnp.uint8)
 
     monkeypatch.setattr(SamplingPrograms, "run", run)
     return calls
