@@ -120,8 +120,8 @@ def test_decode_video_accepts_text_as_bytes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": np.int64(3)}, "clip: has 3 frames, but 4 frames with stride 1"),
-        ({"frames": np.int64(400)}, "clip: frame [0-9]+ does not decode"),
+        ({"frames": np.int64(3)}, "clip: has 3 frames, but num_frames=4 stride=1 start=0 needs 4"),
+        ({"frames": np.int64(400)}, "clip: frame [0-9]+ cannot be decoded"),
         ({"video": VIDEO[:300]}, "clip: "),
         ({"video": b""}, "clip: "),
         ({"captions": {"frame": np.zeros(0, np.int64), "text": []}}, "clip: has no caption"),

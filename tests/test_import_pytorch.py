@@ -24,10 +24,11 @@ from conftest import Reference, fill_torch, synthesise
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.cli import sample
+from fyp_jax.console import run_cli
 from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
 from fyp_jax.convert.torch_files import WeightsError
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, to_torch
-from fyp_jax.errors import UserError, run_cli
+from fyp_jax.errors import UserError
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3DConfig
 from fyp_jax.trees import TreeMismatch

@@ -384,7 +384,8 @@ import io, os, sys
 import numpy as np
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.loader import Loader
-from fyp_jax.errors import run_cli
+from fyp_jax.console import run_cli
+
 from PIL import Image
 
 class ProcessRecords:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fyp_jax.errors import run_cli
+from fyp_jax.console import run_cli
 from fyp_jax.training.config import LogConfig
 from fyp_jax.training.logs import COLUMNS, TrainingLog, read_metrics
 

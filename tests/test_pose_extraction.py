@@ -19,9 +19,9 @@ from fyp_jax.media.reading import read_frames
 from fyp_jax.media.writing import write_mp4
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pose.extraction import extract_poses, frame_ranges
-from fyp_jax.pose.keypoints import load_keypoints
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.networks import find_networks, load_networks
+from fyp_jax.pose.reading import load_keypoints
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.kinematics import Body
 from fyp_jax.synthetic.motions import motion_keypoints
