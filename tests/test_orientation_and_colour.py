@@ -35,6 +35,12 @@ EXIF = {  # the display matrix of each EXIF orientation
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def bright_images_are_poses(monkeypatch: pytest.MonkeyPatch):
+    """Images with a bright ground, which are refused as poses, show geometry and colour best."""
+    monkeypatch.setattr("fyp_jax.pose.loading._require_black", lambda path, clip: None)
+
+
 def quadrants(height: int = 64, width: int = 96) -> np.ndarray:
     """A picture whose four quadrants have four colours."""
     image = np.empty((height, width, 3), np.uint8)

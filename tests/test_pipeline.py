@@ -232,7 +232,7 @@ def test_inverted_clip_is_nearer_to_the_clip_than_noise_is(
     pipeline: FollowYourPosePipeline, pose: np.ndarray, output: PipelineOutput
 ):
     """Guidance is off. The latents are not changed by the call, and eta adds no noise to an inversion."""
-    source = np.asarray(pipeline.programs.encode_frames(pipeline.params, jnp.asarray(output.frames)[None])[0])
+    source = pipeline.encode(output.frames)
     latents = pipeline.invert(output.frames, PROMPT, pose=pose, eta=0.5)
     assert (latents.shape, latents.dtype) == (source.shape, np.float32)
     again = pipeline(PROMPT, pose, latents=latents, guidance_scale=1.0)
