@@ -1,7 +1,8 @@
 """The items `inference` and `config` of a checkpoint: weights for sampling, and the UNet's sizes."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -73,14 +74,8 @@ def load_inference(
     """
     folder = epath.Path(folder)
     step = resolve_step(folder)
-    try:
+    with _read_errors(folder, step):
         return _load_step(folder, step, dtype)
-    except UserError:
-        raise
-    except ORBAX_ERRORS as error:
-        raise CheckpointError(
-            f"{folder}: step {step} is not a complete checkpoint ({reason(error)})"
-        ) from error
 
 
 def open_inference(folder: Folder, step: int | None = None) -> Weights:
@@ -91,13 +86,20 @@ def open_inference(folder: Folder, step: int | None = None) -> Weights:
     """
     folder = epath.Path(folder)
     step = resolve_step(folder, step)
-    try:
+    with _read_errors(folder, step):
         with open_manager(folder, create=False) as manager:
             config, provenance, tree = _open_step(manager, folder, step)
         flat: dict[str, Any] = flatten_dict(tree, sep="/")
         reader = _ArrayReader(f"{folder}: step {step}", next(iter(flat.values())).directory)
         models = unflatten_dict({path: reader.lazy_array(leaf) for path, leaf in flat.items()}, sep="/")
         return Weights(config, models, provenance)
+
+
+@contextlib.contextmanager
+def _read_errors(folder: Folder, step: int) -> Iterator[None]:
+    """While it is open, Orbax's errors become a CheckpointError that names the step."""
+    try:
+        yield
     except UserError:
         raise
     except ORBAX_ERRORS as error:

@@ -24,6 +24,7 @@ from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import WeightWriter, check_disk_space, check_writable, parse_size
 from fyp_jax.errors import UserError
+from fyp_jax.pipeline.loading import base_pipeline
 
 ROW = "{:58} {:>7} {:>10} {:>10}"
 
@@ -95,7 +96,7 @@ def find_pipeline(name: str | None, weights: Weights, formats: list[str]) -> Pip
     """The pipeline `name`, or the one that the weights come from; None where no format needs a pipeline."""
     if not any(EXPORT_FORMATS[each].needs_pipeline for each in formats):
         return None
-    name = name or weights.provenance.get("pretrained") or weights.provenance.get("pipeline")
+    name = name or base_pipeline(weights.provenance)
     if name is None:
         raise UserError("give --pipeline: the checkpoint does not say which pipeline its UNet belongs to")
     return PipelineFolder(name)

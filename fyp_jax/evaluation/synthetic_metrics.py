@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fyp_jax.evaluation.keypoint_metrics import Keypoints
+from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import JOINTS
 from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
@@ -18,8 +19,6 @@ from fyp_jax.synthetic.kinematics import Body
 from fyp_jax.synthetic.motions import motion_keypoints
 from fyp_jax.synthetic.scenes import Scene, figure_masks, render_background, render_frames
 from fyp_jax.synthetic.styles import STYLES
-
-Frames = UInt8[np.ndarray, "f h w 3"]
 
 LIMBS = tuple(
     (f"{side}_{a}", f"{side}_{b}")
