@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fyp_jax.errors import UserError, printable
+from fyp_jax.interrupts import STATUS, interruptible
 from fyp_jax.platforms import choose_platform
 
 
@@ -21,16 +22,17 @@ def run_console(main: Callable[[], None]) -> NoReturn:
 
 def run_cli(main: Callable[[], None]) -> int:
     """Run a command: 0 when it is done; 2 with one line on standard error for a `UserError`; 130 for
-    Ctrl-C."""
+    Ctrl-C, and a second Ctrl-C ends the process at once (`interrupts`)."""
     try:
-        main()
+        with interruptible():
+            main()
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"error: {printable(message)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return STATUS
     return 0
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fyp_jax"
 # From the bottom: a module imports from its own package, or from a layer below.
 LAYERS = (
     ("errors", "types"),
-    ("config", "platforms"),
+    ("config", "interrupts", "platforms"),
     ("console", "trees", "versions", "parallel"),
     ("compilation_cache",),
     ("models", "diffusion", "media"),

@@ -49,7 +49,7 @@ def first_block(reference: Reference, pose_features: list[jax.Array]) -> dict:
     """Outputs of the modules of the first down block, for the inputs that it has in the published model."""
     config, arrays = reference.config, reference.arrays
     block = DownBlock(config, config.block_out_channels[0], config.heads[0], last=False)
-    x, time = channels_last(arrays["inside/conv_in"]), arrays["inside/time_embedding"]
+    x, time = map(jnp.asarray, (channels_last(arrays["inside/conv_in"]), arrays["inside/time_embedding"]))
     run = jax.jit(
         lambda params: block.apply(
             {"params": params}, x, time, reference.text, pose_features[0], capture_intermediates=True

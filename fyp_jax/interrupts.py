@@ -1,0 +1,72 @@
+"""Ctrl-C: the first one raises `KeyboardInterrupt` where it cannot get lost, the second one ends the process."""
+
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STATUS = 130  # of a command that Ctrl-C ended, as shells have it
+RETRY_S = 0.05
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT within this block; the handler from before comes back after it.
+
+    A shell starts its background jobs with SIGINT ignored; within the block SIGINT counts there, too. In any
+    thread but the main one the block does nothing, since Python handles signals in the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = _Handler()
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+        if handler.waits:
+            raise KeyboardInterrupt
+    finally:
+        handler.cancel()
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+
+
+class _Handler:
+    def __init__(self) -> None:
+        self._raised = False
+        self._retry: threading.Timer | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a Ctrl-C came that has not been raised yet."""
+        return self._retry is not None
+
+    def cancel(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._raised:
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(STATUS)
+        self.cancel()
+        if _in_finalizer(frame):
+            self._retry = threading.Timer(RETRY_S, signal.raise_signal, (number,))
+            self._retry.daemon = True
+            self._retry.start()
+            return
+        self._raised = True
+        raise KeyboardInterrupt
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    """Python drops an exception that leaves a finalizer, and with it a `KeyboardInterrupt`."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code is weakref.finalize.__call__.__code__:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,79 @@
+"""Ctrl-C ends every command: also where a finalizer runs, in a background job, and by force the second time."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import signal, sys, time, weakref
+from fyp_jax.console import run_cli
+
+def slow():
+    print("in the finalizer", flush=True)
+    time.sleep(0.3)
+
+class WithDel:
+    def __del__(self):
+        slow()
+
+class WithFinalize:
+    def __init__(self):
+        weakref.finalize(self, slow)
+
+def main():
+    {body}
+
+sys.exit(run_cli(main))
+"""
+GOES_ON = "; [time.sleep(0.01) for _ in range(6000)]"
+IN_MAIN = 'print("in main", flush=True); time.sleep(60)'
+DEAF = """
+    try:
+        print("in main", flush=True); time.sleep(60)
+    finally:
+        print("cleans up", flush=True); time.sleep(60)
+"""
+
+
+def interrupt(body: str, signals: int, ignored: bool = False) -> tuple[int, str]:
+    """The status and the errors of a program that gets SIGINT after each of its first lines."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,  # noqa: PLW1509
+    )
+    assert program.stdout is not None
+    for _ in range(signals):
+        program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=50)
+    return program.returncode, errors
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "background job"])
+def test_ctrl_c_ends_a_command_with_one_line(ignored: bool):
+    assert interrupt(IN_MAIN, 1, ignored) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("after", [GOES_ON, ""], ids=["main goes on", "main returns"])
+@pytest.mark.parametrize("owner", ["WithDel", "WithFinalize"])
+def test_ctrl_c_inside_of_a_finalizer_is_not_lost(owner: str, after: str):
+    assert interrupt(f"x = {owner}(); del x{after}", 1) == (130, "interrupted\n")
+
+
+def test_second_ctrl_c_ends_a_command_that_is_still_cleaning_up():
+    assert interrupt(DEAF.strip(), 2) == (130, "interrupted\n")
+
+
+def test_handler_from_before_comes_back():
+    from fyp_jax.console import run_cli
+
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+    assert run_cli(lambda: seen.append(signal.getsignal(signal.SIGINT))) == 0
+    assert seen[0] is not before
+    assert signal.getsignal(signal.SIGINT) is before
