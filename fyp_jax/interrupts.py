@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one raises `KeyboardInterrupt` where it cannot get lost, the second one ends the process."""
+"""Ctrl-C: the first one raises `KeyboardInterrupt` where it cannot get lost, the second ends the process."""
 
 import os
 import signal
@@ -51,7 +51,9 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._raised:
-            print("interrupted", file=sys.stderr, flush=True)
+            os.write(
+                sys.stderr.fileno(), b"interrupted\n"
+            )  # print may wait for a lock that this thread holds
             os._exit(STATUS)
         self.cancel()
         if _in_finalizer(frame):

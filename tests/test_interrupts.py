@@ -1,4 +1,4 @@
-"""Ctrl-C ends every command: also where a finalizer runs, in a background job, and by force the second time."""
+"""Ctrl-C ends every command: in a finalizer, in a background job, and by force the second time."""
 
 import signal
 import subprocess
@@ -44,7 +44,7 @@ def interrupt(body: str, signals: int, ignored: bool = False) -> tuple[int, str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,  # noqa: PLW1509
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
     )
     assert program.stdout is not None
     for _ in range(signals):
