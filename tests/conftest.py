@@ -68,6 +68,11 @@ encoders.cached = pose_encoder.cached = unet.cached = traced_once  # pyright: ig
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+def slow(*values: Any) -> Any:
+    """Values of a parametrized test that the default run leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def synthesise(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter of the reference: the published PyTorch model was filled with the same numbers."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)

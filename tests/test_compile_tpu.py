@@ -250,6 +250,7 @@ def test_training_with_a_saved_step_has_the_losses_of_training_without(
 
 
 @pytest.mark.usefixtures("cache_folder")
+@pytest.mark.slow
 def test_sampling_with_saved_programs_makes_the_clip_of_sampling_without(pipeline: Path, tmp_path: Path):
     overrides = [f"pretrained={pipeline}", "num_inference_steps=3", "num_frames=2", "random_init=true"]
     overrides += ["prompt=[x]", "pose_guidance=true"]

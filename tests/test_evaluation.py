@@ -44,6 +44,7 @@ def test_eval_cases_have_the_held_out_motion_and_pairs_of_their_kind():
         assert len({case.scene.seed for case in cases}) == 8
 
 
+@pytest.mark.slow
 def test_renderings_score_high_and_noise_low():
     cases = eval_set.make_eval_cases(4, 2, False)
     rendered = [render_frames(case.scene, case.keypoints) for case in cases]

@@ -28,7 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
-from conftest import FIXTURES, Reference, fill_torch, synthesise, tagged
+from conftest import FIXTURES, Reference, fill_torch, slow, synthesise, tagged
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference, save_inference
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.checkpoints.training import TrainingCheckpoints
@@ -113,8 +113,15 @@ def assert_close(found: Any, expected: Any, what: str) -> None:
 # ---- round trips
 
 
-@pytest.mark.parametrize("form", ["followyourpose", "followyourpose-safetensors"])
-@pytest.mark.parametrize("max_shard_size", ["10GB", "300KB"])
+@pytest.mark.parametrize(
+    ("form", "max_shard_size"),
+    [
+        ("followyourpose", "300KB"),
+        slow("followyourpose", "10GB"),
+        ("followyourpose-safetensors", "10GB"),
+        slow("followyourpose-safetensors", "300KB"),
+    ],
+)
 def test_followyourpose_round_trip_is_bitwise(
     checkpoint: Path,
     config: UNet3DConfig,
@@ -248,6 +255,7 @@ def compare_maps(adapter: Any, config: UNet3DConfig, params: dict[str, Any], ske
         assert_close(rearrange(np.asarray(x), "b f h w c -> (b f) c h w"), y, f"map {i}")
 
 
+@pytest.mark.slow
 def test_adapter_of_sd14_size_has_the_default_config_of_pytorch(tmp_path: Path):
     """It has 77.4 M parameters."""
     config = UNet3DConfig()
@@ -264,6 +272,7 @@ def test_adapter_of_sd14_size_has_the_default_config_of_pytorch(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_adapter", [False, True], ids=["text alone", "with a pose"])
+@pytest.mark.slow
 def test_sampling_in_pytorch_equals_ours_on_one_frame(
     exported: Path,
     adapter: Any,
@@ -313,6 +322,7 @@ def test_sampling_in_pytorch_equals_ours_on_one_frame(
     assert_close(np.clip(np.asarray(pixels)[:, 0] / 2 + 0.5, 0, 1), expected["np"], "pixels")
 
 
+@pytest.mark.slow
 def test_imported_adapter_of_pytorch_gives_the_same_features(
     pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path
 ):
@@ -342,6 +352,7 @@ def training_checkpoint(
 
 
 @pytest.mark.parametrize("stage", ["pose", "motion"])
+@pytest.mark.slow
 def test_checkpoint_of_eight_devices_is_exported_on_one(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, stage: str
 ):
@@ -379,6 +390,7 @@ def all_names(params: dict[str, Any]) -> dict[str, Any]:
     return to_torch(params)
 
 
+@pytest.mark.slow
 def test_bfloat16_checkpoint_is_exported_as_float32(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
@@ -393,6 +405,7 @@ def test_bfloat16_checkpoint_is_exported_as_float32(
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
+@pytest.mark.slow
 def test_trained_encoder_is_exported(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, part: str
 ):
@@ -437,6 +450,7 @@ def test_trained_encoder_of_another_size_is_refused(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.slow
 def test_verify_accepts_every_format(checkpoint: Path, exported: Path, tmp_path: Path, dtype: str):
     """The script prints all comparisons, and exits with status 0."""
     out = tmp_path / "out"
@@ -469,6 +483,7 @@ def test_verify_refuses_a_wrong_number(
     assert export_pytorch(*args, "--verify").status == 1
 
 
+@pytest.mark.slow
 def test_export_without_torch_writes_every_format(
     checkpoint: Path, params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

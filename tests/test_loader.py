@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import slow
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.example_source import ExampleSource
 from fyp_jax.data.loader import Loader, TooManyCorruptRecords
@@ -151,7 +152,7 @@ def test_reference_batches_cover_all_valid_records_captions_and_windows():
     assert len(np.unique(videos_seen.reshape(30, -1), axis=0)) > 20  # windows differ
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("workers", [slow(1), 3])
 def test_loader_with_any_number_of_workers_gives_the_same_batches(workers):
     with Loader(videos(broken=(2,)), config(workers=workers, **VARIED), tokenize, 3, range(5)) as loader:
         for batch in reference():
@@ -427,7 +428,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks up processes in /proc")
-@pytest.mark.parametrize("end", [pytest.param("return", marks=pytest.mark.slow), "interrupt", "kill"])
+@pytest.mark.parametrize("end", [slow("return"), "interrupt", slow("kill")])
 def test_workers_use_the_cpu_and_end_with_the_program(tmp_path, end):
     (tmp_path / "program.py").write_text(SCRIPT)
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}

@@ -237,6 +237,7 @@ def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_d
     assert np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_ten_nonfinite_steps_in_a_row_end_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

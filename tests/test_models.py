@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Reference
+from conftest import Reference, slow
 from fyp_jax.models import attention_functions
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.attention_functions import MIN_BLOCKWISE_SCORES, blockwise_attention
@@ -125,6 +125,7 @@ def test_prediction_depends_on_text_timestep_and_pose():
         run(TINY, latents, text, pose_features=features[:1])
 
 
+@pytest.mark.slow
 def test_prediction_in_bfloat16_is_near_float32():
     latents, text = normal(0, 1, 1, 4, 4, 4), normal(1, 1, 5, 6)
     unet, params = UNet3D(TINY, ExecutionConfig(jnp.bfloat16)), random_params(unet_shapes(TINY), seed=0)
@@ -212,9 +213,9 @@ def test_identity_attention_hook_changes_no_bit_and_zero_values_of_attn1_do():
     ("dtype", "tolerance", "block"),
     [
         (jnp.float32, 1e-5, 4000),
-        pytest.param(jnp.float32, 1e-5, 10**9, marks=pytest.mark.slow),
-        pytest.param(jnp.bfloat16, 2e-2, 10**9, marks=pytest.mark.slow),
-        pytest.param(jnp.bfloat16, 2e-2, 4000, marks=pytest.mark.slow),
+        slow(jnp.float32, 1e-5, 10**9),
+        slow(jnp.bfloat16, 2e-2, 10**9),
+        slow(jnp.bfloat16, 2e-2, 4000),
     ],
 )
 def test_blockwise_attention_and_gradient_equal_dot_product_attention(

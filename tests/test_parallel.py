@@ -20,6 +20,7 @@ from einops import repeat
 from flax.traverse_util import flatten_dict
 
 import tiny_models
+from conftest import slow
 from fyp_jax import platforms
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
@@ -120,7 +121,7 @@ def assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", [slow("data"), slow("fsdp"), slow("frame"), "all"])
 def test_gradient_on_a_mesh_equals_one_device(name: str, model: str):
     assert_same(on_mesh(name, model)[1:], on_one_device(model))
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import tiny_models
+from conftest import slow
 from fyp_jax.config import load_config
 from fyp_jax.errors import UserError
 from fyp_jax.media.images import image_grid
@@ -315,7 +316,7 @@ def test_run_without_a_pose_repeats_from_its_config(
     assert second.read_bytes() == first.read_bytes()
 
 
-@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("chunk", [slow(1), 2])
 def test_decoding_in_chunks_gives_the_same_clip(
     pipeline: FollowYourPosePipeline, output: PipelineOutput, chunk: int
 ):

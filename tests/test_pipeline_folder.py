@@ -219,6 +219,7 @@ def assert_unet_agrees(unet: ImageUNet, latents: np.ndarray) -> None:
     assert_close(predict(latents, t, text), from_torch(eps, clips), "predicted noise")
 
 
+@pytest.mark.slow
 def test_inflated_unet_on_one_frame_equals_pytorch(like_sd1: ImageUNet):
     """Two clips of one frame each have different timesteps and texts, and are higher than wide."""
     assert_unet_agrees(like_sd1, tagged("one frame", (2, 1, 16, 8, 4)))

@@ -48,6 +48,7 @@ def colours(file: Path) -> set[tuple[int, ...]]:
         return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
 
 
+@pytest.mark.slow
 def test_plot_of_one_run_is_saved_in_its_folder(tmp_path, capsys):
     folder = training_run(tmp_path / "motion", [3.0, 2.0, 1.5, 1.2])
     assert run(folder) == 0
@@ -119,6 +120,7 @@ def test_figure_timestep_bins_share_a_scale_that_shows_all_values(tmp_path):
             assert low <= line.get_ydata().min() <= line.get_ydata().max() <= high, axes.get_title(loc="left")
 
 
+@pytest.mark.slow
 def test_plot_of_a_run_with_one_row_is_visible(tmp_path):
     folder = training_run(tmp_path / "one", [1.0], bin_loss=float("nan"))
     assert run(folder) == 0

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from conftest import slow
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.errors import UserError
@@ -105,7 +106,7 @@ def test_optimizer_value_out_of_range_is_refused(name: str):
         ).check()
 
 
-@pytest.mark.parametrize("noise_correlation", [0.0, 0.5])
+@pytest.mark.parametrize("noise_correlation", [slow(0.0), 0.5])
 def test_noise_of_a_shard_equals_that_part_of_the_whole_batch(noise_correlation: float):
     """No two frames have the same noise."""
     key, latent = jax.random.key(0), (2, 3, 4)

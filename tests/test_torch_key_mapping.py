@@ -194,6 +194,7 @@ def test_to_torch_of_unknown_parameters_is_refused(reference: Reference):
         to_torch({"unet": reference.params["unet"] | {"conv_in": {"odd": np.zeros(3, np.float32)}}})
 
 
+@pytest.mark.slow
 def test_inflated_image_unet_keeps_its_weights_and_starts_silent(reference: Reference):
     unet = {name: value for name, value in reference.state_dict.items() if not name.startswith(POSE_PREFIX)}
     image = {name: value for name, value in unet.items() if not TEMPORAL.search(name)}

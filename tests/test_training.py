@@ -143,6 +143,7 @@ def test_pose_stage_trains_the_pose_encoder_alone_from_zero_maps(
     assert all(path.startswith("pose_encoder/") for path in changed)
 
 
+@pytest.mark.slow
 def test_motion_stage_starts_from_the_prediction_of_the_pose_stage(
     pose_world: Path, pose_run: tuple[Path, InitialState, list[str]]
 ):
