@@ -57,6 +57,31 @@ class OptimizerConfig:
                 )
 
 
+@dataclass(frozen=True)
+class LossConfig:
+    """How errors become a loss; the defaults are the published ones."""
+
+    min_snr_gamma: float | None = config_field(
+        None, "diffusion: no timestep counts more than at this signal-to-noise ratio (5 is usual); null: off"
+    )
+    edge_weight: float = config_field(
+        0.0, "autoencoder: weight of the error of differences between neighbouring pixels"
+    )
+    kl_weight: float = config_field(
+        1e-3, "autoencoder: weight of the latents' KL divergence from a standard normal, a mean over latents"
+    )
+
+    def check(self) -> None:
+        """Raise UserError for a weight that is negative or not finite."""
+        for name, in_range in {
+            "min_snr_gamma": self.min_snr_gamma is None or 0 < self.min_snr_gamma < math.inf,
+            "edge_weight": 0 <= self.edge_weight < math.inf,
+            "kl_weight": 0 <= self.kl_weight < math.inf,
+        }.items():
+            if not in_range:
+                raise UserError(f"loss.{name}={getattr(self, name)} is out of range (see train.py --help)")
+
+
 @dataclass
 class CheckpointConfig:
     """When checkpoints are saved, and which stay."""
@@ -138,6 +163,7 @@ class TrainConfig:
         None, "compiled step that scripts/compile_tpu.py --save wrote; null: compile now"
     )
     data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -167,6 +193,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UserError for values that have the right type but train nothing."""
         get_stage(self.stage)
+        self.loss.check()
         self.optimizer.check()
         self.data.check()
         for name in ("height", "width"):

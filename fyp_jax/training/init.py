@@ -135,7 +135,7 @@ def _models(
     execution = ExecutionConfig(jnp.dtype(config.dtype), config.remat, frame_axis, attention)
     pose_encoder = PoseEncoder(unet_config, execution.dtype) if stage.uses_pose else None
     unet = UNet3D(unet_config, execution)
-    return Models(encoders, folder.schedule(), unet, pose_encoder, config.noise_correlation)
+    return Models(encoders, folder.schedule(), unet, pose_encoder, config.noise_correlation, config.loss)
 
 
 def _unet_and_pose_encoder(

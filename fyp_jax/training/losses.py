@@ -1,7 +1,7 @@
 """The losses of the training stages: a batch and random numbers become one loss for each clip."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -13,10 +13,8 @@ from fyp_jax.diffusion.schedule import ScheduleConfig, add_noise, correlated_noi
 from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
+from fyp_jax.training.config import LossConfig
 from fyp_jax.types import Batch, Latents, Params, TextEmbeddings
-
-KL_WEIGHT = 1e-3
-"""Weight of the autoencoder's KL divergence, a mean over latents, beside mean errors of pixels in [-1, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +27,7 @@ class Models:
     pose_encoder: PoseEncoder | None
     noise_correlation: float = 0.0
     """Fraction of the noise's variance that all frames of a clip have in common."""
+    loss: LossConfig = field(default_factory=LossConfig)
 
 
 class NoiseSample(NamedTuple):
@@ -94,7 +93,8 @@ def diffusion_loss(
     text: TextEmbeddings,
     pose_images: Float[Array | np.ndarray, "b f H W 3"] | None,
 ) -> Float[Array, "b"]:
-    """Mean squared error of the prediction for each clip (Follow Your Pose, eq. 2), in float32.
+    """Mean squared error of the prediction for each clip (Follow Your Pose, eq. 2), in float32, times
+    `snr_weight` where the config asks for it.
 
     `params` has `unet` and, for models with one, `pose_encoder`; `pose_images` is None without it.
     """
@@ -105,13 +105,31 @@ def diffusion_loss(
     prediction = models.unet.apply({"params": params["unet"]}, noisy, noise_sample.t, text, features)  # pyright: ignore
     target = prediction_target(latents, noise_sample.noise, noise_sample.t, models.schedule)
     error = jnp.asarray(prediction, jnp.float32) - target
-    return jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+    loss = jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+    if models.loss.min_snr_gamma is not None:
+        loss *= snr_weight(noise_sample.t, models.schedule, models.loss.min_snr_gamma)
+    return loss
+
+
+def snr_weight(t: Int[Array, "b"], schedule: ScheduleConfig, gamma: float) -> Float[Array, "b"]:
+    """Weight of each timestep's loss by its signal-to-noise ratio (Min-SNR; Hang et al. 2023, section 3.4).
+
+    The error of x_0 has the weight min(SNR, gamma). Divided by SNR that is the weight of the noise's error,
+    and divided by SNR + 1 that of v's.
+    """
+    alpha = jnp.asarray(schedule.alphas_cumprod())[t]
+    snr = alpha / (1 - alpha)
+    of_x0 = jnp.minimum(snr, gamma)
+    return of_x0 / (snr + 1 if schedule.prediction_type == "v_prediction" else snr)
 
 
 def autoencoder_loss(
     models: Models, params: Params, batch: Batch, noise_sample: NoiseSample
 ) -> Float[Array, "b"]:
     """Error of the autoencoder's reconstruction, mean absolute plus mean squared, plus a KL divergence.
+
+    `loss.edge_weight` adds the mean absolute error of the differences of neighbouring pixels, so that an edge
+    in the right place with the right sharpness counts more than a flat area.
 
     The divergence is the posterior's from a standard normal (Kingma and Welling 2014), for latents *times the
     scaling factor* of the VAE's config. So these latents come to have a variance near 1, as diffusion wants
@@ -124,8 +142,11 @@ def autoencoder_loss(
     error = jnp.asarray(decoded, jnp.float32) - video
     divergence = 0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std)
     axes = (1, 2, 3, 4)
-    pixels = jnp.mean(jnp.abs(error) + jnp.square(error), axis=axes)
-    return pixels + KL_WEIGHT * jnp.mean(divergence, axis=axes)
+    loss = jnp.mean(jnp.abs(error) + jnp.square(error), axis=axes)
+    if models.loss.edge_weight:
+        edges = sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis)), axis=axes) for axis in (2, 3))
+        loss += models.loss.edge_weight * edges
+    return loss + models.loss.kl_weight * jnp.mean(divergence, axis=axes)
 
 
 LOSSES: dict[str, LossFn] = {"diffusion": diffusion, "autoencoder": autoencoder_loss}
