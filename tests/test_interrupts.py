@@ -39,13 +39,10 @@ DEAF = """
 
 def interrupt(body: str, signals: int, ignored: bool = False) -> tuple[int, str]:
     """The status and the errors of a program that gets SIGINT after each of its first lines."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(body=body)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
-    )
+    command = [sys.executable, "-c", SCRIPT.format(body=body)]
+    if ignored:
+        command = ["sh", "-c", """trap '' INT; exec "$@" """, "sh", *command]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert program.stdout is not None
     for _ in range(signals):
         program.stdout.readline()

@@ -144,7 +144,8 @@ def test_render_synthetic_writes_images_with_skeletons_and_videos_of_training_sc
     run = run_script(SCRIPTS / "render_synthetic.py", "--out", tmp_path, *sizes)
     assert run.status == 0, run
     images, videos = (
-        list(csv.DictReader((tmp_path / kind / "metadata.csv").open())) for kind in ("images", "videos")
+        list(csv.DictReader((tmp_path / kind / "metadata.csv").read_text().splitlines()))
+        for kind in ("images", "videos")
     )
     assert [row["file_name"] for row in images] == ["000000.png", "000001.png", "000002.png"]
     for seed, row in enumerate(images):
