@@ -35,6 +35,15 @@ class RecordSource(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+@runtime_checkable
+class RenderedSource(RecordSource, Protocol):
+    """Records that are rendered and not decoded, as those of `data.synthetic_source`."""
+
+    def render(
+        self, record: Record, config: DataConfig, rng: np.random.Generator, with_pose: bool
+    ) -> Sample: ...
+
+
 class ExampleSpec(NamedTuple):
     """The random choices of one example."""
 
@@ -107,8 +116,10 @@ class ExampleSource:
             yield from islice(others, self.max_attempts - 1)
 
     def decode(self, record: Record, rng: np.random.Generator) -> Sample:
-        """Decode a record as the config asks. Raises UserError for a corrupt record."""
+        """Decode or render a record as the config asks. Raises UserError for a corrupt record."""
         config = self.config
+        if isinstance(self.records, RenderedSource):
+            return self.records.render(record, config, rng, self.with_pose)
         if self.records.kind == "pose_images":
             return decode_image(record, height=config.height, width=config.width, with_pose=self.with_pose)
         return decode_video(

@@ -162,25 +162,9 @@ def _moon(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
     return [Mover(stars, (0.0, 0.0), "sky")]
 
 
-def _houses(c: Canvas, rng: np.random.Generator, low: float, high: float, flat: float) -> None:
-    left, end = rng.uniform(0, PERIOD), 0.0
-    while end < PERIOD - 0.14:
-        width = float(rng.choice([0.26, 0.28, 0.39, 0.42]))
-        if PERIOD - end - width < 0.2:
-            width = PERIOD - end
-        wall, roof = (
-            things.WALLS[rng.integers(len(things.WALLS))],
-            things.ROOFS[rng.integers(len(things.ROOFS))],
-        )
-        things.house(
-            c, left + end, 0.68, width - 0.012, rng.uniform(low, high), wall, roof, bool(rng.random() < flat)
-        )
-        end += width
-
-
 def _street(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
     sky.gradient((176, 208, 232), (222, 232, 240), 0.6)
-    _houses(c, rng, 0.36, 0.62, 0.8)
+    things.houses(c, rng, 0.36, 0.62, 0.8)
     c.band(0.67, 0.76, (198, 196, 194))
     c.band(0.75, 0.77, (150, 150, 152))
     c.band(0.765, 1.02, (112, 116, 126))
@@ -278,7 +262,7 @@ def _town(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
     """Small houses with gables along a square."""
     sky.gradient(((150, 204, 244), (250, 214, 168), (196, 206, 232))[rng.integers(3)], (242, 240, 236), 0.6)
     c.hills([(0.04, 2, rng.random())], 0.5, 0.7, (170, 200, 150))
-    _houses(c, rng, 0.2, 0.4, 0.15)
+    things.houses(c, rng, 0.2, 0.4, 0.15)
     pavement = ((226, 210, 186), (206, 206, 210), (222, 196, 176))[rng.integers(3)]
     c.band(0.675, 1.02, pavement)
     for y in (0.76, 0.88):

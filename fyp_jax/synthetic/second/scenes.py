@@ -187,8 +187,10 @@ class _View:
         pan = round(pan_velocity(scene, size) * SUPERSAMPLING)
         start = int(rng.integers(round(PERIOD * self.side)))
         self._lefts = {time: start + pan * time for time in frames}
-        self._first = min(self._lefts.values())
-        width = max(self._lefts.values()) - self._first + self.side
+        # Pillow draws otherwise at an image's edges, and a style may look at what is beside the window.
+        margin = self.side // 16 if self.style.finished else SUPERSAMPLING
+        self._first = min(self._lefts.values()) - margin
+        width = max(self._lefts.values()) + self.side + margin - self._first
         sky, ground = (
             Canvas(
                 Image.new(mode, (width, self.side)),
@@ -213,8 +215,7 @@ class _View:
         """The frame at a time, but for the figures and what is in front of them."""
         left = self._lefts[time] - self._first
         box = (left, 0, left + self.side, self.side)
-        alone = len(self._lefts) == 1  # then nobody needs the place again
-        image, ground = (self._sky, self._ground) if alone else (self._sky.crop(box), self._ground.crop(box))
+        image, ground = self._sky.crop(box), self._ground.crop(box)
         self.paint_movers(image, time, "sky", labels)
         image.paste(ground, (0, 0), ground)
         if labels is not None:

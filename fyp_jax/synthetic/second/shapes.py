@@ -1,5 +1,6 @@
 """Rounded shapes, from which figures and places are drawn, and their painting with Pillow."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ OUTLINE_SHADE = 0.42
 """Factor on a colour for the outline of what has this colour."""
 
 
-_CIRCLE = np.stack([f(np.arange(28) * 2 * np.pi / 28) for f in (np.cos, np.sin)], axis=1)
+CIRCLE = [(math.cos(2 * math.pi * i / 28), math.sin(2 * math.pi * i / 28)) for i in range(28)]
+"""Points of the unit circle."""
 
 
 class Shape(NamedTuple):
@@ -51,8 +53,9 @@ def polygon(points: Iterable[np.ndarray], colour: Colour, part: int = 0, roundin
 
 def ellipse(centre: np.ndarray, right: np.ndarray, up: np.ndarray, colour: Colour, part: int = 0) -> Shape:
     """An ellipse with the half axes `right` and `up`, vectors in pixels."""
-    points = centre + _CIRCLE @ np.stack([right, up])
-    return Shape(tuple(map(tuple, points.tolist())), (0.0,), colour, part, oval=True)
+    x, y, right_x, right_y, up_x, up_y = map(float, (*centre, *right, *up))
+    points = ((x + c * right_x + s * up_x, y + c * right_y + s * up_y) for c, s in CIRCLE)
+    return Shape(tuple(points), (0.0,), colour, part, oval=True)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -102,40 +105,56 @@ def paint(
     for shapes, outline in groups:
         if outline:
             for shape in shapes:
-                _fill(draw_image, shape, outline, shade(shape.colour, OUTLINE_SHADE))
+                fill(draw_image, shape, outline, shade(shape.colour, OUTLINE_SHADE))
         for shape in shapes:
-            _fill(draw_image, shape, 0.0, shape.colour)
+            fill(draw_image, shape, 0.0, shape.colour)
             if draw_labels is not None:
-                _fill(draw_labels, shape, outline, first + shape.part)
+                fill(draw_labels, shape, outline, first + shape.part)
 
 
-def _fill(draw: ImageDraw.ImageDraw, shape: Shape, grow: float, fill: Colour | int) -> None:
+def fill(draw: ImageDraw.ImageDraw, shape: Shape, grow: float, ink: Colour | int) -> None:
+    """Fill a shape, `grow` pixels larger to all sides, with a colour, or with a label."""
     points, radii = shape.points, shape.radii
-    if len(points) == 1:
-        draw.circle(points[0], radii[0] + grow, fill=fill)
-    elif len(points) == 2:
+    if len(points) == 2:
         (ax, ay), (bx, by) = points
         ra, rb = radii[0] + grow, radii[1] + grow
-        length = max(float(np.hypot(bx - ax, by - ay)), 1e-6)
+        length = max(math.hypot(bx - ax, by - ay), 1e-6)
         nx, ny = (ay - by) / length, (bx - ax) / length
-        draw.polygon(
-            [
+        _polygon(
+            draw,
+            (
                 (ax + ra * nx, ay + ra * ny),
                 (bx + rb * nx, by + rb * ny),
                 (bx - rb * nx, by - rb * ny),
                 (ax - ra * nx, ay - ra * ny),
-            ],
-            fill=fill,
+            ),
+            ink,
         )
-        draw.circle((ax, ay), ra, fill=fill)
-        draw.circle((bx, by), rb, fill=fill)
-    else:
-        draw.polygon(points, fill=fill)
-        radius = radii[0] + grow
+        _disc(draw, points[0], ra, ink)
+        _disc(draw, points[1], rb, ink)
+        return
+    radius = radii[0] + grow
+    if len(points) > 2:
+        _polygon(draw, points, ink)
         if radius >= 0.5:
-            draw.line([*points, points[0]], fill=fill, width=round(2 * radius))
-            for point in points:
-                draw.circle(point, radius, fill=fill)
+            for (ax, ay), (bx, by) in zip(points, (*points[1:], points[0]), strict=True):
+                fill(draw, Shape(((ax, ay), (bx, by)), (radius, radius), shape.colour), 0.0, ink)
+    else:
+        _disc(draw, points[0], radius, ink)
+
+
+def _polygon(draw: ImageDraw.ImageDraw, points: Points, ink: Colour | int) -> None:
+    draw.polygon([(_floor(x), _floor(y)) for x, y in points], fill=ink)
+
+
+def _disc(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, ink: Colour | int) -> None:
+    x, y = centre
+    draw.ellipse((_floor(x - radius), _floor(y - radius), _floor(x + radius), _floor(y + radius)), fill=ink)
+
+
+def _floor(value: float) -> int:
+    """Round down. Pillow rounds towards 0, so what leaves the image to the left would change its shape."""
+    return math.floor(value + 1e-6)
 
 
 def _points(*arrays: np.ndarray) -> Points:

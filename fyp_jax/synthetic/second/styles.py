@@ -28,6 +28,8 @@ class Style(NamedTuple):
     figures: float = 0.0
     """How much of the map figures get: 0 none, 1 all of it."""
     boxes: bool = False
+    finished: bool = False
+    """Whether `finish` needs to see what is beside the window."""
 
     def tint(self, colour: Colour) -> Colour:
         """The colour of something in a place."""
@@ -48,8 +50,8 @@ class Style(NamedTuple):
 STYLES: dict[str, Style] = {
     "none": Style(FIRST_STYLES["none"][0]),
     "sunset": Style(FIRST_STYLES["sunset"][0], (0.72, 0.46, 0.42), (70, 26, 26), 0.9, 0.45),
-    "minecraft": Style(FIRST_STYLES["minecraft"][0], saturation=1.25, boxes=True),
-    "van gogh": Style(FIRST_STYLES["van gogh"][0], (0.86, 0.9, 0.88), (0, 6, 34), 1.25, 0.4),
+    "minecraft": Style(FIRST_STYLES["minecraft"][0], saturation=1.25, boxes=True, finished=True),
+    "van gogh": Style(FIRST_STYLES["van gogh"][0], (0.86, 0.9, 0.88), (0, 6, 34), 1.25, 0.4, finished=True),
 }
 
 
@@ -60,8 +62,7 @@ def finish_sky(style: str, sky: Canvas) -> None:
         canvas = Canvas(glow, sky.side, sky.left)
         canvas.gradient((116, 72, 140), (255, 168, 92), 0.62)
         sky.image.paste(Image.blend(sky.image, glow, 0.8))
-        for x in (0.35, 1.35):
-            Canvas(sky.image, sky.side, sky.left).circle(x, 0.36, 0.11, (255, 226, 130))
+        Canvas(sky.image, sky.side, sky.left).circle(0.35, 0.36, 0.11, (255, 226, 130))
     finish(style, sky, sky=True)
 
 

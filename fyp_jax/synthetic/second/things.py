@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fyp_jax.synthetic.second.canvas import Canvas
+from fyp_jax.synthetic.second.canvas import PERIOD, Canvas
 from fyp_jax.synthetic.second.shapes import Colour, shade
 
 WALLS = (
@@ -90,6 +90,23 @@ def house(
             if y + 0.075 < bottom:
                 c.rectangle(x - 0.036, y, x + 0.036, y + 0.085, (250, 244, 230))
                 c.rectangle(x - 0.026, y + 0.01, x + 0.026, y + 0.075, GLASS)
+
+
+def houses(c: Canvas, rng: np.random.Generator, low: float, high: float, flat: float) -> None:
+    """A row of houses along all of a place, `low` to `high` high; a fraction `flat` has no gable."""
+    left, end = rng.uniform(0, PERIOD), 0.0
+    while end < PERIOD - 0.14:
+        width = float(rng.choice([0.26, 0.28, 0.39, 0.42]))
+        if PERIOD - end - width < 0.2:
+            width = PERIOD - end
+        wall, roof = (
+            WALLS[rng.integers(len(WALLS))],
+            ROOFS[rng.integers(len(ROOFS))],
+        )
+        house(
+            c, left + end, 0.68, width - 0.012, rng.uniform(low, high), wall, roof, bool(rng.random() < flat)
+        )
+        end += width
 
 
 def cloud(c: Canvas, x: float, y: float, size: float, colour: Colour = (252, 252, 255)) -> None:
