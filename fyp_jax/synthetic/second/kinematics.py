@@ -36,6 +36,8 @@ class Stance(NamedTuple):
     posture: Posture
     depth: tuple[float, ...] = (0.0,) * 8
     """Angles out of the image plane of arms, forearms, thighs and shins; of each the left, then the right."""
+    bend: float = 0.0
+    """Angle of the spine out of the image plane: the trunk bends forward."""
     turn: float = 0.0
     """Rotation of the whole figure about the vertical, in radians; at pi it is seen from behind."""
 
@@ -74,7 +76,7 @@ def joint_positions(stance: Stance, figure: Figure) -> Float[np.ndarray, "17 2"]
 
     joints: dict[str, np.ndarray] = {}
     across = figure.width * np.cos(theta)
-    neck = bone(np.pi - posture.lean, 0.0, SPINE)
+    neck = bone(np.pi - posture.lean, stance.bend, SPINE)
     lean = posture.lean * cos
     along = np.array([np.cos(lean), np.sin(lean)])  # the direction of the shoulders
     for name, out in SIDES.items():
@@ -84,7 +86,7 @@ def joint_positions(stance: Stance, figure: Figure) -> Float[np.ndarray, "17 2"]
         chain(name, out, shoulder, 0, (UPPER_ARM * figure.arms, FOREARM * figure.arms))
     tilt = (posture.lean + posture.nod) * cos
     up, right = np.array([np.sin(tilt), -np.cos(tilt)]), np.array([np.cos(tilt), np.sin(tilt)])
-    face = neck + NECK * (0.35 + 0.65 * figure.head) * up
+    face = neck + NECK * (0.35 + 0.65 * figure.head) * np.cos(0.7 * stance.bend) * up
     forward, aside = figure.head * np.sin(theta) * right, figure.head * np.cos(theta) * right
     joints["nose"] = face + NOSE_FORWARD * forward - 0.005 * up
     for name, out in SIDES.items():

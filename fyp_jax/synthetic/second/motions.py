@@ -48,11 +48,11 @@ def _pairs(values: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _stance(limbs: np.ndarray, trunk: np.ndarray) -> Stance:
-    """A stance of 8 outward angles, 8 depths, and lean, nod, rise, shift and turn."""
+    """A stance of 8 outward angles, 8 depths, and lean, nod, rise, shift, bend and turn."""
     arms, forearms, thighs, shins = _pairs(limbs[:8])
-    lean, nod, rise, shift, turn = (float(value) for value in trunk)
+    lean, nod, rise, shift, bend, turn = (float(value) for value in trunk)
     posture = Posture(arms, forearms, thighs, shins, lean, nod, max(0.0, rise), shift)
-    return Stance(posture, tuple(float(depth) for depth in limbs[8:]), turn)
+    return Stance(posture, tuple(float(depth) for depth in limbs[8:]), bend, turn)
 
 
 def _routine(rng: np.random.Generator) -> Motion:
@@ -66,11 +66,12 @@ def _routine(rng: np.random.Generator) -> Motion:
     keys = np.stack([np.array(ARM_KEYS)[arms], np.array(LEG_KEYS)[legs]], axis=1).reshape(KEYS, 2, 2, 2, 2)
     limbs = keys.transpose(0, 3, 1, 4, 2).reshape(KEYS, 16)
     limbs[:, :8] += rng.normal(0, 0.1, (KEYS, 8))
-    half_turns = np.cumsum(rng.choice([-1, 0, 1], p=[0.05, 0.9, 0.05], size=KEYS))
+    half_turns = np.cumsum(rng.choice([-1, 0, 1], p=[0.025, 0.95, 0.025], size=KEYS))
     turn = np.pi * half_turns + rng.uniform(-0.8, 0.8, KEYS)
     rise = np.where(rng.random(KEYS) < 0.15, rng.uniform(0.06, 0.14, KEYS), 0.0)
     lean, nod, shift = rng.normal(0, 0.14, KEYS), rng.normal(0, 0.1, KEYS), rng.uniform(-0.07, 0.07, KEYS)
-    trunk = np.stack([lean, nod, rise, shift, turn], axis=1)
+    bend = np.clip(rng.normal(0.1, 0.35, KEYS), -0.15, 1.0)
+    trunk = np.stack([lean, nod, rise, shift, bend, turn], axis=1)
     pace = rng.uniform(1.0, 1.6)
 
     def motion(t: float) -> Stance:
@@ -91,13 +92,16 @@ def _free(rng: np.random.Generator) -> Motion:
     phase, speed = rng.uniform(size=16), rng.uniform(0.5, 1.5, size=16)
     lean, nod, shift = rng.uniform(-0.25, 0.25), rng.uniform(-0.3, 0.3), rng.uniform(0, 0.05)
     rise, turn, sway = max(0.0, rng.uniform(-0.1, 0.08)), rng.uniform(-1.2, 1.2), rng.uniform(0, 0.6)
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         turn += np.pi
+    bend = max(0.0, rng.uniform(-0.7, 0.9))
 
     def motion(t: float) -> Stance:
         limbs = centre + swing * np.sin(2 * np.pi * (t * speed + phase))
         slow = np.sin(2 * np.pi * (t / 2 + phase[0]))
-        return _stance(limbs, np.array([lean + 0.1 * slow, nod, rise, shift * slow, turn + sway * slow]))
+        return _stance(
+            limbs, np.array([lean + 0.1 * slow, nod, rise, shift * slow, bend, turn + sway * slow])
+        )
 
     return motion
 
@@ -114,7 +118,9 @@ def _spin(rng: np.random.Generator) -> Motion:
             [*arms[:, :2].T.ravel(), 0.1, 0.15 + knee, 0.08, 0.1 - knee, *arms[:, 2:].T.ravel(), 0, 0.3, 0, 0]
         )
         limbs[:4] += 0.15 * beat
-        return _stance(limbs, np.array([0.05 * beat, 0.0, 0.0, 0.03 * beat, start + direction * 2.2 * t]))
+        return _stance(
+            limbs, np.array([0.05 * beat, 0.0, 0.0, 0.03 * beat, 0.0, start + direction * 2.2 * t])
+        )
 
     return motion
 
@@ -129,7 +135,7 @@ def _sway(rng: np.random.Generator) -> Motion:
         arm, leg = height + 0.35 * side * np.array([1, -1]), wide + bend * beat
         forearm = height + 0.5 + 0.55 * np.sin(2 * np.pi * (t - 0.1)) * np.array([1, -1])
         limbs = np.array([*arm, *forearm, leg, leg, wide - bend * beat, wide - bend * beat, *(0.0,) * 8])
-        return _stance(limbs, np.array([0.22 * side, -0.12 * side, 0.0, 0.06 * side, turn]))
+        return _stance(limbs, np.array([0.22 * side, -0.12 * side, 0.0, 0.06 * side, 0.0, turn]))
 
     return motion
 
@@ -145,7 +151,7 @@ def _lunge(rng: np.random.Generator) -> Motion:
         thighs = np.array([0.15 + depth * left + 0.4 * right, 0.15 + depth * right + 0.4 * left])
         shins = np.array([0.1 - 0.25 * left + 0.4 * right, 0.1 - 0.25 * right + 0.4 * left])
         limbs = np.array([*arms, *(arms + 0.2 * side), *thighs, *shins, *(0.0,) * 8])
-        return _stance(limbs, np.array([-0.2 * side, 0.1 * side, 0.0, -0.04 * side, -0.5 * side]))
+        return _stance(limbs, np.array([-0.2 * side, 0.1 * side, 0.0, -0.04 * side, 0.0, -0.5 * side]))
 
     return motion
 

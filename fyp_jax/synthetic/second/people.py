@@ -33,9 +33,9 @@ def sample_figure(rng: np.random.Generator, child: bool, framing: str) -> Figure
         height=height,
         x=float(x.get(framing, rng.uniform(0.36, 0.64))),
         ground=ground,
-        legs=rng.uniform(0.86, 1.1) * (0.86 if child else 1.0),
-        arms=rng.uniform(0.88, 1.12) * (0.92 if child else 1.0),
-        width=rng.uniform(0.85, 1.2),
+        legs=rng.uniform(0.86, 1.18) * (0.86 if child else 1.0),
+        arms=rng.uniform(0.86, 1.2) * (0.92 if child else 1.0),
+        width=rng.uniform(0.68, 1.2),
         head=rng.uniform(0.92, 1.08) * (1.25 if child else 1.0),
         turn=rng.uniform(-0.8, 0.8),
     )
@@ -55,8 +55,8 @@ def people_keypoints(
     for index, name in enumerate(characters):
         if len(characters) > 1:
             figure = sample_figure(rng, name == "child", "whole")
-            height = figure.height * rng.uniform(0.72, 0.92)
-            x = (0.28, 0.72)[index] + rng.uniform(-0.06, 0.06)
+            height = figure.height * rng.uniform(0.72, 0.92) * (1.0 if len(characters) == 2 else 0.8)
+            x = 0.5 + (index - (len(characters) - 1) / 2) * 0.9 / len(characters) + rng.uniform(-0.05, 0.05)
             figure = Figure(
                 **{**figure.__dict__, "height": height, "x": x, "ground": rng.uniform(0.84, 0.96)}
             )

@@ -26,6 +26,7 @@ from fyp_jax.synthetic.second.styles import BLOCKS, STYLES, Style, finish, finis
 SIZE = 128
 """Height and width of a frame, in pixels, unless another one is asked for."""
 FPS = 8
+NUMBERS = {2: "Two", 3: "Three"}
 SUPERSAMPLING = 4
 """Factor by which frames are painted larger and then reduced, so that edges are smooth."""
 PERSON_LABELS = 32
@@ -40,7 +41,7 @@ class Scene(NamedTuple):
     """All that a clip depends on. The seed determines looks, bodies, tempo, things and camera."""
 
     characters: tuple[str, ...]
-    """One or two."""
+    """One, two or three."""
     place: str
     style: str
     motion: str
@@ -68,7 +69,7 @@ class SyntheticClip(NamedTuple):
 def caption(scene: Scene, comma: bool = True) -> str:
     """The scene's caption, e.g. "A dancer, in the park" or "Batman and a robot on the beach, at sunset".
 
-    `comma` is whether a comma follows the subject. Two open characters of one kind are "Two people".
+    `comma` is whether a comma follows the subject. Open characters of one kind are "Two people".
     """
     place, style = PLACES[scene.place][0], STYLES[scene.style].words
     comma = comma or scene.place == "simple"
@@ -76,8 +77,8 @@ def caption(scene: Scene, comma: bool = True) -> str:
 
 
 def _subject(characters: tuple[str, ...]) -> str:
-    if len(characters) == 2 and characters[0] == characters[1] and characters[0] in OPEN:
-        return f"Two {OPEN[characters[0]]}"
+    if len(characters) > 1 and set(characters) == {characters[0]} and characters[0] in OPEN:
+        return f"{NUMBERS[len(characters)]} {OPEN[characters[0]]}"
     text = " and ".join(
         name.capitalize()
         if name in NAMES_WITHOUT_ARTICLE
@@ -235,7 +236,7 @@ class _View:
 
 def training_scene(seed: int) -> Scene:
     """Sample a scene for training: half with a named character, a third with an open one, the rest with two
-    people."""
+    people, or three."""
     if not 0 <= seed < FIRST_HELD_OUT_SEED:
         raise ValueError(f"seed {seed}: training scenes have seeds from 0 to {FIRST_HELD_OUT_SEED - 1}")
     rng = np.random.default_rng([seed, 69])
@@ -246,7 +247,7 @@ def training_scene(seed: int) -> Scene:
     elif chance < 0.84:
         characters = (opened[rng.integers(len(opened))],)
     elif chance < 0.92:
-        characters = (opened[rng.integers(len(opened))],) * 2
+        characters = (opened[rng.integers(len(opened))],) * int(rng.choice([2, 2, 3]))
     else:
         everyone = named + opened
         first, second = rng.permutation(len(everyone))[:2]
