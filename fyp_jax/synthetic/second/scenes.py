@@ -4,6 +4,7 @@ A `Scene` determines every pixel of its clip, in every process. Held out of all 
 edition's pairs of named character and place, its motion, and `looks.HELD_OUT_CLOTHES`.
 """
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,19 @@ def _subject(characters: tuple[str, ...]) -> str:
         for name in characters
     )
     return text[0].upper() + text[1:]
+
+
+def caption_words() -> set[str]:
+    """All words of all captions, in lower case: what a tokenizer has to know."""
+    everyone = [(name,) for name in (*NAMED, *OPEN)]
+    everyone += [(a, "person") for a in NAMED] + [(name,) * count for name in OPEN for count in NUMBERS]
+    captions = [
+        caption(Scene(names, place, style, "walk", 0))
+        for names in everyone
+        for place in PLACES
+        for style in STYLES
+    ]
+    return set(re.findall(r"[a-z]+", " ".join(captions).lower()))
 
 
 def pan_velocity(scene: Scene, size: int = SIZE) -> float:
