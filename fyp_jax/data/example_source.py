@@ -37,7 +37,11 @@ class RecordSource(Protocol):
 
 @runtime_checkable
 class RenderedSource(RecordSource, Protocol):
-    """Records that are rendered and not decoded, as those of `data.synthetic_source`."""
+    """Records that are rendered and not decoded, as those of `data.synthetic_source`. None is corrupt."""
+
+    def check(self, config: DataConfig) -> None:
+        """Raise UserError for a config that it cannot render."""
+        ...
 
     def render(
         self, record: Record, config: DataConfig, rng: np.random.Generator, with_pose: bool
@@ -77,6 +81,8 @@ class ExampleSource:
             raise UserError(
                 f"data.num_frames={config.num_frames}, but {config.path} holds images: set data.num_frames=1"
             )
+        if isinstance(records, RenderedSource):
+            records.check(config)
         self.records, self.config, self.seed, self.with_pose = records, config, seed, with_pose
         # `repeat` shuffles each epoch into a new order
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()

@@ -12,7 +12,7 @@ from fyp_jax.data.config import DataConfig
 from fyp_jax.data.decoding import Record, Sample
 from fyp_jax.errors import UserError
 from fyp_jax.pose.skeleton import draw_skeleton
-from fyp_jax.synthetic.second.scenes import FIRST_HELD_OUT_SEED, render_clip, training_scene
+from fyp_jax.synthetic.second.scenes import FIRST_HELD_OUT_SEED, SIZE_MULTIPLE, render_clip, training_scene
 
 SCHEME = "synthetic://"
 KINDS = ("pose_images", "captioned_videos")
@@ -41,15 +41,16 @@ class SyntheticRecordSource:
         seed = index + (FIRST_VIDEO if self.kind == "captioned_videos" else 0)
         return {"name": f"scene {seed}", "seed": seed}
 
-    def render(self, record: Record, config: DataConfig, rng: np.random.Generator, with_pose: bool) -> Sample:
-        """Render a record as the config asks: a frame with its skeleton, or a clip that starts anywhere.
-
-        Raises UserError for a size that the world does not have.
-        """
-        if config.height != config.width:
+    def check(self, config: DataConfig) -> None:
+        """Raise UserError for a size that the world does not have."""
+        if config.height != config.width or config.height % SIZE_MULTIPLE:
             raise UserError(
-                f"data.height={config.height}, data.width={config.width}: the synthetic world is square"
+                f"data.height={config.height}, data.width={config.width}: the synthetic world is square, and "
+                f"its sizes are multiples of {SIZE_MULTIPLE}"
             )
+
+    def render(self, record: Record, config: DataConfig, rng: np.random.Generator, with_pose: bool) -> Sample:
+        """Render a record as the config asks: a frame with its skeleton, or a clip that starts anywhere."""
         scene = training_scene(record["seed"])
         if self.kind == "captioned_videos":
             start = int(rng.integers(START_FRAMES))

@@ -40,7 +40,7 @@ def draw_figure(keypoints: Float[np.ndarray, "17 3"], look: Look) -> list[Group]
     unit = torso_length(at)
     head = _head(at, look, unit)
     outline = max(0.6, OUTLINE * unit)
-    behind = np.cos(head.yaw) < -0.3
+    behind = bool(np.cos(head.yaw) < -0.3)
     turned = abs(np.sin(head.yaw)) > 0.75
     near = "right" if np.sin(head.yaw) > 0 else "left"  # the side of a turned figure that the viewer sees
     far = "left" if near == "right" else "right"

@@ -147,8 +147,15 @@ def _panda(head: Head, look: Look) -> list[Group]:
 
 def _robot(head: Head, look: Look) -> list[Group]:
     antenna = [
-        limb(head.at(0, 0.9), head.at(0, 1.4), 0.08 * head.radius, 0.08 * head.radius, (160, 170, 182), HEAD),
-        disc(head.at(0, 1.45), 0.2 * head.radius, (240, 78, 156), HEAD),
+        limb(
+            head.at(0.0, 0.9),
+            head.at(0.0, 1.4),
+            0.08 * head.radius,
+            0.08 * head.radius,
+            (160, 170, 182),
+            HEAD,
+        ),
+        disc(head.at(0.0, 1.45), 0.2 * head.radius, (240, 78, 156), HEAD),
     ]
     corners = [head.at(x, y) for x, y in ((-0.86, -0.76), (0.86, -0.76), (0.86, 0.76), (-0.86, 0.76))]
     box = polygon(corners, look.head, HEAD, 0.12 * head.radius)
@@ -213,7 +220,7 @@ def _hair_over(head: Head, look: Look) -> list[Group]:
         return []
     style, colour = look.hair
     if np.cos(head.yaw) < -0.3:
-        return [Group((head.oval(0, 0.06, 1.0, 0.98, colour, HAIR),))]
+        return [Group((head.oval(0.0, 0.06, 1.0, 0.98, colour, HAIR),))]
     lean = 0.5 * np.sin(head.yaw)
     low = {"bob": 0.42, "long": 0.5, "afro": 0.55, "spiky": 0.5}.get(style, 0.5)
     angles = np.linspace(
@@ -251,7 +258,7 @@ def _hat(head: Head, look: Look) -> list[Group]:
         band = limb(
             head.at(-0.98, 0.5), head.at(0.98, 0.5), 0.16 * head.radius, 0.16 * head.radius, dark, HAT
         )
-        return [Group((dome, disc(head.at(0, 1.2), 0.22 * head.radius, dark, HAT), band), outline)]
+        return [Group((dome, disc(head.at(0.0, 1.2), 0.22 * head.radius, dark, HAT), band), outline)]
     if kind == "cap":
         ahead = float(np.sin(head.yaw))
         brim = limb(
@@ -263,7 +270,7 @@ def _hat(head: Head, look: Look) -> list[Group]:
             HAT,
         )
         return [Group((dome, brim), outline)]
-    brim = head.oval(0, 0.5, 1.7, 0.24, colour, HAT)
+    brim = head.oval(0.0, 0.5, 1.7, 0.24, colour, HAT)
     crown = polygon(
         [head.at(x, y) for x, y in ((-0.8, 0.5), (0.8, 0.5), (0.66, 1.2), (-0.66, 1.2))],
         colour,

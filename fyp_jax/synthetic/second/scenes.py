@@ -26,6 +26,7 @@ from fyp_jax.synthetic.second.styles import BLOCKS, STYLES, Style, finish, finis
 
 SIZE = 128
 """Height and width of a frame, in pixels, unless another one is asked for."""
+SIZE_MULTIPLE = BLOCKS
 FPS = 8
 NUMBERS = {2: "Two", 3: "Three"}
 SUPERSAMPLING = 4
@@ -152,8 +153,10 @@ def render_frames(
     and label maps, or None without `labels`. `frames` are the times at which place and camera are seen
     (default: from 0 on, one after the other).
     """
-    if size % BLOCKS:
-        raise UserError(f"the synthetic world renders sizes that are multiples of {BLOCKS}, not {size}")
+    if size % SIZE_MULTIPLE:
+        raise UserError(
+            f"the synthetic world renders sizes that are multiples of {SIZE_MULTIPLE}, not {size}"
+        )
     frames = range(len(keypoints)) if frames is None else frames
     view = _View(scene, size, frames)
     looks = scene_looks(scene)
@@ -245,7 +248,7 @@ class _View:
                 canvas = Canvas(image, self.side, left, self.style.tint, self.style.boxes, labels)
                 canvas.label, canvas.drop = FIRST_MOVER_LABEL + 1 + index, mover.drop
                 canvas.shift = (mover.velocity[0] * time, mover.velocity[1] * time)
-                mover.paint(canvas, time)
+                mover.paint(canvas, float(time))
 
 
 def training_scene(seed: int) -> Scene:
