@@ -68,7 +68,7 @@ def digest(seeds: range) -> str:
 
 def test_drawing_is_that_of_the_sources_version():
     """Where the drawing changes, so must VERSION of data/synthetic_source.py, which a resumed run checks."""
-    assert (VERSION, digest(range(16))) == ("second edition 1", "")
+    assert (VERSION, digest(range(8))) == ("second edition 1", "5a4154bb8a91cc32")
 
 
 def test_render_clip_is_the_same_in_another_process():
@@ -290,7 +290,7 @@ def tokenize(text: str) -> np.ndarray:
     return np.frombuffer(text.encode().ljust(60)[:60], np.uint8).astype(np.int32)
 
 
-@pytest.mark.parametrize(("path", "frames"), [(IMAGES, 1), (VIDEOS, 3)])
+@pytest.mark.parametrize(("path", "frames"), [(IMAGES, 1), pytest.param(VIDEOS, 3, marks=pytest.mark.slow)])
 def test_stream_is_the_same_with_any_workers_and_resumes_by_its_step(path: str, frames: int):
     def batches(workers: int, start: int, count: int) -> list:
         config = DataConfig(
@@ -354,18 +354,21 @@ def test_tokenizer_of_the_second_edition_has_one_token_for_each_word(tmp_path: P
     assert run.status == 0, run
     for file in sorted((folder / "tokenizer").iterdir()):
         assert file.read_bytes() == (tmp_path / "tokenizer" / file.name).read_bytes(), file.name
-    encoders = PipelineFolder(str(folder), parts=()).latent_encoders()
+    encoders, caption_words_of_all = PipelineFolder(str(folder), parts=()).latent_encoders(), caption_words()
     assert (
         len(encoders.tokenizer.get_vocab())
         == PipelineFolder(str(folder), parts=()).json("text_encoder")["vocab_size"]
     )
-    for text in [clip_caption(seed) for seed in range(300)]:
-        words = re.findall(r"[a-z]+|,", text.lower())
-        ids, cut = encoders.tokenize(text)
-        assert not cut
-        tokens = [encoders.tokenizer.id_to_token(token) for token in ids[0, : 2 + len(words)]]
-        assert tokens == ["<|startoftext|>", *(word + "</w>" for word in words), "<|endoftext|>"]
-        assert set(words) - {","} <= caption_words()
+    tokenizer = encoders.tokenizer
+    for seed in range(200):
+        words = re.findall(r"[a-z]+|,", clip_caption(seed).lower())
+        assert set(words) - {","} <= caption_words_of_all
+        if seed < 8:
+            ids, cut = encoders.tokenize(clip_caption(seed))
+            assert not cut
+            tokens = [tokenizer.id_to_token(token) for token in ids[0, : 2 + len(words)]]
+            assert tokens == ["<|startoftext|>", *(word + "</w>" for word in words), "<|endoftext|>"]
+    assert all(tokenizer.token_to_id(word + "</w>") is not None for word in caption_words_of_all)
 
 
 def clip_caption(seed: int) -> str:
@@ -386,4 +389,4 @@ def test_render_synthetic_preview_of_128_pixels_shows_rows_of_twelve_frames(tmp_
 def test_render_synthetic_of_another_size_without_preview_is_refused():
     run = run_script(SCRIPTS / "render_synthetic.py", "--size", 128)
     assert run.status == 2
-    assert "--size is for --preview" in run.stderr
+    assert "--size is for --preview" in str(run)
