@@ -31,6 +31,8 @@ from fyp_jax.synthetic.second import preview
 from fyp_jax.synthetic.styles import STYLES
 
 VIDEO_FRAMES = 24
+COLOURS = 160
+"""Of a preview of the second edition, so that its file is small."""
 FIRST_VIDEO = 10**6
 """Seed of the first video; the seeds of images are lower, so that no scene occurs twice."""
 
@@ -63,9 +65,9 @@ def render_preview(file: Path) -> None:
 
 
 def write_second_preview(file: Path, size: int) -> None:
-    """Write an overview of the second edition, with 256 colours: it is a quarter of the file."""
+    """Write an overview of the second edition, with few colours: the file is a quarter as large."""
     colours = Image.fromarray(preview.render_preview(size)).quantize(
-        256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+        COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
     )
     with wrap_write_errors(file) as path:
         colours.save(path, format="PNG", optimize=True)

@@ -15,7 +15,7 @@ from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.loader import Loader
-from fyp_jax.data.synthetic_source import VERSION
+from fyp_jax.data.synthetic_source import VERSION, SyntheticRecordSource
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.synthetic_metrics import limb_points
 from fyp_jax.pose.skeleton import JOINTS, draw_skeleton
@@ -78,7 +78,7 @@ def test_render_clip_is_the_same_in_another_process():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     clips = [render_clip(training_scene(seed), 2).video for seed in range(4)]
-    assert run.stdout.split() == [hashlib.sha256(video).hexdigest() for video in clips]
+    assert run.stdout.split() == [hashlib.sha256(video.tobytes()).hexdigest() for video in clips]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -313,6 +313,7 @@ def test_stream_is_the_same_with_any_workers_and_resumes_by_its_step(path: str, 
 
 def test_stream_of_images_gives_frames_of_training_scenes_with_their_skeletons():
     records = open_records(IMAGES)
+    assert isinstance(records, SyntheticRecordSource)
     sample = records.render(
         records[7], DataConfig(IMAGES, num_frames=1, height=128, width=128), np.random.default_rng(0), True
     )

@@ -39,8 +39,7 @@ def render_preview(size: int) -> UInt8[np.ndarray, "h w 3"]:
     ]
     clips = [
         Scene(("person",), "street", "none", "walk", 6, pan=2 / 128),
-        Scene(("dancer",), "sea", "none", "routine", 14, pan=0.0),
-        Scene(("robot",), "snow", "none", "sway", 3, pan=-1.5 / 128),
+        Scene(("robot",), "snow", "none", "sway", 3, pan=0.0),
     ]
     parts = [_rows([render_clip(scene, 1, size).video[0] for scene in scenes]) for scenes in (table, people)]
     moving = [render_clip(scene, COLUMNS, size, stride=2).video for scene in clips]
