@@ -4,7 +4,8 @@
 
 Writes OUT/images (PNGs with their skeletons, metadata.csv) and OUT/videos (mp4s, metadata.csv). The pairs and
 the motion that are held out of training (fyp_jax/synthetic/) do not occur. `--preview FILE` renders an
-overview instead: each character in front of each background.
+overview instead: each character in front of each background. With `--size 128` it shows the world's second
+edition, which training renders as it goes (data.path=synthetic://pose_images).
 """
 
 import argparse
@@ -15,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from fyp_jax.console import run_console
@@ -25,9 +27,12 @@ from fyp_jax.synthetic.backgrounds import BACKGROUNDS
 from fyp_jax.synthetic.characters import CHARACTERS
 from fyp_jax.synthetic.motions import TRAIN_MOTIONS
 from fyp_jax.synthetic.scenes import FPS, SIDE, Scene, render_clip, training_scene
+from fyp_jax.synthetic.second import preview
 from fyp_jax.synthetic.styles import STYLES
 
 VIDEO_FRAMES = 24
+COLOURS = 160
+"""Of a preview of the second edition, so that its file is small."""
 FIRST_VIDEO = 10**6
 """Seed of the first video; the seeds of images are lower, so that no scene occurs twice."""
 
@@ -59,6 +64,15 @@ def render_preview(file: Path) -> None:
     write_png(file, np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1))
 
 
+def write_second_preview(file: Path, size: int) -> None:
+    """Write an overview of the second edition, with few colours: the file is a quarter as large."""
+    colours = Image.fromarray(preview.render_preview(size)).quantize(
+        COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+    )
+    with wrap_write_errors(file) as path:
+        colours.save(path, format="PNG", optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,9 +82,18 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=2000, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     parser.add_argument("--preview", type=Path, metavar="FILE", help="render only an overview, as a PNG")
+    parser.add_argument(
+        "--size", type=int, default=SIDE, metavar="N",
+        help=f"pixels of a frame: {SIDE}, or with --preview any multiple of 32, of the second edition",
+    )  # fmt: skip
     args = parser.parse_args()
-    if args.preview:
+    if args.size != SIDE and not args.preview:
+        parser.error("--size is for --preview; training renders the second edition as it goes")
+    if args.preview and args.size == SIDE:
         render_preview(args.preview)
+        return
+    if args.preview:
+        write_second_preview(args.preview, args.size)
         return
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         for name, render, count in (

@@ -10,7 +10,11 @@ from fyp_jax.errors import UserError
 class DataConfig:
     """Which records a run trains on, which clips it takes from them, and how it loads them."""
 
-    path: str = config_field("records", "folder of records, as scripts/prepare_data.py writes it")
+    path: str = config_field(
+        "records",
+        "folder of records, as scripts/prepare_data.py writes it; synthetic://pose_images and "
+        "synthetic://captioned_videos render the synthetic world instead",
+    )
     num_frames: int = config_field(8, "frames per clip; 1 for images")
     stride: int = config_field(
         5, "take every n-th frame; a video too short for that uses the largest stride that fits"

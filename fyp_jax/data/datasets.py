@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
+from fyp_jax.data.synthetic_source import SCHEME, SyntheticRecordSource, open_synthetic
 from fyp_jax.errors import UserError, reason
 
 SPLIT = "train"
@@ -132,12 +133,15 @@ class TfdsRecordSource:
         return f"TfdsRecordSource({self.fingerprint})"
 
 
-def open_records(path: str | os.PathLike[str]) -> TfdsRecordSource:
+def open_records(path: str | os.PathLike[str]) -> TfdsRecordSource | SyntheticRecordSource:
     """Open the dataset in a folder that has `dataset_info.json`, or in one above it with a single dataset.
 
-    Raises RecordsError where there is no dataset or several, where it has another kind or format, and where a
-    shard is missing or incomplete.
+    A path that starts with synthetic:// opens the synthetic world (`data.synthetic_source`) instead. Raises
+    UserError where that has no such kind, RecordsError where there is no dataset or several, where it has
+    another kind or format, and where a shard is missing or incomplete.
     """
+    if os.fspath(path).startswith(SCHEME):
+        return open_synthetic(os.fspath(path))
     if "://" in os.fspath(path):
         raise RecordsError(path, "records must be in a local folder; mount the bucket first")
     folder = _dataset_folder(Path(path))

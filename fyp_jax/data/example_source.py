@@ -35,6 +35,19 @@ class RecordSource(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+@runtime_checkable
+class RenderedSource(RecordSource, Protocol):
+    """Records that are rendered and not decoded, as those of `data.synthetic_source`. None is corrupt."""
+
+    def check(self, config: DataConfig) -> None:
+        """Raise UserError for a config that it cannot render."""
+        ...
+
+    def render(
+        self, record: Record, config: DataConfig, rng: np.random.Generator, with_pose: bool
+    ) -> Sample: ...
+
+
 class ExampleSpec(NamedTuple):
     """The random choices of one example."""
 
@@ -68,6 +81,8 @@ class ExampleSource:
             raise UserError(
                 f"data.num_frames={config.num_frames}, but {config.path} holds images: set data.num_frames=1"
             )
+        if isinstance(records, RenderedSource):
+            records.check(config)
         self.records, self.config, self.seed, self.with_pose = records, config, seed, with_pose
         # `repeat` shuffles each epoch into a new order
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat()
@@ -107,8 +122,10 @@ class ExampleSource:
             yield from islice(others, self.max_attempts - 1)
 
     def decode(self, record: Record, rng: np.random.Generator) -> Sample:
-        """Decode a record as the config asks. Raises UserError for a corrupt record."""
+        """Decode or render a record as the config asks. Raises UserError for a corrupt record."""
         config = self.config
+        if isinstance(self.records, RenderedSource):
+            return self.records.render(record, config, rng, self.with_pose)
         if self.records.kind == "pose_images":
             return decode_image(record, height=config.height, width=config.width, with_pose=self.with_pose)
         return decode_video(
