@@ -53,28 +53,15 @@ def draw_skeleton(
     # Pillow's lines are up to a pixel too thin, so draw at twice the published size or more, and reduce.
     scale = -(-2 * PUBLISHED_SIDE // max(height, width))
     line = PUBLISHED_LINE / PUBLISHED_SIDE * min(height, width) * scale
-    frame = np.zeros((height, width, 3), np.uint8)
-    links = [
-        (person[JOINTS.index(a)], person[JOINTS.index(b)], colour)
-        for person in people
-        for a, b, colour in LINKS
-        if min(person[JOINTS.index(a)][2], person[JOINTS.index(b)][2]) >= MIN_CONFIDENCE
-    ]
-    if not links:
-        return frame
-    # Only the part of the canvas that the links need, for speed.
-    ends = np.array([end[:2] for a, b, _ in links for end in (a, b)], float)
-    margin = line / scale + 1
-    low = np.clip(np.floor(ends.min(axis=0) - margin), 0, [width - 1, height - 1]).astype(int)
-    high = np.clip(np.ceil(ends.max(axis=0) + margin), low + 1, [width, height]).astype(int)
-    canvas = Image.new("RGB", tuple(((high - low) * scale).tolist()))
+    canvas = Image.new("RGB", (width * scale, height * scale))
     draw = ImageDraw.Draw(canvas)
-    for a, b, colour in links:
-        points = [
-            (float(x) * scale - low[0] * scale, float(y) * scale - low[1] * scale) for x, y, _ in (a, b)
-        ]
-        draw.line(points, fill=colour, width=round(line))
-        for x, y in points:
-            draw.circle((x, y), line / 2, fill=colour)
-    frame[low[1] : high[1], low[0] : high[0]] = np.asarray(canvas.reduce(scale))
-    return frame
+    for person in people:
+        joints = dict(zip(JOINTS, person, strict=True))
+        for a, b, colour in LINKS:
+            if min(joints[a][2], joints[b][2]) < MIN_CONFIDENCE:
+                continue
+            ends = [(float(x) * scale, float(y) * scale) for x, y, _ in (joints[a], joints[b])]
+            draw.line(ends, fill=colour, width=round(line))
+            for x, y in ends:
+                draw.circle((x, y), line / 2, fill=colour)
+    return np.asarray(canvas.reduce(scale))
