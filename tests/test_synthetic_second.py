@@ -347,6 +347,7 @@ def test_stream_that_cannot_be_is_refused_with_what_to_do(path: str, change: dic
         next(loader)
 
 
+@pytest.mark.slow
 def test_tokenizer_of_the_second_edition_has_one_token_for_each_word(tmp_path: Path):
     folder = ROOT / "configs" / "mini128" / "pipeline"
     run = run_script(
