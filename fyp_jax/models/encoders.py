@@ -76,6 +76,8 @@ class LatentEncoders:
     text_config: Mapping[str, Any]
     tokenizer_folder: Path
     dtype: jnp.dtype
+    added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Tokens that the tokenizer has besides those of its folder, each with its number of vectors."""
 
     @classmethod
     def build(
@@ -118,6 +120,7 @@ class LatentEncoders:
             "vae": json.dumps(self.vae_config),
             "text_encoder": json.dumps(self.text_config),
             "dtype": str(self.dtype),
+            "added_tokens": json.dumps(dict(self.added_tokens)),
             **{f"tokenizer/{file.name}": f"{zlib.crc32(file.read_bytes()):08x}" for file in vocabulary},
         }
         return EncoderSpec(**cached("latent_encoders", fingerprint, lambda: self._make_spec()._asdict()))
@@ -141,7 +144,7 @@ class LatentEncoders:
             text_width=text.hidden_size,
             tokens=min(tokenizer.model_max_length, text.max_position_embeddings),
             padding=tokenizer.pad_token_id,
-            tokenizer=_match_slow_tokenizer(tokenizer.backend_tokenizer).to_str(),
+            tokenizer=self._extend(_match_slow_tokenizer(tokenizer.backend_tokenizer)).to_str(),
             sizes={
                 "vae": " ".join(f"{name}={getattr(vae, name)}" for name in vae_fields),
                 "text_encoder": " ".join(text_sizes),
@@ -152,6 +155,42 @@ class LatentEncoders:
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self.spec.tokenizer)
+
+    @functools.cached_property
+    def _vectors(self) -> dict[int, int]:
+        return {self.token_id(token): count for token, count in self.added_tokens.items()}
+
+    def token_id(self, token: str) -> int:
+        """The id of a token that the tokenizer has; the ids of an added token's further vectors follow it."""
+        index = self.tokenizer.token_to_id(token)
+        assert index is not None
+        return index
+
+    def add_tokens(self, tokens: Mapping[str, int]) -> "LatentEncoders":
+        """The same encoders with new tokens, each with its number of vectors, and a larger vocabulary.
+
+        Raises UserError where the tokenizer has a token, or a word, of that name already.
+        """
+        known = set(self.tokenizer.get_vocab())
+        for token, count in tokens.items():
+            new = _names_of_vectors(token, count)
+            if taken := [name for name in new if name in known or f"{name.lower()}</w>" in known]:
+                raise UserError(
+                    f"the tokenizer already has {taken[0]!r}; choose another token: embedding=FILE:<token>"
+                )
+            known.update(new)
+        added = {**self.added_tokens, **tokens}
+        rows = self.spec.shapes["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+        size = max(rows.shape[0], self.tokenizer.get_vocab_size() + sum(tokens.values()))
+        text_config = {**self.text_config, "vocab_size": size}
+        return LatentEncoders(self.vae_config, text_config, self.tokenizer_folder, self.dtype, added)
+
+    def _extend(self, tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+        """The tokenizer with the added tokens. As in PyTorch's pipelines, they are found anywhere in a text,
+        also inside of words, and in their own case only."""
+        names = [x for token, count in self.added_tokens.items() for x in _names_of_vectors(token, count)]
+        tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
+        return tokenizer
 
     def init(self, name: str, key: Array) -> dict[str, Any]:
         """Newly initialised float32 parameters of the model "vae" or "text_encoder"."""
@@ -166,9 +205,15 @@ class LatentEncoders:
         """Token ids, padded to the length that the text encoder was trained with, and the end of the prompt
         that was cut off as it did not fit ("" where nothing was)."""
         length, encoding = self.spec.tokens, self.tokenizer.encode(prompt)
-        ids, cut_off = encoding.ids, ""
+        # A token of several vectors stands for all of its ids, which follow its own.
+        pieces = [
+            (index + i, start)
+            for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for i in range(self._vectors.get(index, 1))
+        ]
+        ids, cut_off = [index for index, _ in pieces], ""
         if len(ids) > length:  # the end token stays
-            ids, cut_off = [*ids[: length - 1], ids[-1]], prompt[encoding.offsets[length - 1][0] :]
+            ids, cut_off = [*ids[: length - 1], ids[-1]], prompt[pieces[length - 1][1] :]
         return np.asarray([ids + [self.spec.padding] * (length - len(ids))], np.int32), cut_off
 
     def encode_text(self, params: Params, ids: Int[Array, "b l"] | Int[np.ndarray, "b l"]) -> TextEmbeddings:
@@ -211,6 +256,11 @@ class LatentEncoders:
 
     def _vae(self, params: Params, x: Array, method: Any) -> Any:
         return self.vae.apply({"params": params["vae"]}, x, method=method)
+
+
+def _names_of_vectors(token: str, count: int) -> list[str]:
+    """The names of a token's vectors, as diffusers gives them: cat, cat_1, cat_2."""
+    return [token, *(f"{token}_{i}" for i in range(1, count))]
 
 
 def _match_slow_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
