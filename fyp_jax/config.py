@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fyp_jax.errors import UserError, reason, wrap_write_errors
@@ -57,7 +57,7 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
     """
     config, file = OmegaConf.structured(kind), find_config(file)
     try:
-        config = OmegaConf.merge(config, _lists(kind, OmegaConf.load(file)))
+        config = OmegaConf.merge(config, _as_lists(kind, OmegaConf.load(file)))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:
@@ -125,15 +125,23 @@ def _parse(kind: type, override: str) -> DictConfig:
     parsed = OmegaConf.from_dotlist([f"{key}=null" if text or texts else override])
     if value != "null" and (text or texts):
         OmegaConf.update(parsed, key, _literal(value if text else [value]))
-    return parsed
+    return _as_lists(kind, parsed)
 
 
-def _lists(kind: type, parsed: Any) -> Any:
-    """A config that was read from YAML; a single text becomes a list where the field is a list of texts."""
-    if isinstance(parsed, DictConfig):
-        for key, value in parsed.items_ex(resolve=False):
-            if isinstance(value, str) and _is_text(kind, str(key), TEXTS):
+def _as_lists(kind: type, parsed: Any, prefix: str = "") -> Any:
+    """A config that was read from YAML; a single text becomes a list where the field is a list of texts.
+
+    Raises ValueError where such a list holds something else, as [a: b] does.
+    """
+    for key, value in parsed.items_ex(resolve=False) if isinstance(parsed, DictConfig) else ():
+        if isinstance(value, DictConfig):
+            _as_lists(kind, value, f"{prefix}{key}.")
+        elif _is_text(kind, f"{prefix}{key}", TEXTS):
+            if isinstance(value, str):
                 parsed[key] = [value]
+            for item in value if isinstance(value, ListConfig) else ():
+                if isinstance(item, (DictConfig, ListConfig)):
+                    raise ValueError(f"{prefix}{key}: {item} is not a text; put it in quotes")
     return parsed
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.numpy import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_v")
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
@@ -32,6 +34,20 @@ TEXT = [
 ]
 TEXT_ATTENTION = [name for name in TEXT if "self_attn" in name]
 PROCESSOR_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "0": "to_out"}
+
+
+def pytorch_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """PyTorch's pipeline of a folder."""
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet"),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def numbers(name: str, *shape: int) -> np.ndarray:
@@ -108,4 +124,22 @@ def write(file: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]
         save_file({name: np.asarray(x) for name, x in arrays.items()}, file, metadata)
     else:
         torch.save({name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}, file)
+    return file
+
+
+def write_embedding(file: Path, form: str, token: str, vectors: np.ndarray) -> Path:
+    """A textual inversion in the form of diffusers ("diffusers"), or of AUTOMATIC1111 ("a1111")."""
+    if file.suffix == ".safetensors":
+        save_file({token if form == "diffusers" else "emb_params": vectors}, file)
+        return file
+    tensor = torch.from_numpy(vectors)
+    a1111 = {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": torch.nn.Parameter(tensor)},
+        "name": token,
+        "step": 499,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+    }
+    torch.save({token: tensor} if form == "diffusers" else a1111, file)
     return file

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from peft import LoraConfig, get_peft_model_state_dict
@@ -34,19 +34,7 @@ Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 @pytest.fixture(scope="module")
 def pytorch(pipeline_folder: Path) -> StableDiffusionPipeline:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(pipeline_folder / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(pipeline_folder / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(pipeline_folder / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(pipeline_folder / "unet"),
-        scheduler=DDIMScheduler.from_pretrained(pipeline_folder / "scheduler", clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    return style_files.pytorch_pipeline(pipeline_folder)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +195,13 @@ def test_tucker_form_equals_three_convolutions(params: Params, tmp_path: Path):
 
 
 def test_temporal_layers_and_base_weights_stay_as_they_are(params: Params, shapes: Shapes, tmp_path: Path):
-    before = {path: np.array(x) for path, x in flatten_dict(params["unet"], sep="/").items()}
+    own = flatten_dict(params["unet"], sep="/")
+    before = {path: np.array(x) for path, x in own.items()}
     layers = style_files.lora(shapes, RANK, style_files.UNET, [])
     file = style_files.write(tmp_path / "lora.safetensors", style_files.peft(layers))
     after = flatten_dict(merged(params, file)["unet"], sep="/")
     for path, x in before.items():
-        np.testing.assert_array_equal(flatten_dict(params["unet"], sep="/")[path], x)
+        np.testing.assert_array_equal(own[path], x)
         if TEMPORAL.search(path):
             np.testing.assert_array_equal(after[path], x)
 
@@ -230,8 +219,9 @@ def test_several_loras_add_up_with_their_scales(params: Params, shapes: Shapes, 
         flatten_dict(merged(params, file, scale)["unet"], sep="/")
         for file, scale in ((one, 0.7), (two, -0.4))
     ]
+    before = flatten_dict(params["unet"], sep="/")
     for path, x in flatten_dict(both, sep="/").items():
-        base = flatten_dict(params["unet"], sep="/")[path]
+        base = before[path]
         np.testing.assert_allclose(x - base, alone[0][path] + alone[1][path] - 2 * base, atol=1e-6)
 
 

@@ -125,7 +125,8 @@ def merge_lora(params: Mapping[str, Any], lora: Lora) -> tuple[dict[str, Any], M
     crc = 0
     for (part, module), delta in deltas.items():
         target, alpha = targets[part, module], delta.alpha(lora.configs.get(part))
-        change = delta.read() * np.float32(lora.spec.scale * alpha / delta.rank)
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            change = delta.read() * np.float32(lora.spec.scale * alpha / delta.rank)
         if not np.isfinite(change).all():
             raise WeightsError(f"{lora.file}: {delta.key} holds numbers that are not finite, or too large")
         crc = zlib.crc32(np.ascontiguousarray(change).view(np.uint8).data, crc)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import tokenizers
 from einops import rearrange
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -31,6 +33,9 @@ TEXT_SIZES = (
     *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
 )
 """Fields of a text encoder's config on which its last hidden states depend."""
+
+TOKEN_TABLE = "text_model/embeddings/token_embedding/embedding"
+"""The text encoder's parameter with one row for each token."""
 
 Video = Float[Array, "b f H W 3"]
 
@@ -78,6 +83,8 @@ class LatentEncoders:
     dtype: jnp.dtype
     added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Tokens that the tokenizer has besides those of its folder, each with its number of vectors."""
+    extended_spec: EncoderSpec | None = None
+    """The spec with the added tokens; None where there are none."""
 
     @classmethod
     def build(
@@ -115,12 +122,13 @@ class LatentEncoders:
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
+        if self.extended_spec is not None:
+            return self.extended_spec
         vocabulary = [file for file in sorted(self.tokenizer_folder.glob("*")) if file.is_file()]
         fingerprint = {
             "vae": json.dumps(self.vae_config),
             "text_encoder": json.dumps(self.text_config),
             "dtype": str(self.dtype),
-            "added_tokens": json.dumps(dict(self.added_tokens)),
             **{f"tokenizer/{file.name}": f"{zlib.crc32(file.read_bytes()):08x}" for file in vocabulary},
         }
         return EncoderSpec(**cached("latent_encoders", fingerprint, lambda: self._make_spec()._asdict()))
@@ -144,7 +152,7 @@ class LatentEncoders:
             text_width=text.hidden_size,
             tokens=min(tokenizer.model_max_length, text.max_position_embeddings),
             padding=tokenizer.pad_token_id,
-            tokenizer=self._extend(_match_slow_tokenizer(tokenizer.backend_tokenizer)).to_str(),
+            tokenizer=_match_slow_tokenizer(tokenizer.backend_tokenizer).to_str(),
             sizes={
                 "vae": " ".join(f"{name}={getattr(vae, name)}" for name in vae_fields),
                 "text_encoder": " ".join(text_sizes),
@@ -179,18 +187,25 @@ class LatentEncoders:
                     f"the tokenizer already has {taken[0]!r}; choose another token: embedding=FILE:<token>"
                 )
             known.update(new)
-        added = {**self.added_tokens, **tokens}
-        rows = self.spec.shapes["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
-        size = max(rows.shape[0], self.tokenizer.get_vocab_size() + sum(tokens.values()))
-        text_config = {**self.text_config, "vocab_size": size}
-        return LatentEncoders(self.vae_config, text_config, self.tokenizer_folder, self.dtype, added)
-
-    def _extend(self, tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-        """The tokenizer with the added tokens. As in PyTorch's pipelines, they are found anywhere in a text,
-        also inside of words, and in their own case only."""
-        names = [x for token, count in self.added_tokens.items() for x in _names_of_vectors(token, count)]
+        tokenizer = tokenizers.Tokenizer.from_str(self.spec.tokenizer)
+        # As in PyTorch's pipelines, they are found anywhere in a text, and in their own case only.
+        names = [name for token, count in tokens.items() for name in _names_of_vectors(token, count)]
         tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
-        return tokenizer
+        shapes: dict[str, Any] = flatten_dict(self.spec.shapes["text_encoder"], sep="/")
+        rows, width = shapes[TOKEN_TABLE].shape
+        rows = max(rows, tokenizer.get_vocab_size())
+        shapes[TOKEN_TABLE] = jax.ShapeDtypeStruct((rows, width), shapes[TOKEN_TABLE].dtype)
+        sizes = re.sub(r"vocab_size=\d+", f"vocab_size={rows}", self.spec.sizes["text_encoder"])
+        return dataclasses.replace(
+            self,
+            text_config={**self.text_config, "vocab_size": rows},
+            added_tokens={**self.added_tokens, **tokens},
+            extended_spec=self.spec._replace(
+                tokenizer=tokenizer.to_str(),
+                sizes={**self.spec.sizes, "text_encoder": sizes},
+                shapes={**self.spec.shapes, "text_encoder": unflatten_dict(shapes, sep="/")},
+            ),
+        )
 
     def init(self, name: str, key: Array) -> dict[str, Any]:
         """Newly initialised float32 parameters of the model "vae" or "text_encoder"."""

@@ -11,10 +11,8 @@ from fyp_jax.convert.lora import Lora, MatchedLora, lora_table, merge_lora, open
 from fyp_jax.convert.style_specs import embedding_spec, lora_spec
 from fyp_jax.convert.textual_inversion import Embedding, read_embedding
 from fyp_jax.errors import UserError
-from fyp_jax.models.encoders import LatentEncoders
+from fyp_jax.models.encoders import TOKEN_TABLE, LatentEncoders
 from fyp_jax.pipeline.config import SampleConfig
-
-TOKEN_TABLE = "text_model/embeddings/token_embedding/embedding"
 
 
 class Styles(NamedTuple):
