@@ -38,7 +38,7 @@ PARTS = (
 )
 ROLES = (
     r"\.lora_(down|up|mid)\.weight",
-    r"\.lora_(A|B)(?:\.default)?\.weight",
+    r"\.lora_(A|B)(?:\.\w+)?\.weight",
     r"\.lora\.(down|up)\.weight",
     r"\.lora_linear_layer\.(down|up)\.weight",
     r"_lora\.(down|up)\.weight",

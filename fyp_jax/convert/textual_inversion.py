@@ -57,9 +57,9 @@ def read_embedding(spec: EmbeddingSpec) -> Embedding:
     named, array = _token_and_array(content, file)
     token = spec.token or named
     if token is None:
-        raise WeightsError(f"{file}: does not say its token; write embedding={spec.name}:<token>")
+        raise WeightsError(f"{file}: does not say its token; write embedding={spec.name}:TOKEN")
     if not token.strip() or token != token.strip() or not token.isprintable():
-        raise WeightsError(f"{file}: {token!r} is no token; write embedding={spec.name}:<token>")
+        raise WeightsError(f"{file}: {token!r} is no token; write embedding={spec.name}:TOKEN")
     if len(array.shape) not in (1, 2) or array.size == 0 or not jnp.issubdtype(array.dtype, jnp.floating):
         raise WeightsError(f"{file}: an embedding is [width] or [vectors, width], not {_spec(array)}")
     vectors = array.astype(np.float32, str(file)).read().reshape(-1, array.shape[-1])
@@ -78,6 +78,8 @@ def _token_and_array(content: Any, file: Path) -> tuple[str | None, LazyArray]:
         raise WeightsError(f"{file}: is no textual inversion")
     if {"clip_l", "clip_g"} & content.keys():
         raise WeightsError(f"{file}: is a textual inversion of Stable Diffusion XL; 1.x and 2.x are read")
+    if lora := [key for key in content if "lora_" in key]:
+        raise WeightsError(f"{file}: is a LoRA, which is given as lora=FILE ({lora[0]})")
     name: Any = None
     if "string_to_param" in content:
         name, content = content.get("name"), content["string_to_param"]

@@ -184,7 +184,7 @@ class LatentEncoders:
             new = _names_of_vectors(token, count)
             if taken := [name for name in new if name in known or f"{name.lower()}</w>" in known]:
                 raise UserError(
-                    f"the tokenizer already has {taken[0]!r}; choose another token: embedding=FILE:<token>"
+                    f"the tokenizer already has {taken[0]!r}; choose another token: embedding=FILE:TOKEN"
                 )
             known.update(new)
         tokenizer = tokenizers.Tokenizer.from_str(self.spec.tokenizer)

@@ -37,7 +37,7 @@ class Styles(NamedTuple):
             if embedding.token in tokens:
                 raise UserError(
                     f"{embedding.file}: another embedding has the token {embedding.token!r} already; choose "
-                    "another one: embedding=FILE:<token>"
+                    "another one: embedding=FILE:TOKEN"
                 )
             tokens[embedding.token] = len(embedding.vectors)
         return encoders.add_tokens(tokens) if tokens else encoders
