@@ -32,6 +32,7 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.loading import Components, load_components
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.programs import sampling_fingerprint
+from fyp_jax.tpu.programs import sampling_programs
 from fyp_jax.training.config import TrainConfig
 
 WIDTH = tiny_models.TEXT_ENCODER["hidden_size"]
@@ -243,6 +244,16 @@ def test_compiled_programs_depend_on_the_number_of_tokens_and_not_on_lora(loaded
     )
     assert plain == lora
     assert [name for name in plain if plain[name] != both[name]] == ["text_encoder"]
+
+
+@pytest.mark.slow
+def test_programs_that_are_saved_for_a_config_fit_its_embeddings(loaded: Loaded, model: Path, files: Path):
+    """compile_tpu.py --save reads the embeddings, too; a change of their number is found."""
+    styled = config(model, embedding=[str(files / "cat.pt")], num_frames=1, height=64, width=64)
+    devices = jax.local_devices()[:1]
+    saved = sampling_programs(styled, devices).fingerprint
+    assert saved == sampling_fingerprint(styled, loaded.both.programs, devices)
+    assert saved != sampling_fingerprint(styled, loaded.plain.programs, devices)
 
 
 def test_lora_is_added_before_weights_are_rounded(loaded: Loaded):

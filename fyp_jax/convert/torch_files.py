@@ -1,5 +1,6 @@
 """Reads PyTorch weight files into named arrays: safetensors without torch, `.bin` and `.pth` with it."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,8 @@ def read_pickle(file: Path) -> Any:
             f"{file}: reading it needs torch; run pip install -e '.[torch]', or convert it to safetensors"
         ) from error
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings(action="ignore"):  # of damaged files, which are told below
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
             f"{file}: damaged, or holds more than tensors; refused ({reason(error)})"
