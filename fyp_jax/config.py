@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fyp_jax.errors import UserError, reason, wrap_write_errors
@@ -23,6 +23,9 @@ Config = TypeVar("Config")
 PACKAGE = Path(__file__).parent
 CONFIG_ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 """Where the configs of this project are: in an installed package, and in a checkout of the repository."""
+
+TEXT, TEXTS = (str, str | None), (list[str],)
+"""Types of the fields that hold a text, and of those that hold several."""
 
 
 def config_field(default: Any, help_text: str) -> Any:
@@ -54,7 +57,7 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
     """
     config, file = OmegaConf.structured(kind), find_config(file)
     try:
-        config = OmegaConf.merge(config, OmegaConf.load(file))
+        config = OmegaConf.merge(config, _as_lists(kind, OmegaConf.load(file)))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:
@@ -115,21 +118,40 @@ def config_lines(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _parse(kind: type, override: str) -> DictConfig:
-    """`a.b=c` as a config. The value of a text field is taken as it stands, and not read as YAML."""
+    """`a.b=c` as a config. The value of a text field is taken as it stands, and not read as YAML. So is that
+    of a list of texts, as a list of one, unless it is in brackets."""
     key, _, value = override.partition("=")
-    parsed = OmegaConf.from_dotlist([f"{key}=null" if _is_text(kind, key) else override])
-    if _is_text(kind, key) and value != "null":
-        OmegaConf.update(parsed, key, _literal(value))
+    text, texts = _is_text(kind, key), _is_text(kind, key, TEXTS) and not value.startswith("[")
+    parsed = OmegaConf.from_dotlist([f"{key}=null" if text or texts else override])
+    if value != "null" and (text or texts):
+        OmegaConf.update(parsed, key, _literal(value if text else [value]))
+    return _as_lists(kind, parsed)
+
+
+def _as_lists(kind: type, parsed: Any, prefix: str = "") -> Any:
+    """A config that was read from YAML; a single text becomes a list where the field is a list of texts.
+
+    Raises ValueError where such a list holds something else, as [a: b] does.
+    """
+    for key, value in parsed.items_ex(resolve=False) if isinstance(parsed, DictConfig) else ():
+        if isinstance(value, DictConfig):
+            _as_lists(kind, value, f"{prefix}{key}.")
+        elif _is_text(kind, f"{prefix}{key}", TEXTS):
+            if isinstance(value, str):
+                parsed[key] = [value]
+            for item in value if isinstance(value, ListConfig) else ():
+                if isinstance(item, (DictConfig, ListConfig)):
+                    raise ValueError(f"{prefix}{key}: {item} is not a text; put it in quotes")
     return parsed
 
 
-def _is_text(kind: type, key: str) -> bool:
+def _is_text(kind: type, key: str, texts: tuple[Any, ...] = TEXT) -> bool:
     name, _, rest = key.partition(".")
     types = {item.name: item.type for item in dataclasses.fields(kind)}
     inner = types.get(name)
     if rest:
-        return isinstance(inner, type) and dataclasses.is_dataclass(inner) and _is_text(inner, rest)
-    return inner in (str, str | None)
+        return isinstance(inner, type) and dataclasses.is_dataclass(inner) and _is_text(inner, rest, texts)
+    return inner in texts
 
 
 def _literal(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Reads PyTorch weight files into named arrays: safetensors without torch, `.bin` and `.pth` with it."""
 
-import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +93,13 @@ def read_weights(file: Path) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32, name).read() for name, array in open_weights(file).items()}
 
 
-def _open_pickle(file: Path) -> dict[str, LazyArray]:
+def read_pickle(file: Path) -> Any:
+    """What a file of `torch.save` holds, with LazyArrays for tensors, also for those in dicts of the outer
+    dict.
+
+    Nothing that a pickle names is run. Raises WeightsError where the file is damaged, holds more than tensors
+    and plain values, or where torch is needed and not installed.
+    """
     try:
         import torch
     except ImportError as error:
@@ -101,14 +107,12 @@ def _open_pickle(file: Path) -> dict[str, LazyArray]:
             f"{file}: reading it needs torch; run pip install -e '.[torch]', or convert it to safetensors"
         ) from error
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of damaged files, which are told below
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
             f"{file}: damaged, or holds more than tensors; refused ({reason(error)})"
         ) from error
-    named = tensors.values() if isinstance(tensors, dict) else [None]
-    if not all(isinstance(value, torch.Tensor) for value in named):
-        raise WeightsError(f"{file}: not a state dict of named tensors")
 
     def lazy_array(tensor: Any) -> LazyArray:
         # numpy cannot read torch's bfloat16. Both narrow dtypes become float32 without a change of value.
@@ -118,4 +122,20 @@ def _open_pickle(file: Path) -> dict[str, LazyArray]:
         read = lambda: (detached.float() if narrow else detached).numpy()  # noqa: E731
         return LazyArray(tuple(tensor.shape), np.dtype(dtype), read)
 
-    return {name: lazy_array(tensor) for name, tensor in tensors.items()}
+    def plain(value: Any, depth: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            return lazy_array(value)
+        if depth and isinstance(value, dict):
+            return {key: plain(inner, depth - 1) for key, inner in value.items()}
+        return value
+
+    return plain(content, 2)
+
+
+def _open_pickle(file: Path) -> dict[str, LazyArray]:
+    content = read_pickle(file)
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, LazyArray) for name, value in content.items()
+    ):
+        raise WeightsError(f"{file}: not a state dict of named tensors")
+    return content

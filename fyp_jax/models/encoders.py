@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import tokenizers
 from einops import rearrange
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -31,6 +33,9 @@ TEXT_SIZES = (
     *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
 )
 """Fields of a text encoder's config on which its last hidden states depend."""
+
+TOKEN_TABLE = "text_model/embeddings/token_embedding/embedding"
+"""The text encoder's parameter with one row for each token."""
 
 Video = Float[Array, "b f H W 3"]
 
@@ -76,6 +81,10 @@ class LatentEncoders:
     text_config: Mapping[str, Any]
     tokenizer_folder: Path
     dtype: jnp.dtype
+    added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Tokens that the tokenizer has besides those of its folder, each with its number of vectors."""
+    extended_spec: EncoderSpec | None = None
+    """The spec with the added tokens; None where there are none."""
 
     @classmethod
     def build(
@@ -113,6 +122,8 @@ class LatentEncoders:
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
+        if self.extended_spec is not None:
+            return self.extended_spec
         vocabulary = [file for file in sorted(self.tokenizer_folder.glob("*")) if file.is_file()]
         fingerprint = {
             "vae": json.dumps(self.vae_config),
@@ -153,6 +164,49 @@ class LatentEncoders:
     def tokenizer(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self.spec.tokenizer)
 
+    @functools.cached_property
+    def _vectors(self) -> dict[int, int]:
+        return {self.token_id(token): count for token, count in self.added_tokens.items()}
+
+    def token_id(self, token: str) -> int:
+        """The id of a token that the tokenizer has; the ids of an added token's further vectors follow it."""
+        index = self.tokenizer.token_to_id(token)
+        assert index is not None
+        return index
+
+    def add_tokens(self, tokens: Mapping[str, int]) -> "LatentEncoders":
+        """The same encoders with new tokens, each with its number of vectors, and a larger vocabulary.
+
+        Raises UserError where the tokenizer has a token, or a word, of that name already.
+        """
+        known = set(self.tokenizer.get_vocab())
+        for token, count in tokens.items():
+            new = _names_of_vectors(token, count)
+            if taken := [name for name in new if name in known or f"{name.lower()}</w>" in known]:
+                raise UserError(
+                    f"the tokenizer already has {taken[0]!r}; choose another token: embedding=FILE:TOKEN"
+                )
+            known.update(new)
+        tokenizer = tokenizers.Tokenizer.from_str(self.spec.tokenizer)
+        # As in PyTorch's pipelines, they are found anywhere in a text, and in their own case only.
+        names = [name for token, count in tokens.items() for name in _names_of_vectors(token, count)]
+        tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
+        shapes: dict[str, Any] = flatten_dict(self.spec.shapes["text_encoder"], sep="/")
+        rows, width = shapes[TOKEN_TABLE].shape
+        rows = max(rows, tokenizer.get_vocab_size())
+        shapes[TOKEN_TABLE] = jax.ShapeDtypeStruct((rows, width), shapes[TOKEN_TABLE].dtype)
+        sizes = re.sub(r"vocab_size=\d+", f"vocab_size={rows}", self.spec.sizes["text_encoder"])
+        return dataclasses.replace(
+            self,
+            text_config={**self.text_config, "vocab_size": rows},
+            added_tokens={**self.added_tokens, **tokens},
+            extended_spec=self.spec._replace(
+                tokenizer=tokenizer.to_str(),
+                sizes={**self.spec.sizes, "text_encoder": sizes},
+                shapes={**self.spec.shapes, "text_encoder": unflatten_dict(shapes, sep="/")},
+            ),
+        )
+
     def init(self, name: str, key: Array) -> dict[str, Any]:
         """Newly initialised float32 parameters of the model "vae" or "text_encoder"."""
         if name == "vae":
@@ -166,9 +220,15 @@ class LatentEncoders:
         """Token ids, padded to the length that the text encoder was trained with, and the end of the prompt
         that was cut off as it did not fit ("" where nothing was)."""
         length, encoding = self.spec.tokens, self.tokenizer.encode(prompt)
-        ids, cut_off = encoding.ids, ""
+        # A token of several vectors stands for all of its ids, which follow its own.
+        pieces = [
+            (index + i, start)
+            for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for i in range(self._vectors.get(index, 1))
+        ]
+        ids, cut_off = [index for index, _ in pieces], ""
         if len(ids) > length:  # the end token stays
-            ids, cut_off = [*ids[: length - 1], ids[-1]], prompt[encoding.offsets[length - 1][0] :]
+            ids, cut_off = [*ids[: length - 1], ids[-1]], prompt[pieces[length - 1][1] :]
         return np.asarray([ids + [self.spec.padding] * (length - len(ids))], np.int32), cut_off
 
     def encode_text(self, params: Params, ids: Int[Array, "b l"] | Int[np.ndarray, "b l"]) -> TextEmbeddings:
@@ -211,6 +271,11 @@ class LatentEncoders:
 
     def _vae(self, params: Params, x: Array, method: Any) -> Any:
         return self.vae.apply({"params": params["vae"]}, x, method=method)
+
+
+def _names_of_vectors(token: str, count: int) -> list[str]:
+    """The names of a token's vectors, as diffusers gives them: cat, cat_1, cat_2."""
+    return [token, *(f"{token}_{i}" for i in range(1, count))]
 
 
 def _match_slow_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

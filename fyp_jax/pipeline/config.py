@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fyp_jax.config import config_field
+from fyp_jax.convert.style_specs import embedding_spec, lora_spec
 from fyp_jax.errors import UserError
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.params import SamplingParams
@@ -17,6 +18,14 @@ class SampleConfig(SamplingParams):
 
     pretrained: str = config_field("mini", PRETRAINED_HELP)
     checkpoint: str | None = config_field(None, "checkpoint of ours with UNet and pose encoder")
+    lora: list[str] = field(
+        default_factory=list,
+        metadata={"help": "LoRA to add: FILE or Hub id, or [A:0.7,B:0.4] with scales (default: 1)"},
+    )
+    embedding: list[str] = field(
+        default_factory=list,
+        metadata={"help": "textual inversions: FILE or Hub id, or FILE:TOKEN to choose the token's name"},
+    )
     random_init: bool = config_field(
         False, "initialise all weights at random, the same each time; only sizes come from `pretrained`"
     )
@@ -50,6 +59,10 @@ class SampleConfig(SamplingParams):
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
+        for text in self.lora:
+            lora_spec(text)
+        for text in self.embedding:
+            embedding_spec(text)
         if self.checkpoint is not None and self.random_init:
             raise UserError(
                 f"checkpoint={self.checkpoint} and random_init=true exclude each other: leave one out"

@@ -3,7 +3,9 @@ record."""
 
 import dataclasses
 import json
+import logging
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +16,18 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
+from fyp_jax.convert.style_specs import embedding_spec, lora_spec
 from fyp_jax.errors import UserError, printable, reason, wrap_write_errors
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline, PipelineOutput
+from fyp_jax.pipeline.styles import style_lines, unused_tokens
 from fyp_jax.pose.loading import find_pose, load_configured_pose
+from fyp_jax.trees import list_names
 from fyp_jax.versions import versions
+
+log = logging.getLogger(__name__)
 
 NAME_LENGTH = 48
 
@@ -37,16 +44,25 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     pipeline.programs.schedule.timesteps(
         config.num_inference_steps
     )  # a wrong number is told before a folder is made
+    if jax.process_index() == 0 and (lines := style_lines(pipeline.weights)):
+        tqdm.write(printable("\n".join(lines)), file=sys.stderr)
+    unused = unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])
+    if unused:
+        log.warning("no prompt has the token of an embedding: %s", list_names(unused))
     folder = new_run_folder(Path(config.output_dir)) if jax.process_index() == 0 else None
     pose, pose_record = config.pose, None
     if pose.path is not None and poses is not None:
         pose_file = find_pose(pose.path).absolute()
         pose_record = {"file": str(pose_file), "crc32": zlib.crc32(poses.data)}
-        # config.yaml names a pose by its whole path, so that the run can be repeated from another folder.
+        # config.yaml names files by their whole paths, so that the run can be repeated from another folder.
         bundled = not Path(pose.path).exists()
         pose = pose if bundled else dataclasses.replace(pose, path=str(pose_file))
     if folder is not None:
-        save_config(dataclasses.replace(config, pose=pose), folder / "config.yaml")
+        styles = {
+            "lora": [str(lora_spec(text)) for text in config.lora],
+            "embedding": [str(embedding_spec(text)) for text in config.embedding],
+        }
+        save_config(dataclasses.replace(config, pose=pose, **styles), folder / "config.yaml")
     record = {
         "pose": pose_record,
         "weights": pipeline.weights,

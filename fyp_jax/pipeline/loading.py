@@ -32,6 +32,7 @@ from fyp_jax.pipeline.programs import (
     sampling_fingerprint,
     sampling_mesh,
 )
+from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.types import Params
 
 SAMPLING_DEFAULTS = "sampling_params.json"
@@ -58,25 +59,30 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     """
     config.check_model()
     config = resolve_checkpoint(config)
+    styles = open_styles(config)
     folder = PipelineFolder(config.pretrained, parts=() if config.random_init else ENCODERS)
     encoders = folder.latent_encoders()
+    with_tokens = styles.encoders(encoders)
     dtype = jnp.dtype(config.dtype)
+    load_dtype = jnp.dtype(jnp.float32) if config.lora else dtype  # LoRA is added before weights are rounded
     mesh = sampling_mesh(config, jax.devices())
     if config.random_init:
         unet_config, provenance = folder.unet_config(), {"random": True}
         params = random_params(inference_shapes(unet_config) | encoders.spec.shapes, seed=0)
-        params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder")}
+        params |= {part: _cast(params[part], load_dtype) for part in ("unet", "pose_encoder")}
     else:
         if config.checkpoint is not None:
-            found = load_inference(config.checkpoint, dtype)
-        elif (found := read_delta_weights(folder, dtype)) is None:
+            found = load_inference(config.checkpoint, load_dtype)
+        elif (found := read_delta_weights(folder, load_dtype)) is None:
             raise UserError(
                 f"{config.pretrained}: has no trained pose encoder and temporal layers; give "
                 "checkpoint=FOLDER (scripts/import_pytorch.py makes one), or random_init=true to try it out"
             )
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))
-    programs = make_programs(config, encoders, folder.schedule(), unet_config, mesh)
+    params, style_record = styles.merge(params, with_tokens)
+    params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
+    programs = make_programs(config, with_tokens, folder.schedule(), unet_config, mesh)
     record = {
         "pretrained": config.pretrained,
         "folder": str(folder.path),
@@ -84,6 +90,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         "provenance": provenance,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "crc32": checksum(params),
+        **style_record,
     }
     params = jax.tree.map(jnp.asarray, params) if mesh is None else shard_params(params, mesh, AXES)
     programs = _compiled(config, programs, params, use_cache)

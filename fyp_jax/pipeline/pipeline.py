@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from fyp_jax.convert.style_specs import Styles, style_list
 from fyp_jax.errors import UserError
 from fyp_jax.media.images import image_grid, resize_center_crop
 from fyp_jax.media.reading import read_frames
@@ -81,6 +82,8 @@ class FollowYourPosePipeline:
         name: str | os.PathLike[str],
         *,
         checkpoint: str | os.PathLike[str] | None = None,
+        lora: Styles = None,
+        embedding: Styles = None,
         dtype: str = "float32",
         mesh: MeshConfig | None = None,
     ) -> "FollowYourPosePipeline":
@@ -88,13 +91,16 @@ class FollowYourPosePipeline:
         ours.
 
         A Stable Diffusion alone has no trained pose encoder and temporal layers: `checkpoint` then names a
-        checkpoint that has them. `dtype` is that of UNet and pose encoder, float32 or bfloat16. `mesh`
-        divides a clip over devices. Raises UserError where weights are missing, cannot be read, or do not fit
-        each other.
+        checkpoint that has them. `lora` is FILE, FILE:SCALE, a Hub id, or a list of these; `embedding` names
+        textual inversions, FILE or FILE:TOKEN. `dtype` is that of UNet and pose encoder, float32 or bfloat16.
+        `mesh` divides a clip over devices. Raises UserError where weights are missing, cannot be read, or do
+        not fit each other.
         """
         config = SampleConfig(
             pretrained=os.fspath(name),
             checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+            lora=style_list(lora),
+            embedding=style_list(embedding),
             dtype=dtype,
             mesh=mesh or MeshConfig(data=1),
         )

@@ -25,6 +25,7 @@ from fyp_jax.pipeline.programs import (
     sampling_fingerprint,
     sampling_mesh,
 )
+from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initial_shapes
@@ -128,7 +129,8 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     if baseline:
         config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.num_frames)
     folder, mesh = PipelineFolder(config.pretrained, parts=()), sampling_mesh(config, devices)
-    parts = folder.latent_encoders(), folder.schedule(), folder.unet_config()
+    encoders = open_styles(config).encoders(folder.latent_encoders())
+    parts = encoders, folder.schedule(), folder.unet_config()
     attention = plain_attention if baseline else blockwise_attention
     programs = make_programs(config, *parts, mesh, attention)
     # The same programs on one device: what the model needs is counted on these.
