@@ -60,7 +60,7 @@ class ScheduleConfig:
                 f"scheduler config: num_train_timesteps={self.num_train_timesteps} "
                 f"steps_offset={self.steps_offset} make no timesteps"
             )
-        betas = self._betas()
+        betas = self.betas()
         if len(betas) != self.num_train_timesteps:
             raise UserError(
                 f"scheduler config: {len(betas)} trained_betas for {self.num_train_timesteps} timesteps"
@@ -112,7 +112,7 @@ class ScheduleConfig:
 
     def alphas_cumprod(self) -> np.ndarray:
         """alpha_t of each training timestep, float32 [num_train_timesteps], falling from 1 to 0."""
-        alphas_cumprod = np.cumprod(1 - self._betas())
+        alphas_cumprod = np.cumprod(1 - self.betas())
         if self.rescale_betas_zero_snr:
             # Lin et al. 2023, algorithm 1: shift the roots so that the last is 0, and scale so that the first
             # stays.
@@ -120,7 +120,7 @@ class ScheduleConfig:
             alphas_cumprod = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
         return alphas_cumprod.astype(np.float32)
 
-    def _betas(self) -> np.ndarray:
+    def betas(self) -> np.ndarray:
         """The variance that each training timestep adds, before rescaling: float64 [num_train_timesteps]."""
         count = self.num_train_timesteps
         if self.trained_betas is not None:
