@@ -117,13 +117,14 @@ def sample_functions(
     config: SampleConfig, pipeline: Any, ablations: bool, compare: Mapping[str, str]
 ) -> dict[str, Callable[..., np.ndarray]]:
     """A function that makes clips for each model and ablation, by the name of its row."""
-    from fyp_jax.convert.pipeline_folder import PipelineFolder
+    from fyp_jax.convert.open_pipeline import open_pipeline, recorded_options
     from fyp_jax.evaluation import ablations as ablate
     from fyp_jax.pipeline.params import sampling_params
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
     sampling = sampling_params(config)
-    folder = PipelineFolder(pipeline.weights["pretrained"], ("unet",))
+    options = recorded_options(pipeline.weights["options"])
+    folder = open_pipeline(pipeline.weights["pretrained"], ("unet",), options)
     image_unet = folder.image_unet(pipeline.programs.unet.config)
     pose_stage = ablate.with_params(pipeline, ablate.before_motion_stage(pipeline.params, image_unet))
     found = {

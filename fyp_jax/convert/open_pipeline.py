@@ -1,6 +1,8 @@
 """Opens a Stable Diffusion by its name, in whichever form it is."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fyp_jax.convert.pipeline_folder import PipelineFolder, PipelineOptions
 from fyp_jax.convert.single_file import SingleFile
@@ -21,3 +23,13 @@ def open_pipeline(
     path = Path(name)
     is_file = path.is_file() or (path.suffix in FILE_SUFFIXES and not path.is_dir())
     return (SingleFile if is_file else PipelineFolder)(name, parts, options)
+
+
+def options_of(config: Any) -> PipelineOptions:
+    """The options in a config of sampling or training, whose fields have the same names."""
+    return PipelineOptions(**{name: getattr(config, name) for name in PipelineOptions._fields})
+
+
+def recorded_options(provenance: Mapping[str, Any]) -> PipelineOptions:
+    """The options that a checkpoint's provenance tells of its base pipeline."""
+    return PipelineOptions(**{name: provenance.get(name) for name in PipelineOptions._fields})

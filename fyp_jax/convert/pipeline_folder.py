@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from fyp_jax import trees
 from fyp_jax.convert.folders import find_folder
 from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
 from fyp_jax.convert.recognise import describe_content, describe_folder
@@ -27,6 +28,7 @@ from fyp_jax.convert.torch_key_mapping import (
     inflate_unet,
     params_from_torch,
     params_to_torch,
+    torch_layout,
 )
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
@@ -130,14 +132,29 @@ class PipelineFolder:
 
     def encoder_params(self, models: LatentEncoders, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
         """Float32 parameters of these parts. Raises TreeMismatch where they do not fit the configuration."""
-        shapes, params = models.spec.shapes, {}
+        params = {}
         for part in parts:
-            state_dict = self._read(part)
-            if part == "vae":
-                state_dict = {_flax_vae_name(name): x for name, x in state_dict.items()}
-            what = f"{self.name}, {part.replace('_', ' ')}"
-            params[part] = params_from_torch(state_dict, shapes[part], what)
+            lazy = self._encoder_arrays(part)
+            self._check_encoder(models, part, lazy)
+            state_dict = {name: x.astype(np.float32, name).read() for name, x in lazy.items()}
+            params[part] = params_from_torch(state_dict, models.spec.shapes[part], self._what(part))
         return params
+
+    def check_encoders(self, models: LatentEncoders) -> None:
+        """Raise TreeMismatch unless the encoders' weights fit the configuration; none are read."""
+        for part in ENCODERS:
+            self._check_encoder(models, part, self._encoder_arrays(part))
+
+    def _check_encoder(self, models: LatentEncoders, part: str, arrays: Mapping[str, LazyArray]) -> None:
+        trees.check_same(arrays, torch_layout(models.spec.shapes[part]), self._what(part))
+
+    def _encoder_arrays(self, part: str) -> dict[str, LazyArray]:
+        """The weights of an encoder, not read yet, under the names that our models have in PyTorch."""
+        arrays = self.lazy_state_dict(part)
+        return {_flax_vae_name(name): x for name, x in arrays.items()} if part == "vae" else arrays
+
+    def _what(self, part: str) -> str:
+        return f"{self.name}, {part.replace('_', ' ')}"
 
     def inflate_unet(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
         """The image UNet's parameters, and temporal layers of `config` that are initialised from `seed`."""

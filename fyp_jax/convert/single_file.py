@@ -104,7 +104,7 @@ class SingleFile(PipelineFolder):
     def json(self, part: str) -> dict[str, Any]:
         """The configuration of a part, as its config.json would have it. Raises UserError where the arrays
         show none."""
-        what = f"{self.name}, {part.replace('_', ' ')}"
+        what = self._what(part)
         if part == "vae":
             return single_file_configs.vae_json(self.lazy_state_dict("vae"), what)
         if part == "text_encoder":

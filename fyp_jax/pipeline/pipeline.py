@@ -83,20 +83,23 @@ class FollowYourPosePipeline:
         checkpoint: str | os.PathLike[str] | None = None,
         dtype: str = "float32",
         mesh: MeshConfig | None = None,
+        **options: Any,
     ) -> "FollowYourPosePipeline":
-        """Load a pipeline by the name of a bundled model ("mini"), a folder, a Hub id, or a checkpoint of
-        ours.
+        """Load a pipeline by the name of a bundled model ("mini"), a folder, a Hub id, a single file, or a
+        checkpoint of ours.
 
         A Stable Diffusion alone has no trained pose encoder and temporal layers: `checkpoint` then names a
-        checkpoint that has them. `dtype` is that of UNet and pose encoder, float32 or bfloat16. `mesh`
-        divides a clip over devices. Raises UserError where weights are missing, cannot be read, or do not fit
-        each other.
+        checkpoint that has them. `options` are other fields of SampleConfig that say which weights are read:
+        step, variant, tokenizer, prediction_type. `dtype` is that of UNet and pose encoder, float32 or
+        bfloat16. `mesh` divides a clip over devices. Raises UserError where weights are missing, cannot be
+        read, or do not fit each other.
         """
         config = SampleConfig(
             pretrained=os.fspath(name),
             checkpoint=None if checkpoint is None else os.fspath(checkpoint),
             dtype=dtype,
             mesh=mesh or MeshConfig(data=1),
+            **{key: os.fspath(x) if isinstance(x, os.PathLike) else x for key, x in options.items()},
         )
         return cls(*load_components(config))
 
