@@ -21,6 +21,7 @@ from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.open_pipeline import open_pipeline
 from fyp_jax.convert.pipeline_folder import PipelineFolder, PipelineOptions
 from fyp_jax.convert.single_file import SingleFile
+from fyp_jax.convert.weight_writer import WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from single_files import DEEPER, SD1, SD2, save, single_file, with_ema
@@ -148,6 +149,26 @@ def test_parameters_have_the_shapes_of_our_models(sd1: Tensors, tmp_path: Path):
     flat = flatten_dict(params, sep="/")
     trees.check_same(flat, flatten_dict(encoders.spec.shapes, sep="/"), "encoders")
     assert {str(x.dtype) for x in flat.values()} == {"float32"}
+
+
+@pytest.mark.parametrize("case", ["1.x", "2.x"])
+def test_single_file_is_written_as_a_folder_that_reads_the_same(case: str, tmp_path: Path):
+    """So that a model which was trained from a single file can be exported."""
+    sizes, is_sd2 = CASES[case]
+    file = save(single_file(sizes, is_sd2), tmp_path / "model.safetensors")
+    options = PipelineOptions(tokenizer=str(TOKENIZER), prediction_type="v_prediction")
+    pipeline = open_pipeline(str(file), options=options)
+    WeightWriter().write_folder(pipeline.export_plan({}, {}), tmp_path / "folder", {})
+    folder = PipelineFolder(str(tmp_path / "folder"))
+    assert folder.schedule() == pipeline.schedule() == ScheduleConfig(prediction_type="v_prediction")
+    assert folder.unet_config() == pipeline.unet_config()
+    for part in ("unet", "vae", "text_encoder"):
+        expected = {k: torch.from_numpy(x.read().copy()) for k, x in pipeline.lazy_state_dict(part).items()}
+        assert_bitwise(folder.lazy_state_dict(part), expected)
+    ids = [each.latent_encoders().tokenize("a robot")[0].tolist() for each in (folder, pipeline)]
+    assert ids[0] == ids[1], "the folder pads with another token"
+    _, info = UNet2DConditionModel.from_pretrained(tmp_path / "folder" / "unet", output_loading_info=True)
+    assert not info["missing_keys"] + info["unexpected_keys"]
 
 
 # ---- wrappers, names of text encoders, moving averages

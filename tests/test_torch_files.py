@@ -1,5 +1,6 @@
 """PyTorch weight files in all formats of repositories, and files that must be refused."""
 
+import json
 import logging
 import pickle
 import shutil
@@ -152,6 +153,13 @@ def test_variant_that_no_part_has_is_refused(pipeline_folder: Path, tmp_path: Pa
     np.testing.assert_array_equal(found["conv_in.bias"].read(), arrays["conv_in.bias"])
     with pytest.raises(UserError, match=r"no part has the variant fp16 \(there are: unet: non_ema\)"):
         PipelineFolder(str(folder), options=PipelineOptions(variant="fp16"))
+
+
+def test_given_prediction_type_is_exported(pipeline_folder: Path):
+    given = PipelineFolder(str(pipeline_folder), options=PipelineOptions(prediction_type="v_prediction"))
+    assert given.schedule().prediction_type == "v_prediction"
+    plan = given.export_plan({}, {})
+    assert json.loads(plan.text_files["scheduler/scheduler_config.json"])["prediction_type"] == "v_prediction"
 
 
 @pytest.mark.parametrize(

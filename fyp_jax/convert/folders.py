@@ -37,6 +37,13 @@ def find_folder(name: str, parts: tuple[str, ...], variant: str | None = None) -
     return _download(name, parts, variant, not_found)
 
 
+def find_tokenizer(name: str) -> Path:
+    """The folder of a CLIP tokenizer: `name`, or `tokenizer` in it, or a Hub id. Raises UserError."""
+    folder = find_folder(name, ())
+    inner = folder / "tokenizer"
+    return inner if inner.is_dir() and not (folder / "vocab.json").exists() else folder
+
+
 def _download(hub_id: str, parts: tuple[str, ...], variant: str | None, not_found: str) -> Path:
     """The local copy of a Hub repository with the weights of `parts`, from the Hub or its local cache."""
     usual = weight_formats()

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jax.typing import DTypeLike
 
 from fyp_jax import trees
-from fyp_jax.convert.folders import find_folder
+from fyp_jax.convert.folders import find_folder, find_tokenizer
 from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
 from fyp_jax.convert.recognise import describe_content, describe_folder
 from fyp_jax.convert.torch_files import find_weights, open_weights, variants
@@ -127,8 +128,26 @@ class PipelineFolder:
         return UNet3DConfig.from_json(self.json("unet"))
 
     def latent_encoders(self, dtype: DTypeLike = jnp.float32) -> LatentEncoders:
-        """VAE, text encoder and tokenizer without weights. The models compute in `dtype`."""
-        return LatentEncoders.build(self.json("vae"), self.json("text_encoder"), self.tokenizer_folder, dtype)
+        """VAE, text encoder and tokenizer without weights. The models compute in `dtype`.
+
+        Raises UserError where they cannot be built, or a tokenizer that `options` name does not suit the text
+        encoder.
+        """
+        vae, text, folder = self.json("vae"), self.json("text_encoder"), self.tokenizer_folder
+        encoders = LatentEncoders.build(vae, text, folder, dtype, self.padding)
+        if folder != self.path / "tokenizer":
+            found = tokenizers.Tokenizer.from_str(encoders.spec.tokenizer).get_vocab_size()
+            if found != text.get("vocab_size"):
+                raise UserError(
+                    f"{folder}: a tokenizer of {found} tokens, but the text encoder of {self.name} has "
+                    f"{text.get('vocab_size')}; give its own as tokenizer=FOLDER"
+                )
+        return encoders
+
+    @property
+    def padding(self) -> int | None:
+        """Id of the padding token, where it is not the tokenizer's own."""
+        return None
 
     def encoder_params(self, models: LatentEncoders, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
         """Float32 parameters of these parts. Raises TreeMismatch where they do not fit the configuration."""
@@ -193,6 +212,8 @@ class PipelineFolder:
             configs["unet"].pop(name, None)
         configs["unet"] = with_image_blocks(configs["unet"]) | {"_class_name": CLASSES["unet"][1]}
         scheduler = self.json("scheduler")
+        if self.options.prediction_type is not None:
+            scheduler["prediction_type"] = self.options.prediction_type
         index = {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": metadata.version("diffusers"),
@@ -231,13 +252,6 @@ class PipelineFolder:
     def _read(self, part: str) -> dict[str, np.ndarray]:
         """The weights of a part as float32, under PyTorch's present names."""
         return {name: x.astype(np.float32, name).read() for name, x in self.lazy_state_dict(part).items()}
-
-
-def find_tokenizer(name: str) -> Path:
-    """The folder of a CLIP tokenizer: `name`, or `tokenizer` in it, or a Hub id. Raises UserError."""
-    folder = find_folder(name, ())
-    inner = folder / "tokenizer"
-    return inner if inner.is_dir() and not (folder / "vocab.json").exists() else folder
 
 
 def present_text_names(state_dict: Mapping[str, LazyArray]) -> dict[str, LazyArray]:

@@ -8,30 +8,28 @@ cond_stage_model.model.*              the text encoder of 2.x (OpenCLIP)
 The file has no configs, which follow from its arrays (`single_file_configs`), and no tokenizer.
 """
 
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import tokenizers
-from jax.typing import DTypeLike
-
 from fyp_jax import trees
 from fyp_jax.convert import ldm_names, single_file_configs
-from fyp_jax.convert.folders import find_folder
+from fyp_jax.convert.folders import find_folder, find_tokenizer
 from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.pipeline_folder import (
     PARTS_WITH_WEIGHTS,
     PipelineFolder,
     PipelineOptions,
-    find_tokenizer,
     present_text_names,
 )
 from fyp_jax.convert.recognise import describe_arrays
 from fyp_jax.convert.safetensors_files import WeightsError, is_safetensors, open_safetensors
 from fyp_jax.convert.torch_files import open_weights
+from fyp_jax.convert.weight_writer import ExportPlan
 from fyp_jax.errors import UserError
-from fyp_jax.models.encoders import ENCODERS, LatentEncoders
+from fyp_jax.models.encoders import ENCODERS
 
 log = logging.getLogger(__name__)
 
@@ -148,21 +146,31 @@ class SingleFile(PipelineFolder):
                 f"put it beside the file, as {beside}"
             ) from error
 
-    def latent_encoders(self, dtype: DTypeLike = jnp.float32) -> LatentEncoders:
-        """VAE, text encoder and tokenizer without weights. The models compute in `dtype`.
+    @property
+    def padding(self) -> int | None:
+        """Id of the padding token: OpenCLIP's for 2.x, the tokenizer's own for 1.x."""
+        return single_file_configs.OPEN_CLIP_PADDING if self.is_sd2 else None
 
-        Raises UserError where the tokenizer does not have the vocabulary of the text encoder.
-        """
-        text, folder = self.json("text_encoder"), self.tokenizer_folder
-        padding = single_file_configs.OPEN_CLIP_PADDING if self.is_sd2 else None
-        encoders = LatentEncoders.build(self.json("vae"), text, folder, dtype, padding)
-        found = tokenizers.Tokenizer.from_str(encoders.spec.tokenizer).get_vocab_size()
-        if found != text["vocab_size"]:
-            raise UserError(
-                f"{folder}: a tokenizer of {found} tokens, but the text encoder of {self.name} has "
-                f"{text['vocab_size']}; give its own as tokenizer=FOLDER"
-            )
-        return encoders
+    def export_plan(
+        self,
+        replaced: Mapping[str, Mapping[str, LazyArray]],
+        config_changes: Mapping[str, Mapping[str, Any]],
+        suffix: str = ".safetensors",
+    ) -> ExportPlan:
+        """The contents of a pipeline folder with these weights, as `PipelineFolder.export_plan`."""
+        plan = super().export_plan(replaced, config_changes, suffix)
+        if self.padding is None:
+            return plan
+        # CLIP's tokenizer pads with the end token, which a folder of 2.x must not do.
+        encoders = self.latent_encoders()
+        pad = {"pad_token": encoders.tokenizer.id_to_token(self.padding)}
+        changed = {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            file = self.tokenizer_folder / name
+            if file.is_file():
+                changed[f"tokenizer/{name}"] = json.dumps(json.loads(file.read_text()) | pad, indent=2)
+        changed.setdefault("tokenizer/tokenizer_config.json", json.dumps(pad))
+        return plan._replace(text_files={**plan.text_files, **changed})
 
     def _open(self, part: str) -> dict[str, LazyArray]:
         """The arrays of a part under diffusers' names. Raises TreeMismatch for a name that has no place."""
