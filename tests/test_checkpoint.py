@@ -187,6 +187,8 @@ def test_step_that_is_not_there_lists_those_that_are(tmp_path: Path, name: str):
         ("runs/0000", "runs", None, "no checkpoint in it"),
         ("runs/checkpoints", "runs", None, "no checkpoint in it"),
         ("pipe/model_index.json", "pipe", None, "is a pipeline folder: give it as pretrained=FOLDER"),
+        ("ck/pytorch_model.bin", "ck", None, "holds PyTorch weights: scripts/import_pytorch.py makes"),
+        ("ds/global_step9/mp_rank_00", "ds", None, "is a checkpoint of DeepSpeed; .* zero_to_fp32.py"),
     ],
 )
 def test_folder_that_means_no_step_is_refused(
@@ -195,6 +197,12 @@ def test_folder_that_means_no_step_is_refused(
     (tmp_path / made).mkdir(parents=True)
     with pytest.raises(CheckpointError, match=message):
         resolve_step(tmp_path / name, step)
+
+
+def test_file_as_a_checkpoint_is_named(tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"no such folder \(it is a file; .*pretrained=FILE"):
+        resolve_step(tmp_path / "model.safetensors")
 
 
 def test_weights_of_one_step_are_read_from_every_form(written: Path, tmp_path: Path):

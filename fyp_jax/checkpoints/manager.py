@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from fyp_jax import trees
+from fyp_jax.convert.recognise import describe_deepspeed
 from fyp_jax.errors import UserError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs each of its actions
@@ -44,7 +45,8 @@ def resolve_step(folder: Folder, step: int | None = None) -> tuple[epath.Path, i
     """
     path = epath.Path(folder)
     if not path.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+        hint = " (it is a file; a single file is given as pretrained=FILE)" if path.exists() else ""
+        raise CheckpointError(f"{folder}: no such folder{hint}")
     if latest_step(path) is None and latest_step(path / RUN_CHECKPOINTS) is not None:
         path /= RUN_CHECKPOINTS
     elif latest_step(path) is None and any((path / item).is_dir() for item in ("inference", "config")):
@@ -56,13 +58,26 @@ def resolve_step(folder: Folder, step: int | None = None) -> tuple[epath.Path, i
         path, step = _absolute(path).parent, int(name)
     steps = _steps(path)
     if not steps:
-        pipeline = (path / "model_index.json").exists()
-        hint = "; it is a pipeline folder: give it as pretrained=FOLDER" if pipeline else ""
-        raise CheckpointError(f"{folder}: no checkpoint in it (no subfolder is named by a step number){hint}")
+        raise CheckpointError(
+            f"{folder}: no checkpoint in it (no subfolder is named by a step number){_hint(path)}"
+        )
     if step is not None and step not in steps:
         found = trees.list_names([str(each) for each in reversed(steps)])
         raise CheckpointError(f"{folder}: has no step {step} (there are: {found})")
     return path, steps[-1] if step is None else step
+
+
+def _hint(folder: epath.Path) -> str:
+    """What a folder without steps is, where that can be seen."""
+    names = [path.name for path in folder.iterdir()]
+    if "model_index.json" in names:
+        return "; it is a pipeline folder: give it as pretrained=FOLDER"
+    what = None if "://" in str(folder) else describe_deepspeed(Path(folder))
+    if what is not None:
+        return f"; it is {what}"
+    if any(name.endswith((".bin", ".safetensors")) for name in names):
+        return "; it holds PyTorch weights: scripts/import_pytorch.py makes a checkpoint of them"
+    return ""
 
 
 def latest_step(folder: epath.Path) -> int | None:

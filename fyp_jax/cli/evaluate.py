@@ -145,7 +145,9 @@ def sample_functions(
             "without temporal layers": ablate.full_model(ablate.with_params(pipeline, silent), sampling),
         }
     for name, checkpoint in compare.items():
-        other = FollowYourPosePipeline.from_config(dataclasses.replace(config, checkpoint=checkpoint))
+        other = FollowYourPosePipeline.from_config(
+            dataclasses.replace(config, checkpoint=checkpoint, step=None)
+        )
         found[name] = ablate.full_model(other, sampling)
     return found
 
