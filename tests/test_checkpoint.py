@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import tiny_models
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
-from fyp_jax.checkpoints.manager import CheckpointError
+from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.models.random_params import random_params
 from fyp_jax.training.config import OptimizerConfig
@@ -143,3 +144,69 @@ def test_optimizer_state_is_restored_with_its_structure(tmp_path: Path):
         checkpoints.save(1, train=train, inference={"x": jnp.zeros(1)}, data={}, config={}, loss=0.0)
     restored = restore(tmp_path, train)
     assert jax.tree.structure(restored.train) == jax.tree.structure(train)
+
+
+# ---- which step a name means
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "found"),
+    [
+        ("run/checkpoints", None, 20),
+        ("run/checkpoints", 5, 5),
+        ("run", None, 20),
+        ("run", 5, 5),
+        ("run/checkpoints/5", None, 5),
+        ("run/checkpoints/5/", 5, 5),
+    ],
+)
+def test_step_is_found_from_a_run_its_checkpoints_or_one_step(
+    tmp_path: Path, name: str, step: int | None, found: int
+):
+    """The run's folder also has logs and samples, whose numbers are no steps."""
+    for folder in ("checkpoints/5/inference", "checkpoints/20/inference", "samples/400", "0001"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+    assert resolve_step(f"{tmp_path}/{name}", step) == (epath.Path(tmp_path / "run" / "checkpoints"), found)
+
+
+@pytest.mark.parametrize("name", ["run/checkpoints", "run"])
+def test_step_that_is_not_there_lists_those_that_are(tmp_path: Path, name: str):
+    for step in (5, 20, 100):
+        (tmp_path / "run" / "checkpoints" / str(step)).mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match=rf"^{tmp_path}/{name}: has no step 7 \(there are: 100, 20, 5\)$"
+    ):
+        resolve_step(tmp_path / name, 7)
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "step", "message"),
+    [
+        ("5/inference", "5", 20, "is step 5, not step 20"),
+        ("best/inference", "best", None, "name the folder by its step number"),
+        ("runs/0000", "runs", None, "no checkpoint in it"),
+        ("runs/checkpoints", "runs", None, "no checkpoint in it"),
+        ("pipe/model_index.json", "pipe", None, "is a pipeline folder: give it as pretrained=FOLDER"),
+        ("ck/pytorch_model.bin", "ck", None, "holds PyTorch weights: scripts/import_pytorch.py makes"),
+        ("ds/global_step9/mp_rank_00", "ds", None, "is a checkpoint of DeepSpeed; .* zero_to_fp32.py"),
+    ],
+)
+def test_folder_that_means_no_step_is_refused(
+    tmp_path: Path, made: str, name: str, step: int | None, message: str
+):
+    (tmp_path / made).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=message):
+        resolve_step(tmp_path / name, step)
+
+
+def test_file_as_a_checkpoint_is_named(tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"no such folder \(it is a file; .*pretrained=FILE"):
+        resolve_step(tmp_path / "model.safetensors")
+
+
+def test_weights_of_one_step_are_read_from_every_form(written: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(written, run / "checkpoints")
+    for name, step in ((run, 1), (run / "checkpoints", 1), (run / "checkpoints" / "1", None)):
+        assert load_inference(name, step=step)[2]["step"] == 1

@@ -521,7 +521,7 @@ def test_missing_checkpoint_or_step_is_named(checkpoint: Path, tmp_path: Path):
     assert_mistake(export_pytorch("--checkpoint", tmp_path / "none", *rest), "no such folder")
     assert_mistake(export_pytorch("--checkpoint", tmp_path, *rest), "no checkpoint in it")
     assert_mistake(
-        export_pytorch("--checkpoint", checkpoint, "--step", 8, *rest), "has no step 8", "latest is 7"
+        export_pytorch("--checkpoint", checkpoint, "--step", 8, *rest), "has no step 8", "there are: 7"
     )
     assert not (tmp_path / "out").exists()
 

@@ -32,7 +32,7 @@ LAYERS = (
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODEL_LIBRARIES = {"diffusers", "transformers"}
 IMPORT_MODEL_LIBRARIES = {"models/encoders.py", "evaluation/clip_score.py", "convert/verify.py"}
-IMPORT_TORCH = {"convert/torch_files.py", "convert/verify.py"}
+IMPORT_TORCH = {"convert/torch_load.py", "convert/verify.py"}
 MAX_LINES = 300
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import tiny_models
 from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from conftest import Reference, fill_torch, synthesise
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
@@ -63,11 +64,9 @@ def split_pose(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarr
     return unet, {name.removeprefix(POSE_PREFIX): array for name, array in pose.items()}
 
 
-def write_unet_config(folder: Path, config: UNet3DConfig) -> Path:
-    """Write the only file of a pipeline that the import of a published checkpoint needs."""
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "config.json").write_text(json.dumps(config.to_json()))
-    return folder
+def write_base_pipeline(folder: Path, config: UNet3DConfig) -> Path:
+    """A whole pipeline of random weights, whose UNet has this config."""
+    return tiny_models.write_weights(tiny_models.write_pipeline(folder / "configs", config), folder / "base")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def tiny_checkpoint(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
 
 def test_import_of_published_checkpoint_is_bitwise(reference: Reference, tmp_path: Path):
     """The UNet's file holds the pose encoder, and the same pose encoder is in a file beside it."""
-    sizes, out = write_unet_config(tmp_path / "pipeline", reference.config), tmp_path / "out"
+    sizes, out = write_base_pipeline(tmp_path / "pipeline", reference.config), tmp_path / "out"
     save_torch(reference.state_dict, tmp_path / "checkpoint-7" / "pytorch_model.bin")
     save_torch(split_pose(reference.state_dict)[1], tmp_path / "pose_encoder.pth")
     run = import_pytorch(
@@ -142,7 +141,7 @@ def test_import_of_checkpoint_with_other_sizes_lists_the_shapes(
     tiny_torch: dict[str, np.ndarray], tmp_path: Path
 ):
     """The script runs in a process of its own, to check what a user sees."""
-    sizes = write_unet_config(
+    sizes = write_base_pipeline(
         tmp_path / "pipeline", UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32})
     )
     save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
@@ -155,7 +154,7 @@ def test_import_of_checkpoint_with_other_sizes_lists_the_shapes(
 
 
 def test_import_without_any_pose_encoder_is_refused(tiny_torch: dict[str, np.ndarray], tmp_path: Path):
-    sizes = write_unet_config(tmp_path / "pipeline", TINY)
+    sizes = write_base_pipeline(tmp_path / "pipeline", TINY)
     save_torch(split_pose(tiny_torch)[0], tmp_path / "checkpoint-7" / "pytorch_model.bin")
     run = import_pytorch(
         "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"
@@ -168,18 +167,18 @@ def test_import_without_any_pose_encoder_is_refused(tiny_torch: dict[str, np.nda
     ("missing", "said"),
     [
         ("checkpoint-7", "no such folder"),
-        ("pipeline/unet/config.json", "not a diffusers pipeline folder"),
+        ("pipeline/base/unet/config.json", "not a diffusers pipeline folder"),
         ("checkpoint-7/x", "no weights"),
     ],
 )
 def test_import_with_missing_input_names_it(tmp_path: Path, missing: str, said: str):
-    write_unet_config(tmp_path / "pipeline", TINY)
+    write_base_pipeline(tmp_path / "pipeline", TINY)
     (tmp_path / "checkpoint-7").mkdir()
     path = tmp_path / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run = import_pytorch(
         "--pipeline",
-        tmp_path / "pipeline",
+        tmp_path / "pipeline" / "base",
         "--checkpoint",
         tmp_path / "checkpoint-7",
         "--out",
@@ -192,7 +191,7 @@ def test_import_with_missing_input_names_it(tmp_path: Path, missing: str, said: 
 def tiny_args(tiny_torch: dict[str, np.ndarray], tmp_path: Path) -> tuple[object, ...]:
     """Arguments of the script for a published checkpoint of TINY, without `--out`."""
     save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
-    sizes = write_unet_config(tmp_path / "pipeline", TINY)
+    sizes = write_base_pipeline(tmp_path / "pipeline", TINY)
     return "--pipeline", sizes, "--checkpoint", tmp_path / "checkpoint-7", "--step", 5
 
 
@@ -215,6 +214,68 @@ def test_import_to_a_file_is_refused(tiny_args: tuple[object, ...], tmp_path: Pa
     (tmp_path / "out").write_text("precious")
     assert_mistake(import_pytorch(*tiny_args, "--out", tmp_path / "out"), str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "precious"
+
+
+# ---- what sampling will need is checked before anything is written
+
+
+def break_scheduler(folder: Path) -> None:
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "sigmoid"}')
+
+
+def break_text_width(folder: Path) -> None:
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_attention_dim": 32}))
+
+
+def break_vae(folder: Path) -> None:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    arrays = load_file(file)
+    save_file({name: x for name, x in arrays.items() if name != "decoder.conv_out.bias"}, file)
+
+
+BROKEN = {
+    "no VAE": (lambda folder: shutil.rmtree(folder / "vae"), "vae"),
+    "no weights of the VAE": (
+        lambda folder: (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+        "no weights",
+    ),
+    "an array of the VAE is missing": (break_vae, "vae: 1 missing (decoder.conv_out.bias)"),
+    "no text encoder": (lambda folder: shutil.rmtree(folder / "text_encoder"), "text_encoder"),
+    "no vocabulary": (lambda folder: (folder / "tokenizer" / "vocab.json").unlink(), "no CLIP tokenizer"),
+    "no scheduler": (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler_config.json"),
+    "another scheduler": (break_scheduler, "beta_schedule='sigmoid' is not supported"),
+    "another text width": (break_text_width, "wrong shape"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base_pipeline(tmp_path_factory.mktemp("whole"), TINY)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_import_checks_all_that_sampling_needs_before_it_writes(
+    whole_pipeline: Path, tmp_path: Path, kind: str
+):
+    folder = shutil.copytree(whole_pipeline, tmp_path / "pipeline")
+    damage, message = BROKEN[kind]
+    damage(folder)
+    assert_mistake(import_pytorch("--pipeline", folder, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_of_checkpoint_whose_pipeline_has_another_text_width_is_refused(
+    tiny_torch: dict[str, np.ndarray], tmp_path: Path
+):
+    """The UNet's config fits the checkpoint, but not the text encoder beside it."""
+    save_torch(tiny_torch, tmp_path / "checkpoint-7" / "pytorch_model.bin")
+    wider = UNet3DConfig(**TINY.to_json() | {"cross_attention_dim": 32})
+    folder = write_base_pipeline(tmp_path / "pipeline", wider)
+    (folder / "unet" / "config.json").write_text(json.dumps(TINY.to_json()))
+    args = ["--pipeline", folder, "--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out"]
+    assert_mistake(import_pytorch(*args), "text width 24 against 32")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- published checkpoints: which pose encoder is read
@@ -301,7 +362,8 @@ def image_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     del sizes["zero_init_temporal"], sizes["cross_frame_attention"]
     unet = diffusers.UNet2DConditionModel(**sizes)
     fill_torch(unet)
-    folder = tmp_path_factory.mktemp("image_unet")
+    folder = write_base_pipeline(tmp_path_factory.mktemp("image_unet"), TINY)
+    shutil.rmtree(folder / "unet")
     unet.save_pretrained(folder / "unet")
     return folder
 

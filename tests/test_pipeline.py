@@ -28,8 +28,9 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.files import sample_to_files
 from fyp_jax.pipeline.guidance import cfg_denoiser
 from fyp_jax.pipeline.loading import checksum
+from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.params import SamplingParams
-from fyp_jax.pipeline.pipeline import FollowYourPosePipeline, PipelineOutput
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.programs import SamplingPrograms, prepare_latents
 from fyp_jax.pose.config import PoseConfig
 from fyp_jax.pose.loading import load_pose

@@ -10,7 +10,7 @@ from PIL import Image
 from fyp_jax.errors import UserError
 from fyp_jax.media.images import image_grid
 from fyp_jax.pipeline.files import new_run_folder, write_clip
-from fyp_jax.pipeline.pipeline import PipelineOutput
+from fyp_jax.pipeline.output import PipelineOutput
 
 
 def output(video: np.ndarray, pose_images: np.ndarray | None) -> PipelineOutput:

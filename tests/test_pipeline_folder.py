@@ -285,13 +285,6 @@ def test_schedule_of_a_v_prediction_model(pipeline_folder: Path, tmp_path: Path)
     assert PipelineFolder(str(tmp_path)).schedule() == ScheduleConfig(prediction_type="v_prediction")
 
 
-def test_unsupported_schedule_is_refused(tmp_path: Path):
-    """The defaults of diffusers clip samples."""
-    diffusers.DDIMScheduler().save_pretrained(tmp_path / "scheduler")
-    with pytest.raises(UserError, match="clip_sample=True"):
-        PipelineFolder(str(tmp_path)).schedule()
-
-
 # ---- folders and names
 
 

@@ -1,16 +1,19 @@
 """FollowYourPosePipeline.from_pretrained: bundled name, folder, checkpoint of ours; and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+import single_files
 import tiny_models
-from cli_utils import assert_same
+from cli_utils import SCRIPTS, assert_mistake, assert_same, run_script
 from fyp_jax.checkpoints.inference import inference_shapes, save_inference
 from fyp_jax.convert.delta_weights import DELTA_FILE
 from fyp_jax.errors import UserError
@@ -18,6 +21,10 @@ from fyp_jax.models.random_params import random_params
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.init import initialize_weights
+from fyp_jax.training.stages import get_stage
+from single_files import Sizes
 
 STEP = 7
 
@@ -74,6 +81,68 @@ def test_folder_with_delta_weights_has_its_own_sampling_defaults(saved: Saved, t
     )
 
 
+def test_step_of_a_run_is_chosen(saved: Saved, tmp_path: Path):
+    """By the run's folder, or by the folder of one step, as `checkpoint` and as the pipeline's name."""
+    run = tmp_path / "run"
+    shutil.copytree(saved.checkpoint, run / "checkpoints")
+    newer = jax.tree.map(lambda x: x + 1, saved.params)
+    save_inference(run / "checkpoints", 20, tiny_models.UNET, newer, {"pretrained": str(saved.base)})
+    for name, options in (
+        (run, {"step": STEP}),
+        (saved.base, {"checkpoint": run, "step": STEP}),
+        (run / "checkpoints" / str(STEP), {}),
+    ):
+        pipeline = FollowYourPosePipeline.from_pretrained(name, **options)
+        assert pipeline.weights["provenance"]["step"] == STEP
+    assert_same({part: pipeline.params[part] for part in saved.params}, saved.params)
+    assert FollowYourPosePipeline.from_pretrained(run).weights["provenance"]["step"] == 20
+    with pytest.raises(UserError, match=r"has no step 8 \(there are: 20, 7\)"):
+        FollowYourPosePipeline.from_pretrained(saved.base, checkpoint=run, step=8)
+
+
+SINGLE = Sizes(vae_widths=(32,) * 4)
+"""Its VAE has 8 pixels a latent, as our models need."""
+
+
+def test_single_file_is_imported_and_its_checkpoint_finds_it_again(tmp_path: Path):
+    """The checkpoint remembers file and tokenizer, and how the file was read."""
+    arrays = single_files.single_file(SINGLE._replace(text_layers=3), is_sd2=False)
+    file = single_files.save(arrays, tmp_path / "model.ckpt", {"state_dict": arrays})
+    out = tmp_path / "checkpoint"
+    args = ["--pipeline", file, "--out", out]
+    assert_mistake(run_script(SCRIPTS / "import_pytorch.py", *args), "give tokenizer=FOLDER")
+    assert not out.exists()
+    args += ["--tokenizer", tiny_models.TOKENIZER, "--prediction-type", "v_prediction"]
+    run = run_script(SCRIPTS / "import_pytorch.py", *args)
+    assert run.status == 0, run.err
+    pipeline = FollowYourPosePipeline.from_pretrained(out)
+    assert pipeline.programs.schedule.prediction_type == "v_prediction"
+    assert pipeline.weights["options"]["tokenizer"] == str(tiny_models.TOKENIZER)
+    for path, name in (
+        ("unet/conv_in/kernel", "model.diffusion_model.input_blocks.0.0.weight"),
+        ("vae/decoder/conv_out/kernel", "first_stage_model.decoder.conv_out.weight"),
+    ):
+        kernel = np.asarray(flatten_dict(pipeline.params, sep="/")[path])
+        np.testing.assert_array_equal(kernel, arrays[name].numpy().transpose(2, 3, 1, 0))
+    given = FollowYourPosePipeline.from_pretrained(
+        file, checkpoint=out, tokenizer=tiny_models.TOKENIZER, prediction_type="v_prediction"
+    )
+    assert given.weights["crc32"] == pipeline.weights["crc32"]
+
+
+def test_single_file_trains(tmp_path: Path):
+    """The start of a stage has the file's weights, and its provenance names what the file needs."""
+    arrays = single_files.single_file(SINGLE)
+    file = single_files.save(arrays, tmp_path / "model.safetensors")
+    config = TrainConfig(stage="motion", pretrained=str(file), tokenizer=str(tiny_models.TOKENIZER))
+    state = initialize_weights(config, get_stage("motion"), frame_axis=None)
+    found = (state.trainable | state.frozen)["unet/conv_in/kernel"]
+    expected = arrays["model.diffusion_model.input_blocks.0.0.weight"].numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found, expected)
+    assert state.provenance["pretrained"] == str(file)
+    assert state.provenance["tokenizer"] == str(tiny_models.TOKENIZER)
+
+
 def test_checkpoint_that_names_no_pipeline_is_refused(saved: Saved, tmp_path: Path):
     save_inference(tmp_path / "checkpoint", STEP, tiny_models.UNET, saved.params, {"stage": "motion"})
     with pytest.raises(UserError, match="does not say which pipeline it was made with; .*pretrained=NAME"):
@@ -95,6 +164,10 @@ def test_checkpoint_whose_pipeline_is_gone_is_refused(saved: Saved, tmp_path: Pa
         ("nowhere", {}, "nowhere: no such folder, and no bundled model of this name .*mini, sd14"),
         ("{base}", {"checkpoint": "nowhere"}, "nowhere: no such folder"),
         ("{base}", {"checkpoint": "{base}"}, "base: .*no checkpoint in it"),
+        ("{base}", {"step": 3}, "step=3: .*base is no checkpoint of ours; give checkpoint=FOLDER"),
+        ("{base}", {"variant": "fp16"}, "base: no part has the variant fp16"),
+        ("missing.safetensors", {}, "missing.safetensors: no such file"),
+        ("{base}/vae/diffusion_pytorch_model.safetensors", {}, "a VAE alone, not a pipeline"),
         ("{base}", {"dtype": "float16"}, "dtype=float16 is not float32 or bfloat16"),
         ("{base}", {"mesh": MeshConfig(data=4)}, "mesh.data=4 .*sampling takes mesh.data=1 or 2"),
         ("{base}", {"mesh": MeshConfig(data=2, frame=8)}, "needs 16 devices; there are 8"),

@@ -1,5 +1,7 @@
 """PyTorch weight files in all formats of repositories, and files that must be refused."""
 
+import json
+import logging
 import pickle
 import shutil
 import sys
@@ -15,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from transformers import CLIPTextModel
 
-from fyp_jax.convert.pipeline_folder import VAE_ATTENTION, PipelineFolder
+from fyp_jax.convert.pipeline_folder import VAE_ATTENTION, PipelineFolder, PipelineOptions
 from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
+from fyp_jax.errors import UserError
 from fyp_jax.trees import TreeMismatch
 
 Arrays = dict[str, np.ndarray]
@@ -89,6 +92,101 @@ def test_find_weights_prefers_float32_then_safetensors(tmp_path: Path):
         assert find_weights(tmp_path).name == name
 
 
+NON_EMA, FP16, BF16 = ("model.non_ema.safetensors", "model.fp16.bin", "model.bf16.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("files", "variant", "found", "message"),
+    [
+        (("model.bin", FP16), None, "model.bin", ""),
+        (
+            ("model.bin", NON_EMA),
+            "non_ema",
+            NON_EMA,
+            "the variant non_ema is taken (model.non_ema.safetensors)",
+        ),
+        (("model.bin", FP16), "non_ema", "model.bin", "has no variant non_ema; model.bin is taken"),
+        ((FP16,), None, FP16, "only model.fp16.bin is there; it is taken, as with variant=fp16"),
+        (
+            ("model.safetensors.index.fp16.json", "model.fp16-00001-of-00002.safetensors"),
+            None,
+            "model.safetensors.index.fp16.json",
+            "variant=fp16",
+        ),
+    ],
+)
+def test_variant_is_chosen_and_told(
+    tmp_path: Path,
+    files: tuple[str, ...],
+    variant: str | None,
+    found: str,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+):
+    for name in files:
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.WARNING):
+        assert find_weights(tmp_path, variant).name == found
+    assert message in caplog.text if message else not caplog.text
+
+
+@pytest.mark.parametrize(("variant", "asked"), [(None, ""), ("fp8", " and no variant fp8")])
+def test_several_variants_without_a_flag_are_refused_with_the_flags(
+    tmp_path: Path, variant: str | None, asked: str
+):
+    for name in (FP16, BF16):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=f"without a variant{asked}; give variant=bf16, variant=fp16$"):
+        find_weights(tmp_path, variant)
+
+
+def test_variant_that_no_part_has_is_refused(pipeline_folder: Path, tmp_path: Path):
+    """One part with the variant is enough: the published non_ema weights are of the UNet alone."""
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
+    options = PipelineOptions(variant="non_ema")
+    with pytest.raises(UserError, match=r"no part has the variant non_ema \(there are: none\)"):
+        PipelineFolder(str(folder), options=options)
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    arrays = {name: x + 1 for name, x in load_file(unet).items()}
+    save_file(arrays, unet.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    found = PipelineFolder(str(folder), options=options).lazy_state_dict("unet")
+    np.testing.assert_array_equal(found["conv_in.bias"].read(), arrays["conv_in.bias"])
+    with pytest.raises(UserError, match=r"no part has the variant fp16 \(there are: unet: non_ema\)"):
+        PipelineFolder(str(folder), options=PipelineOptions(variant="fp16"))
+
+
+def test_given_prediction_type_is_exported(pipeline_folder: Path):
+    given = PipelineFolder(str(pipeline_folder), options=PipelineOptions(prediction_type="v_prediction"))
+    assert given.schedule().prediction_type == "v_prediction"
+    plan = given.export_plan({}, {})
+    assert json.loads(plan.text_files["scheduler/scheduler_config.json"])["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("made", "root"),
+    [
+        (("zero_to_fp32.py", "global_step9/mp_rank_00_model_states.pt"), ""),
+        (("zero_to_fp32.py", "pytorch_model/mp_rank_00_model_states.pt"), ""),
+        (("../zero_to_fp32.py", "mp_rank_00_model_states.pt"), ".."),
+    ],
+)
+def test_deepspeed_folder_is_named_with_the_command(tmp_path: Path, made: tuple[str, ...], root: str):
+    folder = tmp_path / "run" / "checkpoint-9"
+    for name in made:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    command = f"cd {folder.parent if root else folder} && python zero_to_fp32.py . ."
+    for read in (find_weights, lambda path: PipelineFolder(str(path)).json("unet")):
+        with pytest.raises(UserError, match=f"{folder}: a checkpoint of DeepSpeed; .*{command}"):
+            read(folder)
+
+
+def test_folder_of_single_files_names_one_as_the_pipeline(tmp_path: Path):
+    (tmp_path / "v1-5-pruned.safetensors").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}: a folder of single files; name one .*v1-5-pruned"):
+        PipelineFolder(str(tmp_path)).json("unet")
+
+
 @pytest.mark.parametrize("flat", [True, False], ids=["dense", "1x1 convolution"])
 def test_old_names_of_vae_attention_are_read(pipeline_folder: Path, vae: Arrays, tmp_path: Path, flat: bool):
     folder = shutil.copytree(pipeline_folder, tmp_path / "old")
@@ -111,6 +209,15 @@ def test_position_ids_of_old_text_encoders_are_ignored(pipeline_folder: Path, tm
     folder = shutil.copytree(pipeline_folder, tmp_path / "old")
     file = folder / "text_encoder" / "model.safetensors"
     save_file(load_file(file) | {"text_model.embeddings.position_ids": np.arange(77)[None]}, file)
+    assert_same(
+        flatten_dict(encoder_params(folder), sep="/"), flatten_dict(encoder_params(pipeline_folder), sep="/")
+    )
+
+
+def test_text_encoder_without_text_model_prefix_is_read(pipeline_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "new")
+    file = folder / "text_encoder" / "model.safetensors"
+    save_file({name.removeprefix("text_model."): x for name, x in load_file(file).items()}, file)
     assert_same(
         flatten_dict(encoder_params(folder), sep="/"), flatten_dict(encoder_params(pipeline_folder), sep="/")
     )
@@ -182,11 +289,47 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, written_by: str
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(2)], {"state_dict": {"weight": torch.zeros(2)}}, {"epoch": 3}, torch.zeros(2)]
+    ("content", "said"),
+    [
+        ([torch.zeros(2)], "it holds list"),
+        ({"epoch": 3, "step": 4}, "it holds epoch, step"),
+        ({"weight": torch.zeros(2), "epoch": 3}, "it holds weight, epoch"),
+        ({"unet": {"weight": torch.zeros(2)}}, "it holds unet"),
+        ({"state_dict": {"model": {"module": {"state_dict": {}}}}}, "not a state dict"),
+        ({"state_dict": {"a": torch.zeros(2)}, "model": {"a": torch.zeros(2)}}, "several state dicts"),
+        (torch.zeros(2), "it holds Tensor"),
+    ],
 )
-def test_pickle_of_other_objects_is_refused(tmp_path: Path, content: Any):
+def test_pickle_of_other_objects_is_refused(tmp_path: Path, content: Any, said: str):
     torch.save(content, tmp_path / "model.pth")
-    assert_refused(tmp_path / "model.pth", "not a state dict")
+    assert_refused(tmp_path / "model.pth", said)
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model", "module", "model_state_dict"])
+def test_dictionary_of_a_trainer_is_taken_off(tmp_path: Path, entry: str):
+    torch.save({"epoch": 3, entry: {"a.weight": torch.ones(2)}}, tmp_path / "model.pth")
+    assert {name: x.tolist() for name, x in read_weights(tmp_path / "model.pth").items()} == {
+        "a.weight": [1, 1]
+    }
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("form", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "module.module.{}"])
+def test_prefixes_of_data_parallelism_and_compilation_are_taken_off(tmp_path: Path, form: str, suffix: str):
+    tensors = {form.format(name): torch.ones(2) for name in ("a.weight", "module_b.bias")}
+    file = tmp_path / f"model{suffix}"
+    save_torch_file(tensors, file) if suffix == ".safetensors" else torch.save({"model": tensors}, file)
+    assert sorted(read_weights(file)) == ["a.weight", "module_b.bias"]
+
+
+def test_prefix_that_not_all_names_have_is_kept(tmp_path: Path):
+    torch.save({"module.a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "model.pth")
+    assert sorted(read_weights(tmp_path / "model.pth")) == ["b", "module.a"]
+
+
+def test_two_arrays_that_get_one_name_are_refused(tmp_path: Path):
+    torch.save({"_orig_mod.a": torch.ones(2), "a": torch.ones(2)}, tmp_path / "model.pth")
+    assert_refused(tmp_path / "model.pth", "with and without _orig_mod.")
 
 
 def test_pickle_without_torch_says_what_to_install(
@@ -204,8 +347,8 @@ def test_missing_file_is_refused(tmp_path: Path):
 
 
 def test_unknown_suffix_is_refused(tmp_path: Path):
-    (tmp_path / "model.ckpt").touch()
-    assert_refused(tmp_path / "model.ckpt", "not a weight file")
+    (tmp_path / "model.msgpack").touch()
+    assert_refused(tmp_path / "model.msgpack", "not a weight file")
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path):

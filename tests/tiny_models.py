@@ -58,12 +58,12 @@ TEXT_ENCODER = {
 }
 
 
-def write_pipeline(folder: Path) -> Path:
+def write_pipeline(folder: Path, unet: UNet3DConfig = UNET) -> Path:
     """Its configs as a pipeline folder without weights, for `pretrained=... random_init=true`."""
     configs = {
         "vae/config.json": VAE,
-        "text_encoder/config.json": TEXT_ENCODER,
-        "unet/config.json": UNET.to_json(),
+        "text_encoder/config.json": {**TEXT_ENCODER, "hidden_size": unet.cross_attention_dim},
+        "unet/config.json": unet.to_json(),
         "scheduler/scheduler_config.json": {"beta_schedule": "scaled_linear", "steps_offset": 1},
     }
     for name, values in configs.items():
@@ -81,11 +81,13 @@ def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def write_weights(pipeline: Path, folder: Path) -> None:
+def write_weights(pipeline: Path, folder: Path) -> Path:
     """A pipeline folder with the configs of another, and with random weights."""
     whole = PipelineFolder(str(pipeline), parts=())
-    params = random_params(inference_shapes(UNET) | whole.latent_encoders().spec.shapes, seed=4)
+    unet = whole.unet_config()
+    params = random_params(inference_shapes(unet) | whole.latent_encoders().spec.shapes, seed=4)
     whole.write_with(params, folder, {})
+    return folder
 
 
 def write_videos(folder: Path, count: int, frames: int = 24, side: int = 64) -> Path:

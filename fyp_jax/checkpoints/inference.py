@@ -64,28 +64,28 @@ def save_inference(
 
 
 def load_inference(
-    folder: Folder, dtype: DTypeLike = jnp.float32
+    folder: Folder, dtype: DTypeLike = jnp.float32, step: int | None = None
 ) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
-    """The latest step of a checkpoint: the UNet's config, all parameters as `dtype`, and their provenance.
+    """A step of a checkpoint (None: the latest): the UNet's config, all parameters as `dtype`, and their
+    provenance.
 
+    `folder` is a folder of steps, a run's folder or one step's folder (`resolve_step`).
     The parameters are {"unet": ..., "pose_encoder": ...}, and encoders if the checkpoint has any. The
     provenance also has the `step`. Raises CheckpointError where there is no step that can be read,
     TreeMismatch where the arrays do not have the shapes of the config in the checkpoint.
     """
-    folder = epath.Path(folder)
-    step = resolve_step(folder)
+    folder, step = resolve_step(folder, step)
     with _read_errors(folder, step):
         return _load_step(folder, step, dtype)
 
 
 def open_inference(folder: Folder, step: int | None = None) -> Weights:
-    """The same as `load_inference` gives, for any step (None: the latest), but no array is read yet.
+    """The same as `load_inference` gives, but no array is read yet.
 
     Each array is read as a whole, however it was sharded when it was written. Raises as `load_inference`;
     reading an array raises CheckpointError where it is damaged.
     """
-    folder = epath.Path(folder)
-    step = resolve_step(folder, step)
+    folder, step = resolve_step(folder, step)
     with _read_errors(folder, step):
         with open_manager(folder, create=False) as manager:
             config, provenance, tree = _open_step(manager, folder, step)

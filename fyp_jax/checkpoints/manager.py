@@ -11,17 +11,24 @@ temporary name and renames it when it is complete. FOLDER may be in a bucket (`g
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 
+from fyp_jax import trees
+from fyp_jax.convert.recognise import describe_deepspeed
 from fyp_jax.errors import UserError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs each of its actions
 
 Folder = str | Path | epath.Path
+RUN_CHECKPOINTS = "checkpoints"
+"""Name of the folder of checkpoints in the folder of a run."""
+STEP_NAME = re.compile(r"0|[1-9][0-9]*")
+"""Name of one step's folder. The runs of sample.py have other names: 0000, 0001."""
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -29,21 +36,60 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written or read; the message opens with its path."""
 
 
-def resolve_step(folder: epath.Path, step: int | None = None) -> int:
-    """The given step, or the latest for None. Raises CheckpointError where the folder does not have it."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    latest = latest_step(folder)
-    if latest is None:
-        raise CheckpointError(f"{folder}: no checkpoint in it (no subfolder is named by a step number)")
-    if step is not None and not (folder / str(step)).is_dir():
-        raise CheckpointError(f"{folder}: has no step {step} (the latest is {latest})")
-    return latest if step is None else step
+def resolve_step(folder: Folder, step: int | None = None) -> tuple[epath.Path, int]:
+    """The folder of steps, and the step, that a user means by `folder`: a folder of steps, a run's folder
+    with `checkpoints/` in it, or one step's folder.
+
+    `step` None means the latest, or the one that `folder` names. Raises CheckpointError where there is no
+    such step; the message lists those that are there.
+    """
+    path = epath.Path(folder)
+    if not path.is_dir():
+        hint = " (it is a file; a single file is given as pretrained=FILE)" if path.exists() else ""
+        raise CheckpointError(f"{folder}: no such folder{hint}")
+    if latest_step(path) is None and latest_step(path / RUN_CHECKPOINTS) is not None:
+        path /= RUN_CHECKPOINTS
+    elif latest_step(path) is None and any((path / item).is_dir() for item in ("inference", "config")):
+        name = _absolute(path).name
+        if not STEP_NAME.fullmatch(name):
+            raise CheckpointError(f"{folder}: one step of a checkpoint; name the folder by its step number")
+        if step not in (None, int(name)):
+            raise CheckpointError(f"{folder}: is step {name}, not step {step}; leave one of them out")
+        path, step = _absolute(path).parent, int(name)
+    steps = _steps(path)
+    if not steps:
+        raise CheckpointError(
+            f"{folder}: no checkpoint in it (no subfolder is named by a step number){_hint(path)}"
+        )
+    if step is not None and step not in steps:
+        found = trees.list_names([str(each) for each in reversed(steps)])
+        raise CheckpointError(f"{folder}: has no step {step} (there are: {found})")
+    return path, steps[-1] if step is None else step
+
+
+def _hint(folder: epath.Path) -> str:
+    """What a folder without steps is, where that can be seen."""
+    names = [path.name for path in folder.iterdir()]
+    if "model_index.json" in names:
+        return "; it is a pipeline folder: give it as pretrained=FOLDER"
+    what = None if "://" in str(folder) else describe_deepspeed(Path(folder))
+    if what is not None:
+        return f"; it is {what}"
+    if any(name.endswith((".bin", ".safetensors")) for name in names):
+        return "; it holds PyTorch weights: scripts/import_pytorch.py makes a checkpoint of them"
+    return ""
 
 
 def latest_step(folder: epath.Path) -> int | None:
     """The largest step number that a subfolder has, or None."""
-    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=None)
+    return max(_steps(folder), default=None)
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The step numbers that subfolders have, from the smallest; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if STEP_NAME.fullmatch(path.name))
 
 
 def make_folder(folder: Folder) -> epath.Path:

@@ -117,13 +117,14 @@ def sample_functions(
     config: SampleConfig, pipeline: Any, ablations: bool, compare: Mapping[str, str]
 ) -> dict[str, Callable[..., np.ndarray]]:
     """A function that makes clips for each model and ablation, by the name of its row."""
-    from fyp_jax.convert.pipeline_folder import PipelineFolder
+    from fyp_jax.convert.open_pipeline import open_pipeline, recorded_options
     from fyp_jax.evaluation import ablations as ablate
     from fyp_jax.pipeline.params import sampling_params
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
     sampling = sampling_params(config)
-    folder = PipelineFolder(pipeline.weights["pretrained"], ("unet",))
+    options = recorded_options(pipeline.weights["options"])
+    folder = open_pipeline(pipeline.weights["pretrained"], ("unet",), options)
     image_unet = folder.image_unet(pipeline.programs.unet.config)
     pose_stage = ablate.with_params(pipeline, ablate.before_motion_stage(pipeline.params, image_unet))
     found = {
@@ -144,7 +145,9 @@ def sample_functions(
             "without temporal layers": ablate.full_model(ablate.with_params(pipeline, silent), sampling),
         }
     for name, checkpoint in compare.items():
-        other = FollowYourPosePipeline.from_config(dataclasses.replace(config, checkpoint=checkpoint))
+        other = FollowYourPosePipeline.from_config(
+            dataclasses.replace(config, checkpoint=checkpoint, step=None)
+        )
         found[name] = ablate.full_model(other, sampling)
     return found
 

@@ -20,6 +20,7 @@ from fyp_jax.checkpoints.inference import open_inference
 from fyp_jax.console import run_console
 from fyp_jax.convert.export_formats import EXPORT_FORMATS, export_manifest, export_plans
 from fyp_jax.convert.lazy import Weights
+from fyp_jax.convert.open_pipeline import open_pipeline, recorded_options
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import WeightWriter, check_disk_space, check_writable, parse_size
@@ -96,10 +97,12 @@ def find_pipeline(name: str | None, weights: Weights, formats: list[str]) -> Pip
     """The pipeline `name`, or the one that the weights come from; None where no format needs a pipeline."""
     if not any(EXPORT_FORMATS[each].needs_pipeline for each in formats):
         return None
-    name = name or base_pipeline(weights.provenance)
+    if name is not None:
+        return open_pipeline(name)
+    name = base_pipeline(weights.provenance)
     if name is None:
         raise UserError("give --pipeline: the checkpoint does not say which pipeline its UNet belongs to")
-    return PipelineFolder(name)
+    return open_pipeline(name, options=recorded_options(weights.provenance))
 
 
 def console() -> None:

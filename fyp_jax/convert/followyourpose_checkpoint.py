@@ -31,7 +31,9 @@ def find_pose_encoder(name: str) -> Path:
     return path if path.exists() or path.suffix in WEIGHT_SUFFIXES else find_folder(name, (".",))
 
 
-def read_followyourpose(folder: Path | None, pose_file: Path | None, config: UNet3DConfig) -> dict[str, Any]:
+def read_followyourpose(
+    folder: Path | None, pose_file: Path | None, config: UNet3DConfig, variant: str | None = None
+) -> dict[str, Any]:
     """The models that the files hold, {"unet": ..., "pose_encoder": ...}, checked against `config`.
 
     `folder` is a folder `checkpoint-N`, or None for a pose encoder alone. The pose encoder comes from
@@ -44,7 +46,7 @@ def read_followyourpose(folder: Path | None, pose_file: Path | None, config: UNe
     if folder is not None:
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder")
-        state_dict = read_weights(find_weights(folder))
+        state_dict = read_weights(find_weights(folder, variant))
         candidates = [parent / name for parent in (folder, folder.parent) for name in POSE_ENCODER_FILES]
         pose_file = pose_file or next((file for file in candidates if file.is_file()), None)
         if pose_file is None and not any(name.startswith(POSE_PREFIX) for name in state_dict):

@@ -6,33 +6,36 @@ tokenizer/                     vocab.json, merges.txt
 scheduler/                     scheduler_config.json
 """
 
+import dataclasses
 import json
-import os
 from collections.abc import Mapping
-from importlib import metadata, resources
-from pathlib import Path, PurePosixPath
-from typing import Any
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+import tokenizers
 from jax.typing import DTypeLike
 
+from fyp_jax import trees
+from fyp_jax.convert.folders import find_folder, find_tokenizer
 from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
-from fyp_jax.convert.torch_files import WEIGHT_FORMATS, WeightsError, find_weights, open_weights, read_weights
+from fyp_jax.convert.recognise import describe_content, describe_folder
+from fyp_jax.convert.torch_files import find_weights, open_weights, variants
 from fyp_jax.convert.torch_key_mapping import (
     image_unet_from_torch,
     image_unet_to_torch,
     inflate_unet,
     params_from_torch,
     params_to_torch,
+    torch_layout,
 )
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, WeightWriter
 from fyp_jax.diffusion.schedule import ScheduleConfig
-from fyp_jax.errors import UserError, reason
+from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
-from fyp_jax.models.unet_config import UNet3DConfig
+from fyp_jax.models.unet_config import UNet3DConfig, with_image_blocks
 
 VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 """Names in the VAE's attention: in PyTorch today, and in old PyTorch files and the Flax model."""
@@ -57,13 +60,48 @@ CLASSES = {
 }
 
 
+VIDEO_UNET = "UNet3DConditionModel"
+"""Class of the UNet that Follow Your Pose and Tune-A-Video train, in its config."""
+
+
+class PipelineOptions(NamedTuple):
+    """What the name of a pipeline leaves open; None is what the pipeline itself says."""
+
+    variant: str | None = None
+    """Which of several sets of weights: fp16, bf16, non_ema, ... (of a single file: ema)."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer, which a single file does not have."""
+    prediction_type: str | None = None
+    """What the UNet predicts: epsilon, v_prediction or sample."""
+
+
 class PipelineFolder:
     """A pipeline folder, which is read part by part."""
 
-    def __init__(self, name: str, parts: tuple[str, ...] = ENCODERS):
+    def __init__(self, name: str, parts: tuple[str, ...] = ENCODERS, options: PipelineOptions | None = None):
         """Find the folder `name`, and download the weights of `parts` if it is a Hub id. Raises UserError."""
         self.name = name
-        self.path = find_folder(name, parts)
+        self.options = options or PipelineOptions()
+        variant = self.options.variant
+        self.path = find_folder(name, parts, variant)
+        if variant is not None and parts and (Path(name).is_dir() or "unet" in parts):
+            there = {part: variants(self.path / part) for part in PARTS_WITH_WEIGHTS}
+            if not any(variant in found for found in there.values()):
+                listed = "; ".join(f"{part}: {', '.join(found)}" for part, found in there.items() if found)
+                raise UserError(f"{name}: no part has the variant {variant} (there are: {listed or 'none'})")
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer's vocabulary. Raises UserError where `options` name another one that
+        is not there."""
+        if self.options.tokenizer is not None:
+            return find_tokenizer(self.options.tokenizer)
+        return self.path / "tokenizer"
+
+    @property
+    def has_video_unet(self) -> bool:
+        """Whether the UNet has temporal layers: the folder was written after training on videos."""
+        return self.json("unet").get("_class_name") == VIDEO_UNET
 
     def json(self, part: str) -> dict[str, Any]:
         """The configuration of a part. Raises UserError where it cannot be read."""
@@ -71,37 +109,71 @@ class PipelineFolder:
         try:
             values = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.name}: not a diffusers pipeline folder ({error})") from error
+            what = describe_folder(self.path) or describe_content(file)
+            raise UserError(
+                f"{self.name}: {what}" if what else f"{self.name}: not a diffusers pipeline folder ({error})"
+            ) from error
         if not isinstance(values, dict):
             raise UserError(f"{file}: not a JSON object")
         return values
 
     def schedule(self) -> ScheduleConfig:
         """The noise schedule that the model was trained with."""
-        return ScheduleConfig.from_json(self.json("scheduler"))
+        schedule = ScheduleConfig.from_json(self.json("scheduler"))
+        predicts = self.options.prediction_type
+        return schedule if predicts is None else dataclasses.replace(schedule, prediction_type=predicts)
 
     def unet_config(self) -> UNet3DConfig:
         """The config of the UNet."""
         return UNet3DConfig.from_json(self.json("unet"))
 
     def latent_encoders(self, dtype: DTypeLike = jnp.float32) -> LatentEncoders:
-        """VAE, text encoder and tokenizer without weights. The models compute in `dtype`."""
-        return LatentEncoders.build(
-            self.json("vae"), self.json("text_encoder"), self.path / "tokenizer", dtype
-        )
+        """VAE, text encoder and tokenizer without weights. The models compute in `dtype`.
+
+        Raises UserError where they cannot be built, or a tokenizer that `options` name does not suit the text
+        encoder.
+        """
+        vae, text, folder = self.json("vae"), self.json("text_encoder"), self.tokenizer_folder
+        encoders = LatentEncoders.build(vae, text, folder, dtype, self.padding)
+        if folder != self.path / "tokenizer":
+            found = tokenizers.Tokenizer.from_str(encoders.spec.tokenizer).get_vocab_size()
+            if found != text.get("vocab_size"):
+                raise UserError(
+                    f"{folder}: a tokenizer of {found} tokens, but the text encoder of {self.name} has "
+                    f"{text.get('vocab_size')}; give its own as tokenizer=FOLDER"
+                )
+        return encoders
+
+    @property
+    def padding(self) -> int | None:
+        """Id of the padding token, where it is not the tokenizer's own."""
+        return None
 
     def encoder_params(self, models: LatentEncoders, parts: tuple[str, ...] = ENCODERS) -> dict[str, Any]:
         """Float32 parameters of these parts. Raises TreeMismatch where they do not fit the configuration."""
-        shapes, params = models.spec.shapes, {}
+        params = {}
         for part in parts:
-            state_dict = self._read(part)
-            if part == "vae":
-                state_dict = {_flax_vae_name(name): _as_dense(name, x) for name, x in state_dict.items()}
-            # Old files of the text encoder also hold the position ids, which are constants.
-            state_dict = {name: x for name, x in state_dict.items() if not name.endswith("position_ids")}
-            what = f"{self.name}, {part.replace('_', ' ')}"
-            params[part] = params_from_torch(state_dict, shapes[part], what)
+            lazy = self._encoder_arrays(part)
+            self._check_encoder(models, part, lazy)
+            state_dict = {name: x.astype(np.float32, name).read() for name, x in lazy.items()}
+            params[part] = params_from_torch(state_dict, models.spec.shapes[part], self._what(part))
         return params
+
+    def check_encoders(self, models: LatentEncoders) -> None:
+        """Raise TreeMismatch unless the encoders' weights fit the configuration; none are read."""
+        for part in ENCODERS:
+            self._check_encoder(models, part, self._encoder_arrays(part))
+
+    def _check_encoder(self, models: LatentEncoders, part: str, arrays: Mapping[str, LazyArray]) -> None:
+        trees.check_same(arrays, torch_layout(models.spec.shapes[part]), self._what(part))
+
+    def _encoder_arrays(self, part: str) -> dict[str, LazyArray]:
+        """The weights of an encoder, not read yet, under the names that our models have in PyTorch."""
+        arrays = self.lazy_state_dict(part)
+        return {_flax_vae_name(name): x for name, x in arrays.items()} if part == "vae" else arrays
+
+    def _what(self, part: str) -> str:
+        return f"{self.name}, {part.replace('_', ' ')}"
 
     def inflate_unet(self, config: UNet3DConfig, seed: int) -> dict[str, Any]:
         """The image UNet's parameters, and temporal layers of `config` that are initialised from `seed`."""
@@ -138,7 +210,10 @@ class PipelineFolder:
         configs = {part: self.json(part) | dict(config_changes.get(part, {})) for part in PARTS_WITH_WEIGHTS}
         for name in ("zero_init_temporal", "cross_frame_attention"):  # fields that only fyp_jax knows
             configs["unet"].pop(name, None)
+        configs["unet"] = with_image_blocks(configs["unet"]) | {"_class_name": CLASSES["unet"][1]}
         scheduler = self.json("scheduler")
+        if self.options.prediction_type is not None:
+            scheduler["prediction_type"] = self.options.prediction_type
         index = {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": metadata.version("diffusers"),
@@ -146,7 +221,7 @@ class PipelineFolder:
             "scheduler": ["diffusers", scheduler.get("_class_name", "PNDMScheduler")],
             "requires_safety_checker": False,
         }
-        if not (self.path / "tokenizer").is_dir():
+        if not self.tokenizer_folder.is_dir():
             raise UserError(f"{self.name}: has no tokenizer")
         json_files = {f"{part}/config.json": config for part, config in configs.items()}
         json_files |= {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
@@ -159,18 +234,36 @@ class PipelineFolder:
         return ExportPlan(
             weights,
             {name: json.dumps(values, indent=2) for name, values in json_files.items()},
-            {"tokenizer": self.path / "tokenizer"},
+            {"tokenizer": self.tokenizer_folder},
         )
 
     def lazy_state_dict(self, part: str) -> dict[str, LazyArray]:
         """The weights of a part under PyTorch's present names, not read yet. Raises WeightsError."""
-        state_dict = open_weights(find_weights(self.path / part))
+        state_dict = self._open(part)
         if part == "vae":
             return {_torch_vae_name(name): _as_dense_lazy(name, x) for name, x in state_dict.items()}
-        return {name: x for name, x in state_dict.items() if not name.endswith("position_ids")}
+        if part == "text_encoder":
+            return present_text_names(state_dict)
+        return state_dict
+
+    def _open(self, part: str) -> dict[str, LazyArray]:
+        return open_weights(find_weights(self.path / part, self.options.variant))
 
     def _read(self, part: str) -> dict[str, np.ndarray]:
-        return read_weights(find_weights(self.path / part))
+        """The weights of a part as float32, under PyTorch's present names."""
+        return {name: x.astype(np.float32, name).read() for name, x in self.lazy_state_dict(part).items()}
+
+
+def present_text_names(state_dict: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """The arrays of a text encoder under the names of `CLIPTextModel` today.
+
+    Old files also hold the position ids, which are constants. New files may lack the prefix `text_model.`.
+    """
+    return {
+        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": x
+        for name, x in state_dict.items()
+        if not name.endswith("position_ids")
+    }
 
 
 def pipeline_state_dicts(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
@@ -198,59 +291,8 @@ def _torch_vae_name(name: str) -> str:
     return name
 
 
-def _as_dense(name: str, value: np.ndarray) -> np.ndarray:
-    """The kernel of a dense layer: old files hold the VAE's attention as 1x1 convolutions."""
-    return value[..., 0, 0] if ".attentions." in name and value.ndim == 4 else value
-
-
 def _as_dense_lazy(name: str, value: LazyArray) -> LazyArray:
-    shape = value.shape[:2] if ".attentions." in name and len(value.shape) == 4 else value.shape
+    """The kernel of a dense layer: old files hold the VAE's attention as 1x1 convolutions."""
+    is_convolution = len(value.shape) > 2 and set(value.shape[2:]) == {1}
+    shape = value.shape[:2] if ".attentions." in name and is_convolution else value.shape
     return LazyArray(shape, value.dtype, lambda: value.read().reshape(shape))
-
-
-def find_folder(name: str, parts: tuple[str, ...]) -> Path:
-    """The path of a folder, of a bundled model, or of the local copy of a Hub repository.
-
-    Of a Hub repository, the configs and the weights of `parts` are downloaded. A part is a folder in the
-    repository; "." is the repository's top folder. Raises UserError where there is nothing of this name.
-    """
-    if os.path.isdir(name):
-        return Path(name)
-    bundled = Path(str(resources.files("fyp_jax").joinpath("assets", "models")))
-    if (bundled / name).is_dir() and Path(name).name == name:
-        return bundled / name
-    names = ", ".join(sorted(folder.name for folder in bundled.iterdir() if folder.is_dir()))
-    not_found = f"{name}: no such folder, and no bundled model of this name (there are: {names})"
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise UserError(not_found)
-    return _download(name, parts, not_found)
-
-
-def _download(hub_id: str, parts: tuple[str, ...], not_found: str) -> Path:
-    """The local copy of a Hub repository with the weights of `parts`, from the Hub or its local cache."""
-    configs = ["config.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*"]
-    configs += ["vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"]  # CLIP's
-    try:
-        # One format at a time, because repositories hold the same weights in several.
-        for weight_format in WEIGHT_FORMATS:
-            names = weight_format.files + weight_format.shards
-            weights = [str(PurePosixPath(part, name)) for part in parts for name in names]
-            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=configs + weights))
-            if all(_has_weights(folder / part) for part in parts):
-                return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
-            f"{not_found}; as a Hub id it cannot be downloaded ({type(error).__name__}: {reason(error)}); "
-            f"if this machine is offline, run `hf download {hub_id}` on another one and give the folder"
-        ) from error
-    raise WeightsError(
-        f"{hub_id}: no weights for {', '.join(parts)} in the Hub repository (offline: in its local cache)"
-    )
-
-
-def _has_weights(folder: Path) -> bool:
-    try:
-        find_weights(folder)
-    except WeightsError:
-        return False
-    return True

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fyp_jax.convert.lazy import LazyArray, stream
-from fyp_jax.errors import UserError
+from fyp_jax.errors import UserError, reason
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -90,8 +90,17 @@ def open_safetensors(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
             for name, part in slices.items()
         }
         return arrays, dict(opened.metadata() or {})
-    except (SafetensorError, OSError, KeyError) as error:
-        raise WeightsError(f"{file}: not a complete safetensors file ({error})") from error
+    except KeyError as error:
+        raise WeightsError(f"{file}: holds arrays of the dtype {error}, which is not read") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{file}: not a complete safetensors file ({reason(error)})") from error
+
+
+def is_safetensors(file: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: a length, and a header in JSON."""
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") <= file.stat().st_size
 
 
 def _reader(opened: Any, name: str) -> Callable[[], np.ndarray]:

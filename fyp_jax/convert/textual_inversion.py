@@ -19,7 +19,8 @@ from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors
 from fyp_jax.convert.style_files import EMBEDDING_NAMES, find_style_file
 from fyp_jax.convert.style_specs import EmbeddingSpec
-from fyp_jax.convert.torch_files import PICKLE_SUFFIXES, read_pickle
+from fyp_jax.convert.torch_files import PICKLE_SUFFIXES
+from fyp_jax.convert.torch_load import read_pickle
 from fyp_jax.trees import list_names
 
 NAMELESS = ("emb_params", "*")

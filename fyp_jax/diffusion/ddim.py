@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fyp_jax.diffusion.schedule import ScheduleConfig, predict_x0_eps
+from fyp_jax.errors import UserError
 from fyp_jax.types import DenoiseFn, Latents
 
 
@@ -23,9 +24,19 @@ class DDIMSchedule(NamedTuple):
 
 def make_ddim_schedule(schedule: ScheduleConfig, num_inference_steps: int) -> DDIMSchedule:
     """The steps of sampling: from each visited timestep to the next lower one, and at last to clean
-    latents."""
+    latents.
+
+    Raises UserError as `ScheduleConfig.timesteps`, and where a model that predicts noise would start from
+    noise alone, from which its prediction gives no latents.
+    """
     t = schedule.timesteps(num_inference_steps)
     alphas_cumprod = schedule.alphas_cumprod()
+    if schedule.prediction_type == "epsilon" and not np.all(alphas_cumprod[t]):
+        raise UserError(
+            f"num_inference_steps={num_inference_steps} starts at timestep {t[0]}, which this scheduler "
+            "config (rescale_betas_zero_snr) makes noise alone: a model that predicts noise cannot start "
+            "there; take another number of steps, or set prediction_type"
+        )
     below = t - schedule.num_train_timesteps // num_inference_steps
     clean = np.float32(1) if schedule.set_alpha_to_one else alphas_cumprod[0]
     alpha_next = np.where(below < 0, clean, alphas_cumprod[np.maximum(below, 0)])

@@ -5,6 +5,7 @@ calls alphas_cumprod, so that x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps. x
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,19 @@ from jaxtyping import Array, Float, Int
 from fyp_jax.errors import UserError
 from fyp_jax.types import Latents
 
-# The fields of a scheduler_config.json that change the numbers, with the values that are implemented.
+log = logging.getLogger(__name__)
+
+MAX_TRAIN_TIMESTEPS = 100_000
+
+# Fields of a scheduler_config.json that define the noise of training, with the values that are implemented.
 SUPPORTED = {
-    "beta_schedule": ("scaled_linear", "linear"),
-    "prediction_type": ("epsilon", "v_prediction"),
-    "clip_sample": (False,),
-    "thresholding": (False,),
-    "timestep_spacing": ("leading",),
-    "rescale_betas_zero_snr": (False,),
-    "trained_betas": (None,),
+    "beta_schedule": ("scaled_linear", "linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
 }
+# Fields of samplers alone, with what ours does: another value makes other steps, but it is the same model.
+SAMPLER_FIELDS = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}
+MAX_BETA = 0.999
+"""Upper limit of a beta of the cosine schedule (Nichol and Dhariwal 2021, section 3.2)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,35 +43,95 @@ class ScheduleConfig:
     set_alpha_to_one: bool = False
     """True: the last step goes to alpha = 1. False: to alpha of training timestep 0."""
     prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    """True: the last training timestep is noise alone (Lin et al. 2023)."""
+    trained_betas: tuple[float, ...] | None = None
+    """The betas themselves, in place of a beta schedule."""
+
+    def __post_init__(self):
+        """Raise UserError for values that make no noise schedule."""
+        for name, allowed in SUPPORTED.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"scheduler config: {name}={getattr(self, name)!r} is not supported, only {list(allowed)}"
+                )
+        if not 1 <= self.num_train_timesteps <= MAX_TRAIN_TIMESTEPS or self.steps_offset < 0:
+            raise UserError(
+                f"scheduler config: num_train_timesteps={self.num_train_timesteps} "
+                f"steps_offset={self.steps_offset} make no timesteps"
+            )
+        betas = self.betas()
+        if len(betas) != self.num_train_timesteps:
+            raise UserError(
+                f"scheduler config: {len(betas)} trained_betas for {self.num_train_timesteps} timesteps"
+            )
+        if not np.all((betas >= 0) & (betas <= 1)):
+            raise UserError("scheduler config: the betas are not all between 0 and 1")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ScheduleConfig":
         """A schedule from the `scheduler_config.json` of any scheduler class.
 
-        SD 1.x ships a PNDM config, whose fields mean the same to DDIM, except for sample clipping: PNDM does
-        not clip, and a config without the field gets no clipping. Raises UserError for a field with a value
-        that is not implemented.
+        What the model was trained with is taken: betas, the rescaling to zero signal, and what the model
+        predicts. Spacing and clipping belong to the sampler that somebody else chose; a warning tells where
+        they are not those of our DDIM. Raises UserError for a value that is not implemented, and for a class
+        that has no betas.
         """
-        for name, allowed in SUPPORTED.items():
-            if name in values and values[name] not in allowed:
-                raise UserError(
-                    f"scheduler config: {name}={values[name]!r} is not supported, only {list(allowed)}"
-                )
-        known = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
-        for name, value in known.items():
-            kind = type(getattr(cls, name))
-            if not isinstance(value, (int, float) if kind is float else kind):
-                raise UserError(f"scheduler config: {name}={value!r} is not a {kind.__name__}")
+        kind, betas = values.get("_class_name"), values.get("trained_betas")
+        needed = ("beta_schedule", "beta_start", "beta_end")
+        missing = [name for name in needed if name not in values]
+        if kind is not None and betas is None and missing:
+            raise UserError(
+                f"scheduler config: {kind} without {', '.join(missing)} is no noise schedule of a Stable "
+                "Diffusion 1.x or 2.x"
+            )
+        foreign = [
+            f"{name}={values[name]!r}"
+            for name, ours in SAMPLER_FIELDS.items()
+            if values.get(name, ours) != ours
+        ]
+        if foreign:
+            log.warning(
+                "scheduler config: %s %s not used: sampling is DDIM with leading timesteps and no clipping",
+                " ".join(foreign),
+                "is" if len(foreign) == 1 else "are",
+            )
+        known: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value, kind = values.get(field.name, field.default), type(field.default)
+            if field.name != "trained_betas":
+                # type() and not isinstance: True is an int.
+                if type(value) not in ((int, float) if kind is float else (kind,)):
+                    raise UserError(f"scheduler config: {field.name}={value!r} is not a {kind.__name__}")
+                known[field.name] = kind(value)
+        if betas is not None:
+            if not isinstance(betas, (list, tuple)) or not all(type(x) in (int, float) for x in betas):
+                raise UserError("scheduler config: trained_betas is not a list of numbers")
+            known["trained_betas"] = tuple(float(x) for x in betas)
         return cls(**known)
 
     def alphas_cumprod(self) -> np.ndarray:
         """alpha_t of each training timestep, float32 [num_train_timesteps], falling from 1 to 0."""
+        alphas_cumprod = np.cumprod(1 - self.betas())
+        if self.rescale_betas_zero_snr:
+            # Lin et al. 2023, algorithm 1: shift the roots so that the last is 0, and scale so that the first
+            # stays.
+            roots = np.sqrt(alphas_cumprod)
+            alphas_cumprod = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+        return alphas_cumprod.astype(np.float32)
+
+    def betas(self) -> np.ndarray:
+        """The variance that each training timestep adds, before rescaling: float64 [num_train_timesteps]."""
         count = self.num_train_timesteps
+        if self.trained_betas is not None:
+            return np.asarray(self.trained_betas, np.float64)
         if self.beta_schedule == "scaled_linear":
-            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, count) ** 2
-        else:
-            betas = np.linspace(self.beta_start, self.beta_end, count)
-        return np.cumprod(1 - betas).astype(np.float32)
+            return np.linspace(self.beta_start**0.5, self.beta_end**0.5, count) ** 2
+        if self.beta_schedule == "linear":
+            return np.linspace(self.beta_start, self.beta_end, count)
+        # Nichol and Dhariwal 2021, eq. 17
+        signal = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - signal[1:] / signal[:-1], MAX_BETA)
 
     def timesteps(self, num_inference_steps: int) -> np.ndarray:
         """Timesteps to visit, int32 [num_inference_steps], falling: each (1000 // steps)-th, plus
@@ -108,10 +172,12 @@ def correlated_noise(
 
 
 def prediction_target(x0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:
-    """What a model learns to predict at x_t: the noise, or v where the schedule says so
+    """What a model learns to predict at x_t: the noise, or v or x_0 where the schedule says so
     (`predict_x0_eps`)."""
     if schedule.prediction_type == "epsilon":
         return noise
+    if schedule.prediction_type == "sample":
+        return x0
     alpha = jnp.asarray(schedule.alphas_cumprod())[t][:, None, None, None, None]
     return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * x0
 
@@ -122,9 +188,11 @@ def predict_x0_eps(
     """The clean latents and the noise that a prediction at x_t = `z` stands for.
 
     Epsilon: x_0 = (x_t - sqrt(1 - alpha) eps) / sqrt(alpha) (DDIM, eq. 9).
-    v = sqrt(alpha) eps - sqrt(1 - alpha) x_0 (Salimans and Ho 2022, section 4).
+    v = sqrt(alpha) eps - sqrt(1 - alpha) x_0 (Salimans and Ho 2022, section 4). Sample: x_0 itself.
     """
     signal, noise = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
     if prediction_type == "v_prediction":
         return signal * z - noise * prediction, signal * prediction + noise * z
+    if prediction_type == "sample":
+        return prediction, (z - signal * prediction) / noise
     return (z - noise * prediction) / signal, prediction

@@ -81,6 +81,8 @@ class LatentEncoders:
     text_config: Mapping[str, Any]
     tokenizer_folder: Path
     dtype: jnp.dtype
+    padding: int | None = None
+    """Id of the padding token, where it is not the tokenizer's own."""
     added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Tokens that the tokenizer has besides those of its folder, each with its number of vectors."""
     extended_spec: EncoderSpec | None = None
@@ -93,13 +95,14 @@ class LatentEncoders:
         text_config: Mapping[str, Any],
         tokenizer_folder: Path,
         dtype: DTypeLike = jnp.float32,
+        padding: int | None = None,
     ) -> "LatentEncoders":
         """The encoders of two `config.json` files, of a VAE and of a text encoder, and of a tokenizer folder.
 
-        Both models compute in `dtype`, whatever the dtype of their parameters. Raises UserError where the
-        folder has no CLIP vocabulary.
+        Both models compute in `dtype`, whatever the dtype of their parameters. `padding` replaces the
+        tokenizer's padding token. Raises UserError where the folder has no CLIP vocabulary.
         """
-        encoders = cls(vae_config, text_config, tokenizer_folder, jnp.dtype(dtype))
+        encoders = cls(vae_config, text_config, tokenizer_folder, jnp.dtype(dtype), padding)
         _ = encoders.spec
         return encoders
 
@@ -129,6 +132,7 @@ class LatentEncoders:
             "vae": json.dumps(self.vae_config),
             "text_encoder": json.dumps(self.text_config),
             "dtype": str(self.dtype),
+            "padding": str(self.padding),
             **{f"tokenizer/{file.name}": f"{zlib.crc32(file.read_bytes()):08x}" for file in vocabulary},
         }
         return EncoderSpec(**cached("latent_encoders", fingerprint, lambda: self._make_spec()._asdict()))
@@ -151,7 +155,7 @@ class LatentEncoders:
             downscale=2 ** (len(vae.block_out_channels) - 1),
             text_width=text.hidden_size,
             tokens=min(tokenizer.model_max_length, text.max_position_embeddings),
-            padding=tokenizer.pad_token_id,
+            padding=tokenizer.pad_token_id if self.padding is None else self.padding,
             tokenizer=_match_slow_tokenizer(tokenizer.backend_tokenizer).to_str(),
             sizes={
                 "vae": " ".join(f"{name}={getattr(vae, name)}" for name in vae_fields),

@@ -41,6 +41,7 @@ COUNTS: dict[Any, tuple[type, ...]] = {
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 """Whether the blocks of each type have transformers."""
+BLOCK_FIELDS = ("down_block_types", "up_block_types", "mid_block_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ class UNet3DConfig:
     def from_json(cls, values: Mapping[str, Any]) -> "UNet3DConfig":
         """The config in a diffusers `unet/config.json`. Raises UserError for a field with a value that is not
         implemented."""
+        values = with_image_blocks(values)
         known = {field.name for field in dataclasses.fields(cls)}
         for name, value in values.items():
             if name in FIXED and value not in FIXED[name]:
@@ -127,3 +129,20 @@ class UNet3DConfig:
     def to_json(self) -> dict[str, Any]:
         """Values for JSON, which `from_json` reads back equal."""
         return dataclasses.asdict(self)
+
+
+def with_image_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `unet/config.json` with the names of image blocks.
+
+    Video UNets of Follow Your Pose and Tune-A-Video name the same blocks with 3D in place of 2D.
+    """
+
+    def image_name(name: Any) -> Any:
+        return name.replace("Block3D", "Block2D") if isinstance(name, str) else name
+
+    renamed = {
+        field: [image_name(x) for x in value] if isinstance(value, (list, tuple)) else image_name(value)
+        for field, value in values.items()
+        if field in BLOCK_FIELDS
+    }
+    return {**values, **renamed}

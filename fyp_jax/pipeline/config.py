@@ -9,7 +9,13 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pose.config import PoseConfig
 
-PRETRAINED_HELP = "bundled model (mini; sd14 has sizes alone), pipeline folder, Hub id, or checkpoint of ours"
+PRETRAINED_HELP = (
+    "bundled model (mini; sd14 has sizes alone), pipeline folder, Hub id, single .safetensors or .ckpt file, "
+    "or checkpoint of ours"
+)
+VARIANT_HELP = "which weights, where there are several: fp16, bf16, non_ema, ...; of a single file: ema"
+TOKENIZER_HELP = "folder or Hub id of the tokenizer, which single files lack; null: CLIP's"
+PREDICTION_TYPE_HELP = "what the UNet predicts: epsilon, v_prediction, sample; null: as the pipeline says"
 
 
 @dataclass
@@ -17,7 +23,13 @@ class SampleConfig(SamplingParams):
     """One run of sample.py: weights, prompts, a pose sequence, and where the clips go."""
 
     pretrained: str = config_field("mini", PRETRAINED_HELP)
-    checkpoint: str | None = config_field(None, "checkpoint of ours with UNet and pose encoder")
+    variant: str | None = config_field(None, VARIANT_HELP)
+    tokenizer: str | None = config_field(None, TOKENIZER_HELP)
+    prediction_type: str | None = config_field(None, PREDICTION_TYPE_HELP)
+    checkpoint: str | None = config_field(
+        None, "checkpoint of ours with UNet and pose encoder: a folder of steps, a run's, or one step's"
+    )
+    step: int | None = config_field(None, "step of the checkpoint; null: the latest")
     lora: list[str] = field(
         default_factory=list,
         metadata={"help": "LoRA to add: FILE or Hub id, or [A:0.7,B:0.4] with scales (default: 1)"},
@@ -63,6 +75,8 @@ class SampleConfig(SamplingParams):
             lora_spec(text)
         for text in self.embedding:
             embedding_spec(text)
+        if self.step is not None and self.random_init:
+            raise UserError(f"step={self.step} and random_init=true exclude each other: leave one out")
         if self.checkpoint is not None and self.random_init:
             raise UserError(
                 f"checkpoint={self.checkpoint} and random_init=true exclude each other: leave one out"

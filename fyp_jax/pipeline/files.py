@@ -20,8 +20,9 @@ from fyp_jax.convert.style_specs import embedding_spec, lora_spec
 from fyp_jax.errors import UserError, printable, reason, wrap_write_errors
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.params import sampling_params
-from fyp_jax.pipeline.pipeline import FollowYourPosePipeline, PipelineOutput
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.styles import style_lines, unused_tokens
 from fyp_jax.pose.loading import find_pose, load_configured_pose
 from fyp_jax.trees import list_names

@@ -1,8 +1,9 @@
-"""From a config to models and weights: of a bundled model, a pipeline folder, a Hub id, or a checkpoint of
-ours."""
+"""From a config to models and weights: of a bundled model, a pipeline folder, a Hub id, a single file, or a
+checkpoint of ours."""
 
 import dataclasses
 import json
+import logging
 import zlib
 from typing import Any, NamedTuple
 
@@ -13,12 +14,15 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference
-from fyp_jax.checkpoints.manager import latest_step
+from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.convert.delta_weights import read_delta_weights
-from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.open_pipeline import open_pipeline, options_of, recorded_options
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
+from fyp_jax.convert.video_pipeline import read_video_pipeline
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
+from fyp_jax.models.pose_encoder import init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.parallel.mesh import AXES, shard_params
@@ -34,6 +38,8 @@ from fyp_jax.pipeline.programs import (
 )
 from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.types import Params
+
+log = logging.getLogger(__name__)
 
 SAMPLING_DEFAULTS = "sampling_params.json"
 """A file of a pipeline folder: the SamplingParams that suit its model, where they are not the published
@@ -60,7 +66,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     config.check_model()
     config = resolve_checkpoint(config)
     styles = open_styles(config)
-    folder = PipelineFolder(config.pretrained, parts=() if config.random_init else ENCODERS)
+    folder = open_pipeline(config.pretrained, () if config.random_init else ENCODERS, options_of(config))
     encoders = folder.latent_encoders()
     with_tokens = styles.encoders(encoders)
     dtype = jnp.dtype(config.dtype)
@@ -72,8 +78,10 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         params |= {part: _cast(params[part], load_dtype) for part in ("unet", "pose_encoder")}
     else:
         if config.checkpoint is not None:
-            found = load_inference(config.checkpoint, load_dtype)
-        elif (found := read_delta_weights(folder, load_dtype)) is None:
+            found = load_inference(config.checkpoint, load_dtype, config.step)
+        elif (
+            found := read_delta_weights(folder, load_dtype) or _video_weights(config, folder, load_dtype)
+        ) is None:
             raise UserError(
                 f"{config.pretrained}: has no trained pose encoder and temporal layers; give "
                 "checkpoint=FOLDER (scripts/import_pytorch.py makes one), or random_init=true to try it out"
@@ -87,6 +95,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         "pretrained": config.pretrained,
         "folder": str(folder.path),
         "checkpoint": config.checkpoint,
+        "options": options_of(config)._asdict(),
         "provenance": provenance,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "crc32": checksum(params),
@@ -101,17 +110,27 @@ def resolve_checkpoint(config: SampleConfig) -> SampleConfig:
     """The same config, but where `pretrained` is a checkpoint of ours, with that checkpoint and its base
     pipeline.
 
-    Raises UserError where the checkpoint does not say which pipeline it was made with.
+    Raises UserError where the checkpoint does not say which pipeline it was made with, and for a `step`
+    without a checkpoint.
     """
-    if config.checkpoint is not None or not _is_checkpoint(config.pretrained):
+    if config.checkpoint is not None:
         return config
-    base = base_pipeline(open_inference(config.pretrained).provenance)
+    if not _is_checkpoint(config.pretrained):
+        if config.step is not None:
+            raise UserError(
+                f"step={config.step}: {config.pretrained} is no checkpoint of ours; give checkpoint=FOLDER"
+            )
+        return config
+    provenance = open_inference(config.pretrained, config.step).provenance
+    base = base_pipeline(provenance)
     if base is None:
         raise UserError(
             f"{config.pretrained}: this checkpoint does not say which pipeline it was made with; "
             "give that as pretrained=NAME, and the checkpoint as checkpoint=FOLDER"
         )
-    return dataclasses.replace(config, pretrained=base, checkpoint=config.pretrained)
+    given = {name: x for name, x in options_of(config)._asdict().items() if x is not None}
+    options = recorded_options(provenance)._asdict() | given
+    return dataclasses.replace(config, pretrained=base, checkpoint=config.pretrained, **options)
 
 
 def base_pipeline(provenance: dict[str, Any]) -> str | None:
@@ -128,8 +147,29 @@ def checksum(params: Params) -> int:
 
 
 def _is_checkpoint(name: str) -> bool:
-    folder = epath.Path(name)
-    return folder.is_dir() and not (folder / "model_index.json").exists() and latest_step(folder) is not None
+    if (epath.Path(name) / "model_index.json").exists():
+        return False
+    try:
+        resolve_step(name)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _video_weights(
+    config: SampleConfig, folder: PipelineFolder, dtype: jnp.dtype
+) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]] | None:
+    """UNet and pose encoder of a pipeline that was trained on videos, as `load_inference` gives them."""
+    if not folder.has_video_unet:
+        return None
+    found = read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options_of(config)))
+    if found is None:
+        return None
+    unet_config, params = found
+    if "pose_encoder" not in params:
+        log.warning("%s: has no pose encoder, so poses have no effect", config.pretrained)
+        params["pose_encoder"] = init_pose_encoder(unet_config, jax.random.key(0))
+    return unet_config, _cast(params, dtype), {"pipeline": config.pretrained}
 
 
 def _compiled(

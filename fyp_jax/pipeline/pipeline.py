@@ -4,24 +4,23 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int
 
 from fyp_jax.convert.style_specs import Styles, style_list
 from fyp_jax.errors import UserError
-from fyp_jax.media.images import image_grid, resize_center_crop
+from fyp_jax.media.images import resize_center_crop
 from fyp_jax.media.reading import read_frames
-from fyp_jax.media.writing import write_gif, write_mp4, write_png
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.loading import load_components
+from fyp_jax.pipeline.output import Frames, PipelineOutput
 from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, sampling_params
 from fyp_jax.pipeline.programs import SamplingPrograms, prepare_latents
 from fyp_jax.pose.loading import load_pose
@@ -29,39 +28,9 @@ from fyp_jax.types import Latents
 
 log = logging.getLogger(__name__)
 
-Frames = UInt8[np.ndarray, "f H W 3"]
 PoseSource = str | os.PathLike[str] | Frames
 """A bundled pose sequence, a skeleton video, a folder of skeleton images, a keypoint file, or RGB frames on
 black."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PipelineOutput:
-    """A clip, and what it was made of."""
-
-    frames: Frames
-    """RGB in 0..255."""
-    latents: Float32[np.ndarray, "f h w c"]
-    """The latents that the VAE decoded."""
-    pose_images: Frames | None
-    """The skeletons that the clip follows; None for a clip from text alone."""
-
-    def save(self, path: str | os.PathLike[str], fps: float = 8.0) -> Path:
-        """Write an .mp4, a .gif, or a .png: a grid of frames, below their skeletons. `fps` is frames per
-        second.
-
-        Raises UserError for another suffix, and where the file cannot be written.
-        """
-        suffix = Path(path).suffix.lower()
-        if suffix == ".mp4":
-            write_mp4(path, self.frames, fps)
-        elif suffix == ".gif":
-            write_gif(path, self.frames, fps)
-        elif suffix == ".png":
-            write_png(path, image_grid([x for x in (self.pose_images, self.frames) if x is not None]))
-        else:
-            raise UserError(f"{path}: a clip is saved as .mp4, .gif or .png")
-        return Path(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,15 +55,17 @@ class FollowYourPosePipeline:
         embedding: Styles = None,
         dtype: str = "float32",
         mesh: MeshConfig | None = None,
+        **options: Any,
     ) -> "FollowYourPosePipeline":
-        """Load a pipeline by the name of a bundled model ("mini"), a folder, a Hub id, or a checkpoint of
-        ours.
+        """Load a pipeline by the name of a bundled model ("mini"), a folder, a Hub id, a single file, or a
+        checkpoint of ours.
 
         A Stable Diffusion alone has no trained pose encoder and temporal layers: `checkpoint` then names a
         checkpoint that has them. `lora` is FILE, FILE:SCALE, a Hub id, or a list of these; `embedding` names
-        textual inversions, FILE or FILE:TOKEN. `dtype` is that of UNet and pose encoder, float32 or bfloat16.
-        `mesh` divides a clip over devices. Raises UserError where weights are missing, cannot be read, or do
-        not fit each other.
+        textual inversions, FILE or FILE:TOKEN. `options` are other fields of SampleConfig that say which
+        weights are read: step, variant, tokenizer, prediction_type. `dtype` is that of UNet and pose encoder,
+        float32 or bfloat16. `mesh` divides a clip over devices. Raises UserError where weights are missing,
+        cannot be read, or do not fit each other.
         """
         config = SampleConfig(
             pretrained=os.fspath(name),
@@ -103,6 +74,7 @@ class FollowYourPosePipeline:
             embedding=style_list(embedding),
             dtype=dtype,
             mesh=mesh or MeshConfig(data=1),
+            **{key: os.fspath(x) if isinstance(x, os.PathLike) else x for key, x in options.items()},
         )
         return cls(*load_components(config))
 

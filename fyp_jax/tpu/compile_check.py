@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fyp_jax.compilation_cache import save_programs
-from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.open_pipeline import open_pipeline
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.tpu.program_stats import OutOfMemory, ProgramStats, compile_and_measure
@@ -113,6 +113,6 @@ def head_dims(pretrained: str, tokens: int) -> dict[int, int]:
 
     `tokens` is the number at the first level; each level below has a quarter of it.
     """
-    config = PipelineFolder(pretrained, parts=()).unet_config()
+    config = open_pipeline(pretrained, parts=()).unet_config()
     levels = zip(config.block_out_channels, config.heads, strict=True)
     return {tokens // 4**i: channels // heads for i, (channels, heads) in enumerate(levels)}

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.compilation_cache import Fingerprint
-from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.models.attention_functions import blockwise_attention, plain_attention
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
 from fyp_jax.pipeline.config import SampleConfig
@@ -128,7 +128,7 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     step."""
     if baseline:
         config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.num_frames)
-    folder, mesh = PipelineFolder(config.pretrained, parts=()), sampling_mesh(config, devices)
+    folder, mesh = open_pipeline(config.pretrained, (), options_of(config)), sampling_mesh(config, devices)
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
     attention = plain_attention if baseline else blockwise_attention

@@ -8,7 +8,12 @@ from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import REMAT
 from fyp_jax.parallel.config import MeshConfig
-from fyp_jax.pipeline.config import PRETRAINED_HELP
+from fyp_jax.pipeline.config import (
+    PREDICTION_TYPE_HELP,
+    PRETRAINED_HELP,
+    TOKENIZER_HELP,
+    VARIANT_HELP,
+)
 from fyp_jax.pipeline.params import LATENT_GRID, SamplingParams
 from fyp_jax.pose.config import PoseConfig
 from fyp_jax.training.stages import get_stage
@@ -131,8 +136,13 @@ class TrainConfig:
         "image: a Stable Diffusion from nothing; video: all of the UNet",
     )
     pretrained: str = config_field("mini", PRETRAINED_HELP.removesuffix(", or checkpoint of ours"))
+    variant: str | None = config_field(None, VARIANT_HELP)
+    tokenizer: str | None = config_field(None, TOKENIZER_HELP)
+    prediction_type: str | None = config_field(None, PREDICTION_TYPE_HELP)
     init_checkpoint: str | None = config_field(
-        None, "checkpoint of an earlier stage to start from; null: start from `pretrained`"
+        None,
+        "checkpoint of an earlier stage to start from, as a run's folder, its checkpoints, or one step's "
+        "folder; null: start from `pretrained`",
     )
     reinit: list[str] = field(
         default_factory=list,

@@ -11,7 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
+from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
+from fyp_jax.convert.video_pipeline import read_video_pipeline
 from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
@@ -23,7 +25,9 @@ from fyp_jax.training.losses import Models
 from fyp_jax.training.stages import Stage
 
 LAST_TEMPORAL_KERNEL = re.compile(r"/conv_temporal/up/kernel$")
-"""Path of a parameter that always starts at 0. Temporal layers are untrained while all of these are 0."""
+"""Path of a parameter that always starts at 0. Temporal layers are untrained while all of these are 0,
+and so are the biases of temporal attention."""
+ATTENTION_BIAS = re.compile(r"/attn_temp/to_out_0/bias$")
 
 
 class InitialState(NamedTuple):
@@ -52,22 +56,21 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         "stage": stage.name,
         "pretrained": config.pretrained,
         "init_checkpoint": config.init_checkpoint,
+        **{name: value for name, value in options_of(config)._asdict().items() if value is not None},
     }
+    options = options_of(config)
     dtype = jnp.dtype(config.dtype)
     if config.random_init:
-        folder = PipelineFolder(config.pretrained, parts=())
+        folder = open_pipeline(config.pretrained, (), options)
         unet_config, encoders = folder.unet_config(), folder.latent_encoders(dtype)
         params = random_params(inference_shapes(unet_config) | encoders.spec.shapes, config.seed)
         saved_models, provenance = MODELS[:2], provenance | {"random": True}
     else:
-        saved_config, saved = (
-            (None, {}) if config.init_checkpoint is None else load_inference(config.init_checkpoint)[:2]
-        )
+        saved_config, saved = _starting_weights(config)
         kept = {name: tree for name, tree in saved.items() if name not in config.reinit}
         missing = tuple(part for part in MODELS if part not in config.reinit and part not in kept)
-        folder = PipelineFolder(
-            config.pretrained, tuple(part for part in missing if part in PARTS_WITH_WEIGHTS)
-        )
+        parts = tuple(part for part in missing if part in PARTS_WITH_WEIGHTS)
+        folder = open_pipeline(config.pretrained, parts, options)
         encoders = folder.latent_encoders(dtype)
         unet_config = saved_config or folder.unet_config()
         if "unet" not in kept or _temporal_untrained(kept["unet"]):
@@ -109,7 +112,7 @@ def initial_shapes(
 
     No weights are read, and the UNet has the sizes of `pretrained`. Raises UserError where that is not found.
     """
-    folder = PipelineFolder(config.pretrained, parts=())
+    folder = open_pipeline(config.pretrained, (), options_of(config))
     encoders, unet_config = folder.latent_encoders(jnp.dtype(config.dtype)), folder.unet_config()
     flat: dict[str, Any] = flatten_dict(inference_shapes(unet_config) | encoders.spec.shapes, sep="/")
     trained = stage.trains(flat)
@@ -154,7 +157,21 @@ def _unet_and_pose_encoder(
     return {"unet": unet, "pose_encoder": kept.get("pose_encoder") or init_pose_encoder(unet_config, key)}
 
 
+def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[str, Any]]:
+    """The UNet's config and the parameters of `init_checkpoint`, or else of a pipeline that was trained on
+    videos; (None, {}) for an image model."""
+    if config.init_checkpoint is not None:
+        return load_inference(config.init_checkpoint)[:2]
+    options = options_of(config)
+    if "unet" in config.reinit or not open_pipeline(config.pretrained, (), options).has_video_unet:
+        return None, {}
+    return read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options)) or (None, {})
+
+
 def _temporal_untrained(unet: dict[str, Any]) -> bool:
     """Whether no run has trained the temporal layers of this UNet."""
     flat: dict[str, Any] = flatten_dict(unet, sep="/")
-    return not any(np.any(x) for path, x in flat.items() if LAST_TEMPORAL_KERNEL.search(path))
+    zero_at_first = (LAST_TEMPORAL_KERNEL, ATTENTION_BIAS)
+    return not any(
+        np.any(x) for path, x in flat.items() if any(pattern.search(path) for pattern in zero_at_first)
+    )
