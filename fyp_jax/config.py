@@ -94,11 +94,15 @@ def help_lines(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[s
 
 
 def make_parser(kind: type, description: str | None, default: str | None = None) -> argparse.ArgumentParser:
-    """A parser of `--config FILE a.b=c ...` whose help lists every field of `kind`; `default` is the config's
-    default."""
+    """A parser of `--config FILE a.b=c ...` whose help lists every field of `kind`.
+
+    The help shows each field's value in the config `default`, or else the field's own default.
+    """
+    values = "defaults" if default is None else f"values in {default}"
+    lines = help_lines(kind, defaults=None if default is None else load_config(kind, default, []))
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="config fields, with their defaults:\n" + "\n".join(help_lines(kind)),
+        epilog=f"config fields, with their {values}:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     which = "YAML file" + ("" if default is None else f" (default: {default})")
@@ -174,6 +178,7 @@ def _keys(kind: type) -> list[str]:
 def _reason(kind: type, error: Exception) -> str:
     key = getattr(error, "full_key", None)
     if key and key not in _keys(kind) and not any(known.startswith(f"{key}.") for known in _keys(kind)):
-        near = difflib.get_close_matches(key, _keys(kind), n=1)
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        by_last_part = [known for known in _keys(kind) if known.rpartition(".")[2] == key]
+        near = by_last_part or difflib.get_close_matches(key, _keys(kind), n=1)
+        return f"unknown key {key}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     return f"{key}: {reason(error)}" if key else reason(error)

@@ -150,12 +150,12 @@ def test_run_of_a_tiny_model_repeats_from_its_config(
     assert record["weights"]["provenance"] == {"random": True}
 
 
-def test_help_lists_fields_with_their_defaults(capsys: pytest.CaptureFixture[str]):
+def test_help_lists_fields_with_the_values_that_the_command_uses(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         parse(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in ("pose.stride=5", "guidance_scale=12.5", "decode_chunk_size=4", "negative_prompt="):
+    for key in ("pose.stride=5", "guidance_scale=3.0", "height=64", "decode_chunk_size=4", "negative_prompt="):
         assert key in text
 
 
@@ -179,6 +179,7 @@ def files(tmp_path: Path) -> Path:
         (["--pose", "nosuchclip"], "nosuchclip: no such file or folder, and no bundled pose clip .*dance"),
         (["--config", "{files}/nowhere.yaml"], "nowhere.yaml: no such config file"),
         (["num_frame=3"], "unknown key num_frame; did you mean num_frames"),
+        (["--prompt", "A robot", "stride=1"], r"unknown key stride; did you mean pose\.stride\?"),
         (["num_frames=three"], "num_frames=three: num_frames: .*'three'"),
         (["height=100"], "height=100 is not a multiple of 64"),
         (["--prompt", ""], "prompt is empty"),

@@ -344,7 +344,8 @@ def test_images_with_captions_and_poses_beside_them_are_read_without_metadata(tm
     files |= {"e.json": json.dumps({"prompt": "e", "keypoints": PERSON})}
     report = ingest("images", write_files(tmp_path / "in", files), tmp_path / "out")
     assert captions(tmp_path / "out") == {f"{name}.png": name for name in "abce"}
-    assert report.rejected == [("d.png", "has no skeleton and no keypoints")]
+    words = "has no skeleton and no keypoints; docs/inputs.md says how to give them"
+    assert report.rejected == [("d.png", words)]
     assert [record["keypoints"].shape[0] for record in open_records(tmp_path / "out")] == [0, 1, 1, 1]
 
 

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from fyp_jax.config import load_config
@@ -20,6 +22,9 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.synthetic.scenes import caption
+from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.init import initialize_weights
+from fyp_jax.training.stages import get_stage
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_robot.png"
@@ -48,6 +53,15 @@ def test_bundled_model_has_the_sampling_options_of_its_config(pipeline: FollowYo
     assert pipeline.defaults == sampling_params(config)
     assert pipeline.weights["folder"] == str(FOLDER)
     assert set(pipeline.weights["provenance"]) == {"motion", "pose"}
+
+
+def test_training_begins_with_the_trained_pose_encoder_and_temporal_layers(pipeline: FollowYourPosePipeline):
+    start = initialize_weights(TrainConfig(stage="motion", pretrained="mini"), get_stage("motion"), None)
+    found = start.trainable | start.frozen
+    trained: dict[str, Any] = flatten_dict(pipeline.params, sep="/")
+    assert found.keys() == trained.keys()
+    for path, x in trained.items():
+        np.testing.assert_array_equal(found[path], x, err_msg=path)
 
 
 @pytest.mark.slow

@@ -301,7 +301,7 @@ def test_without_the_extra_one_line_says_what_to_install(
         run_script(EXTRACT, film, "--out", tmp_path),
         run_script(SAMPLE, "--pose-from", film, "--out", tmp_path),
     ):
-        assert_mistake(run, "rtmlib", "pip install 'fyp_jax[pose]'")
+        assert_mistake(run, "rtmlib", "pip install -e '.[pose]'")
 
 
 def test_without_the_network_one_line_says_which_files_to_give(

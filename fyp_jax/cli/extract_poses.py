@@ -6,7 +6,7 @@
 
 OUT/NAME.json and OUT/NAME.mp4 are poses for sample.py: --pose OUT/NAME.json. The people are found by
 RTMPose with a YOLOX detector, or by RTMO (--one-stage), and are tracked over the frames, largest first. Needs
-the extra [pose]: pip install 'fyp_jax[pose]'. rtmlib downloads the networks at their first use.
+the extra [pose]: pip install -e '.[pose]'. rtmlib downloads the networks at their first use.
 """
 
 import argparse

@@ -53,7 +53,8 @@ def _is_override(text: str) -> bool:
     """Whether a word after --prompt sets a field. "style=anime, at night" is a prompt, `gudance_scale=3` a
     mistake."""
     name, equals, _ = text.partition("=")
-    return bool(equals) and bool(difflib.get_close_matches(name, FIELDS, n=1, cutoff=NEAR_A_FIELD))
+    names = [*FIELDS, *(field.rpartition(".")[2] for field in FIELDS)]  # stride=1 is meant for pose.stride
+    return bool(equals) and bool(difflib.get_close_matches(name, names, n=1, cutoff=NEAR_A_FIELD))
 
 
 def main() -> None:

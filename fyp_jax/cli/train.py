@@ -1,4 +1,4 @@
-"""Train a stage: python train.py --config configs/sd14/stage1_pose.yaml data.path=records [a.b=c ...].
+"""Train a stage: python train.py --config configs/sd14/stage1_pose.yaml data.path=records/pose_images.
 
 On several hosts, run the same command on each. A run that was stopped is resumed by the same command.
 """

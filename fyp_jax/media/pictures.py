@@ -57,7 +57,7 @@ def picture_hint(header: bytes) -> str | None:
     if brands & HEIC_BRANDS:
         if register_heic():
             return "is HEIC, and damaged or cut off"
-        return "is HEIC: pip install 'fyp_jax[heic]' to read it, or convert it to JPEG or PNG"
+        return "is HEIC: pip install -e '.[heic]' to read it, or convert it to JPEG or PNG"
     return None
 
 

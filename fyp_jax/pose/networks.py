@@ -1,7 +1,7 @@
 """Networks that find people and their COCO joints in an image, in ONNX files: RTMPose with a YOLOX detector,
 or RTMO, which needs no detector (Jiang et al. 2023; Lu et al. 2024). rtmlib runs and downloads them.
 
-This is the extra `[pose]`: `pip install 'fyp_jax[pose]'`. Colours are in the order in which OpenMMLab trained
+This is the extra `[pose]`: `pip install -e '.[pose]'`. Colours are in the order in which OpenMMLab trained
 the networks: RTMPose sees RGB (`bgr_to_rgb=True` in its configs), YOLOX and RTMO see BGR. rtmlib's own demo
 gives BGR to all of them (https://github.com/Tau-J/rtmlib/issues/48).
 """
@@ -207,7 +207,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"poses from a film need {error.name}, which is not installed: pip install 'fyp_jax[pose]'"
+            f"poses from a film need {error.name}, which is not installed: pip install -e '.[pose]'"
         ) from error
     except ImportError as error:  # OpenCV, on a machine without a display
         raise UserError(

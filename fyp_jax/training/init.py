@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fyp_jax import trees
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
+from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline
@@ -159,13 +160,18 @@ def _unet_and_pose_encoder(
 
 def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[str, Any]]:
     """The UNet's config and the parameters of `init_checkpoint`, or else of a pipeline that was trained on
-    videos; (None, {}) for an image model."""
+    videos, as the bundled model was; (None, {}) for an image model."""
     if config.init_checkpoint is not None:
         return load_inference(config.init_checkpoint)[:2]
-    options = options_of(config)
-    if "unet" in config.reinit or not open_pipeline(config.pretrained, (), options).has_video_unet:
+    if "unet" in config.reinit:
         return None, {}
-    return read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options)) or (None, {})
+    options = options_of(config)
+    folder = open_pipeline(config.pretrained, (), options)
+    if folder.has_video_unet:
+        found = read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options))
+    else:
+        found = read_delta_weights(folder)
+    return (None, {}) if found is None else found[:2]
 
 
 def _temporal_untrained(unet: dict[str, Any]) -> bool:

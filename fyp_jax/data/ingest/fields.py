@@ -61,7 +61,7 @@ def image_item(name: str, media: Blob, row: Row, skeleton: Blob | None, keypoint
     if len(captions) > 1:
         raise ItemError(f"has {len(captions)} captions; an image must have one")
     if not skeleton and not keypoints:
-        raise ItemError("has no skeleton and no keypoints")
+        raise ItemError("has no skeleton and no keypoints; docs/inputs.md says how to give them")
     return Item(name, media, captions, skeleton, None if skeleton else keypoints)
 
 
