@@ -29,7 +29,7 @@ from tiny_models import TOKENIZER
 
 Tensors = dict[str, torch.Tensor]
 EPSILON = PipelineOptions(prediction_type="epsilon")
-CASES = {"1.x": (SD1, False), "1.x, other depth": (DEEPER, False), "2.x": (SD2, True)}
+CASES = {"1.x": (SD1, False), "2.x": (SD2, True), "1.x, other depth": (DEEPER, False)}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_conversion_equals_diffusers_bitwise(case: str, suffix: str, tmp_path: P
         assert_bitwise(pipeline.lazy_state_dict(part), tensors)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["1.x", "2.x", pytest.param("1.x, other depth", marks=pytest.mark.slow)])
 def test_configs_build_the_models_of_pytorch(case: str, tmp_path: Path):
     """PyTorch's models of the inferred configs take the converted arrays, with none missing or left over."""
     sizes, is_sd2 = CASES[case]
@@ -134,6 +134,7 @@ def test_file_without_the_last_open_clip_layer_keeps_all(sd2: Tensors, tmp_path:
     assert_bitwise(short.lazy_state_dict("text_encoder"), expected)
 
 
+@pytest.mark.slow
 def test_parameters_have_the_shapes_of_our_models(sd1: Tensors, tmp_path: Path):
     """float16 becomes float32 unchanged."""
     half = {name: x.half() if x.is_floating_point() else x for name, x in sd1.items()}
@@ -151,7 +152,7 @@ def test_parameters_have_the_shapes_of_our_models(sd1: Tensors, tmp_path: Path):
     assert {str(x.dtype) for x in flat.values()} == {"float32"}
 
 
-@pytest.mark.parametrize("case", ["1.x", "2.x"])
+@pytest.mark.parametrize("case", [pytest.param("1.x", marks=pytest.mark.slow), "2.x"])
 def test_single_file_is_written_as_a_folder_that_reads_the_same(case: str, tmp_path: Path):
     """So that a model which was trained from a single file can be exported."""
     sizes, is_sd2 = CASES[case]
