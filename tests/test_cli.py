@@ -155,7 +155,7 @@ def test_help_lists_fields_with_the_values_that_the_command_uses(capsys: pytest.
         parse(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in ("pose.stride=5", "guidance_scale=3.0", "height=64", "decode_chunk_size=4", "negative_prompt="):
+    for key in ("pose.stride=5", "guidance_scale=3.0", "height=64", "negative_prompt="):
         assert key in text
 
 

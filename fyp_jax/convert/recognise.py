@@ -14,11 +14,12 @@ SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 ARRAY_NAMES = (
     (
         r"(^|[._])(lora_(up|down|A|B|unet|te|te1|te2|mid)|lora\.(up|down)|hada_w1_a|lokr_w[12](_a)?|lora_linear_layer)([._]|$)",
-        "a LoRA, not a pipeline; give the Stable Diffusion that it was trained for as the pipeline",
+        "a LoRA, not a pipeline; give the Stable Diffusion that it was trained for, and lora=FILE beside it",
     ),
     (
         r"^(emb_params|string_to_param\..*|<[^<>]*>)$",
-        "a textual inversion embedding, not a pipeline; give the Stable Diffusion that it was trained for",
+        "a textual inversion embedding, not a pipeline; give the Stable Diffusion that it was trained for, and "
+        "embedding=FILE beside it",
     ),
     (
         r"^conditioner\.embedders\.|\.label_emb\.",
