@@ -18,8 +18,8 @@ ARRAY_NAMES = (
     ),
     (
         r"^(emb_params|string_to_param\..*|<[^<>]*>)$",
-        "a textual inversion embedding, not a pipeline; give the Stable Diffusion that it was trained for, and "
-        "embedding=FILE beside it",
+        "a textual inversion embedding, not a pipeline; give the Stable Diffusion that it was trained for, "
+        "and embedding=FILE beside it",
     ),
     (
         r"^conditioner\.embedders\.|\.label_emb\.",
