@@ -14,12 +14,9 @@ from typing import Any, NamedTuple
 from jax.typing import DTypeLike
 
 from fyp_jax.convert.lazy import LazyArray
-from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
+from fyp_jax.convert.safetensors_files import MANIFEST, WeightsError, write_safetensors
 from fyp_jax.convert.torch_pickle import write_torch
 from fyp_jax.errors import UserError, reason
-
-MANIFEST = "conversion.json"
-"""A file in every folder that was exported. A folder without it is never overwritten."""
 
 PYTORCH = MappingProxyType({"format": "pt"})
 """Metadata that transformers requires in safetensors."""

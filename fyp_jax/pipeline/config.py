@@ -26,6 +26,7 @@ class SampleConfig(SamplingParams):
     aot_path: str | None = config_field(
         None, "compiled programs that scripts/compile_tpu.py --save wrote; null: compile now"
     )
+    verify: bool = config_field(True, "compare a checkpoint with its checksums before it is used")
     fps: float = config_field(8.0, "frames per second of the files written")
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
     output_dir: str = config_field("runs", "folder in which each run makes a new folder")

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from fyp_jax.checkpoints.checksums import check_finite
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference
 from fyp_jax.checkpoints.manager import latest_step
 from fyp_jax.compilation_cache import load_or_compile
@@ -68,7 +69,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder")}
     else:
         if config.checkpoint is not None:
-            found = load_inference(config.checkpoint, dtype)
+            found = load_inference(config.checkpoint, dtype, config.verify)
         elif (found := read_delta_weights(folder, dtype)) is None:
             raise UserError(
                 f"{config.pretrained}: has no trained pose encoder and temporal layers; give "
@@ -76,6 +77,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
             )
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))
+    check_finite(flatten_dict(params, sep="/"), config.checkpoint or config.pretrained)
     programs = make_programs(config, encoders, folder.schedule(), unet_config, mesh)
     record = {
         "pretrained": config.pretrained,

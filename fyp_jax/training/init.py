@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fyp_jax import trees
+from fyp_jax.checkpoints.checksums import check_finite
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
@@ -61,7 +62,9 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         saved_models, provenance = MODELS[:2], provenance | {"random": True}
     else:
         saved_config, saved = (
-            (None, {}) if config.init_checkpoint is None else load_inference(config.init_checkpoint)[:2]
+            (None, {})
+            if config.init_checkpoint is None
+            else load_inference(config.init_checkpoint, verify=config.checkpoint.verify)[:2]
         )
         kept = {name: tree for name, tree in saved.items() if name not in config.reinit}
         missing = tuple(part for part in MODELS if part not in config.reinit and part not in kept)
@@ -88,6 +91,7 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         provenance |= {"reinit": list(config.reinit)}
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     trained = stage.trains(flat)
+    check_finite(flat, config.init_checkpoint or config.pretrained)
     frozen_dtype = jnp.dtype(config.frozen_dtype)
     trained_models = {path.split("/")[0] for path in flat if trained[path]}
     return InitialState(
