@@ -249,7 +249,7 @@ class TrainingCheckpoints:
         if jax.process_index() == 0:
             remove_unfinished(self.folder, step)
         self._failure = CheckpointError(
-            f"{self.folder}: step {step} cannot be written ({reason(error)}); {self._resumes_from()}"
+            f"{self.folder}: step {step} cannot be written ({reason(error, 500)}); {self._resumes_from()}"
         )
         return self._failure
 
