@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,12 +50,14 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
     """A config of a dataclass `kind`: its defaults, then the YAML file, then each `a.b=c` in turn.
 
+    `${...}` is text as any other: a config that read the environment would carry secrets into what is
+    written.
     `find_config` says where a file is looked for. Raises UserError that names the file or the override: not
     YAML, an unknown key, a value of another type.
     """
     config, file = OmegaConf.structured(kind), find_config(file)
     try:
-        config = OmegaConf.merge(config, OmegaConf.load(file))
+        config = OmegaConf.merge(config, _without_interpolation(OmegaConf.load(file)))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:
@@ -117,7 +120,9 @@ def config_lines(config: Any, prefix: str = "") -> Iterator[str]:
 def _parse(kind: type, override: str) -> DictConfig:
     """`a.b=c` as a config. The value of a text field is taken as it stands, and not read as YAML."""
     key, _, value = override.partition("=")
-    parsed = OmegaConf.from_dotlist([f"{key}=null" if _is_text(kind, key) else override])
+    parsed = _without_interpolation(
+        OmegaConf.from_dotlist([f"{key}=null" if _is_text(kind, key) else override])
+    )
     if _is_text(kind, key) and value != "null":
         OmegaConf.update(parsed, key, _literal(value))
     return parsed
@@ -130,6 +135,19 @@ def _is_text(kind: type, key: str) -> bool:
     if rest:
         return isinstance(inner, type) and dataclasses.is_dataclass(inner) and _is_text(inner, rest)
     return inner in (str, str | None)
+
+
+def _without_interpolation(config: Any) -> Any:
+    """The config with every `${...}` escaped that is not escaped yet."""
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(r"(?<!\\)\$\{", r"\\${", value)
+        if isinstance(value, dict):
+            return {key: escape(item) for key, item in value.items()}
+        return [escape(item) for item in value] if isinstance(value, list) else value
+
+    return OmegaConf.create(escape(OmegaConf.to_container(config, resolve=False)))
 
 
 def _literal(value: Any) -> Any:

@@ -183,11 +183,14 @@ def test_followyourpose_export_has_the_names_and_config_keys_of_diffusers_0_11_1
     }
 
 
-def test_export_for_the_published_code_says_what_it_does_not_do(checkpoint: Path, tmp_path: Path):
-    run = export_pytorch("--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "followyourpose")
-    assert "poses would not steer there" in run.err
-    assert "opens no other sizes than Stable Diffusion 1.4's" in run.err
-    assert "vae/config.json: the published code (diffusers 0.11.1) ignores scaling_factor=0.13" in run.err
+def test_export_for_the_published_code_says_what_it_does_not_do(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    export_pytorch("--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "followyourpose")
+    assert "poses would not steer there" in caplog.text
+    assert "opens no other sizes than Stable Diffusion 1.4's" in caplog.text
+    says = "vae/config.json: the published code (diffusers 0.11.1) ignores scaling_factor=0.13"
+    assert says in caplog.text
 
 
 def test_sizes_of_stable_diffusion_1_4_need_no_warning(caplog: pytest.LogCaptureFixture):

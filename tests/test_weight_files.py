@@ -290,3 +290,11 @@ def test_overwriting_removes_what_an_export_wrote_and_keeps_and_names_all_else(
     assert not (out / "old" / "config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert load_file(out / make_plan().weights[0].file)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/secret.safetensors", "sub/x.safetensors"])
+def test_index_of_shards_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(WeightsError, match=f"^{re.escape(str(index))}: .*no file beside it"):
+        open_weights(index)

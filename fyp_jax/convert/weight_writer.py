@@ -150,6 +150,8 @@ def shard_files(index: Path) -> list[Path]:
     """The shards that an index names, sorted. Raises WeightsError where the file is not an index."""
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
+        if elsewhere := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"it names {elsewhere[0]}, which is no file beside it")
         return sorted(index.parent / name for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index}: not an index of shards ({error!r})") from error

@@ -34,7 +34,7 @@ class Loader(Iterator[Batch]):
 
     `tokenize` returns the token ids of a caption, int32 [l]. `with_pose=False` leaves out the poses of the
     records. Worker processes start with the first batch. They end with `close`, at the end of a `with` block,
-    or with this process, however it ends. What a killed process left in shared memory is then removed.
+    or with this process, however it ends. Before they start, shared memory of killed runs is removed.
     Iterating raises TooManyCorruptRecords (each process counts the records that it read itself), and
     UserError where a worker process dies.
     """

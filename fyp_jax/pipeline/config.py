@@ -36,6 +36,9 @@ class SampleConfig(SamplingParams):
         super().check()
         if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
             raise UserError("the prompt is empty: give --prompt TEXT, or set prompt in the config")
+        for prompt in self.prompt:
+            if not prompt.encode(errors="surrogatepass").decode(errors="ignore") == prompt:
+                raise UserError(f"prompt {prompt!a}: is not valid UTF-8; give it in that encoding")
         self.check_model()
         if self.num_frames % self.mesh.frame:
             raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
