@@ -27,7 +27,7 @@ class LowestLoss(checkpoint_managers.PreservationPolicy):
     """Keeps the step with the lowest loss of those whose loss is known.
 
     Orbax's BestN would need its item `metrics`: a damaged one stops even the opening of the folder, and steps
-    without one are kept for ever (decision 49).
+    without one are kept for ever.
     """
 
     losses: dict[int, float]
