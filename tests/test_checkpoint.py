@@ -4,6 +4,9 @@ is used."""
 import json
 import re
 import shutil
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from faults import array_files, delete, files, flip_byte, full_disk, truncate
+from faults import TIMEOUT, array_files, delete, files, flip_byte, full_disk, truncate
 
 import tiny_models
 from fyp_jax.checkpoints.checksums import CHANGED, array_checksums, check_array, is_finite, read_checksums
@@ -340,3 +343,54 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
         CheckpointError, match="step 7 is not saved: inference/unet/conv_in/bias holds a number"
     ):
         save_inference(tmp_path, 7, tiny_models.UNET, params, {})
+
+
+PAIR = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+number, address, folder = int(sys.argv[1]), *sys.argv[2:]
+jax.distributed.initialize(address, 2, number)
+from fyp_jax.checkpoints.training import TrainingCheckpoints
+
+mesh = jax.make_mesh((4,), ("a",))
+values = np.random.default_rng(0).standard_normal((4096, 8)).astype(np.float32)
+
+def place(x, *axes):
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+train = {"sharded": place(values, "a"), "replicated": place(values[:7])}
+with TrainingCheckpoints(folder, max_to_keep=2) as checkpoints:
+    restored = checkpoints.restore(train)
+    step = 0 if restored is None else restored.step
+    print("from", step)
+    for x in () if restored is None else restored.train["sharded"].addressable_shards:
+        assert np.array_equal(x.data, values[x.index])
+    rest = {"inference": {"x": place(values[:3])}, "config": {}, "loss": 1.0}
+    for done in (step + 1, step + 2):
+        checkpoints.save(done, train=train, data={"step": done}, **rest)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_check_shards_of_both_and_fall_back_together(tmp_path: Path):
+    def run_pair() -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [sys.executable, "-c", PAIR]
+        pair = [
+            subprocess.Popen([*command, str(i), address, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+            for i in range(2)
+        ]
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in pair]
+        assert [process.returncode for process in pair] == [0, 0]
+        return [line for text in outputs for line in text.splitlines() if line.startswith("from")]
+
+    assert run_pair() == ["from 0"] * 2
+    assert run_pair() == ["from 2"] * 2
+    flip_byte(array_files(tmp_path / "4" / "train")[0])
+    assert run_pair() == ["from 3"] * 2
+    assert (tmp_path / "4.damaged").is_dir()

@@ -153,17 +153,6 @@ def test_run_with_a_flipped_byte_in_its_newest_checkpoint_equals_the_undisturbed
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_pair_with_a_flipped_byte_in_its_newest_checkpoint_falls_back_together(world: Path, tmp_path: Path):
-    for process in start_pair(world, tmp_path, [["num_train_steps=12"]] * 2):
-        finish(process)
-    checkpoints = tmp_path / "checkpoints"
-    flip_byte(array_files(checkpoints / "12" / "train")[0])
-    for process in start_pair(world, tmp_path):
-        assert "step 12 is not a complete checkpoint" in finish(process)
-    assert (checkpoints / "12.damaged").is_dir()
-    assert len(losses(tmp_path)) == STEPS
-
-
 def test_second_training_in_one_folder_stops_with_the_first_one_s_id(world: Path, tmp_path: Path):
     first = start(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 1, first)
