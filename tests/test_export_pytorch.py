@@ -36,12 +36,18 @@ from fyp_jax.cli import export_pytorch as export_command
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
 from fyp_jax.convert.lazy import Weights, read_tree, to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.published_code import CONFIG_KEYS, names_not_taken, vae_name, warn_of_sizes
+from fyp_jax.convert.published_code import (
+    CONFIG_KEYS,
+    for_published_code,
+    names_not_taken,
+    vae_name,
+    warn_of_sizes,
+)
 from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_files import find_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, image_unet_to_torch
 from fyp_jax.convert.verify import TOLERANCE, verify
-from fyp_jax.convert.weight_writer import MANIFEST, WeightWriter
+from fyp_jax.convert.weight_writer import MANIFEST, ExportPlan, WeightWriter
 from fyp_jax.diffusion import ddim
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
@@ -183,14 +189,16 @@ def test_followyourpose_export_has_the_names_and_config_keys_of_diffusers_0_11_1
     }
 
 
-def test_export_for_the_published_code_says_what_it_does_not_do(
-    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    export_pytorch("--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "followyourpose")
+def test_export_for_the_published_code_says_what_it_does_not_do(caplog: pytest.LogCaptureFixture):
+    warn_of_sizes("followyourpose", UNet3DConfig(layers_per_block=1))
     assert "poses would not steer there" in caplog.text
     assert "opens no other sizes than Stable Diffusion 1.4's" in caplog.text
+    config = {"in_channels": 3, "scaling_factor": 0.13, "force_upcast": True}
+    plan = for_published_code(ExportPlan([], {"vae/config.json": json.dumps(config)}))
+    assert json.loads(plan.text_files["vae/config.json"]) == {"in_channels": 3}
     says = "vae/config.json: the published code (diffusers 0.11.1) ignores scaling_factor=0.13"
     assert says in caplog.text
+    assert "force_upcast" not in caplog.text
 
 
 def test_sizes_of_stable_diffusion_1_4_need_no_warning(caplog: pytest.LogCaptureFixture):
