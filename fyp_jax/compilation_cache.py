@@ -17,6 +17,7 @@ import os
 import pickle
 import platform
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -55,6 +56,8 @@ def enable_compilation_cache() -> None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.exists():
             check_private(folder)
+    # The folder may be deleted at any time. JAX would warn at each program that it cannot write then.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

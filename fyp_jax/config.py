@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,12 +53,14 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
     """A config of a dataclass `kind`: its defaults, then the YAML file, then each `a.b=c` in turn.
 
+    `${...}` is text as any other: a config that read the environment would carry secrets into what is
+    written.
     `find_config` says where a file is looked for. Raises UserError that names the file or the override: not
     YAML, an unknown key, a value of another type.
     """
     config, file = OmegaConf.structured(kind), find_config(file)
     try:
-        config = OmegaConf.merge(config, _as_lists(kind, OmegaConf.load(file)))
+        config = OmegaConf.merge(config, _as_lists(kind, _without_interpolation(OmegaConf.load(file))))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
     for override in overrides:
@@ -127,6 +130,7 @@ def _parse(kind: type, override: str) -> DictConfig:
     key, _, value = override.partition("=")
     text, texts = _is_text(kind, key), _is_text(kind, key, TEXTS) and not value.startswith("[")
     parsed = OmegaConf.from_dotlist([f"{key}=null" if text or texts else override])
+    parsed = _without_interpolation(parsed)
     if value != "null" and (text or texts):
         OmegaConf.update(parsed, key, _literal(value if text else [value]))
     return _as_lists(kind, parsed)
@@ -156,6 +160,19 @@ def _is_text(kind: type, key: str, texts: tuple[Any, ...] = TEXT) -> bool:
     if rest:
         return isinstance(inner, type) and dataclasses.is_dataclass(inner) and _is_text(inner, rest, texts)
     return inner in texts
+
+
+def _without_interpolation(config: Any) -> Any:
+    """The config with every `${...}` escaped that is not escaped yet."""
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(r"(?<!\\)\$\{", r"\\${", value)
+        if isinstance(value, dict):
+            return {key: escape(item) for key, item in value.items()}
+        return [escape(item) for item in value] if isinstance(value, list) else value
+
+    return OmegaConf.create(escape(OmegaConf.to_container(config, resolve=False)))
 
 
 def _literal(value: Any) -> Any:

@@ -2,7 +2,10 @@
 terminal."""
 
 import logging
+import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,7 +20,16 @@ def run_console(main: Callable[[], None]) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
-    sys.exit(run_cli(main))
+    status = 1
+    try:
+        status = run_cli(main)
+    except Exception:
+        traceback.print_exc()
+    if status and any(x is not threading.main_thread() and not x.daemon for x in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # after an error, threads of a library may wait for ever
+    sys.exit(status)
 
 
 def run_cli(main: Callable[[], None]) -> int:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fyp_jax.config import config_lines, find_config, help_lines, load_config, save_config
 from fyp_jax.errors import UserError
@@ -178,3 +179,28 @@ def test_sampling_params_are_the_sampling_fields_of_a_config():
     params = sampling_params(config, seed=4)
     assert dataclasses.asdict(params) == dataclasses.asdict(SamplingParams(**changed | {"seed": 4}))
     assert set(SAMPLING_FIELDS) == {item.name for item in dataclasses.fields(SamplingParams)}
+
+
+@pytest.mark.parametrize("key", ["output_dir", "prompt", "num_frames"])
+def test_interpolation_in_a_config_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str):
+    """What the environment holds reaches no value, and so no file that is written."""
+    monkeypatch.setenv("FYP_SECRET", "17")
+    text = "${oc.env:FYP_SECRET}"
+    value = [text] if key == "prompt" else text
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({key: value}))
+    (tmp_path / "empty.yaml").write_text("{}")
+    for file, overrides in (("a.yaml", []), ("empty.yaml", [f"{key}={json.dumps(value)}"])):
+        if key == "num_frames":
+            with pytest.raises(UserError, match="num_frames"):
+                load_config(SampleConfig, tmp_path / file, overrides)
+            continue
+        config = load_config(SampleConfig, tmp_path / file, overrides)
+        assert "17" not in str(getattr(config, key))
+        save_config(config, tmp_path / "b.yaml")
+        assert load_config(SampleConfig, tmp_path / "b.yaml", []) == config
+
+
+def test_prompt_that_is_not_utf8_is_refused_in_one_line():
+    prompt = b"a robot \xff".decode(errors="surrogateescape")
+    with pytest.raises(UserError, match=r"prompt 'a robot .udcff': is not valid UTF-8"):
+        SampleConfig(prompt=[prompt]).check()

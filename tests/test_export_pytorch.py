@@ -36,11 +36,18 @@ from fyp_jax.cli import export_pytorch as export_command
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
 from fyp_jax.convert.lazy import Weights, read_tree, to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.published_code import (
+    CONFIG_KEYS,
+    for_published_code,
+    names_not_taken,
+    vae_name,
+    warn_of_sizes,
+)
 from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_files import find_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, image_unet_to_torch
 from fyp_jax.convert.verify import TOLERANCE, verify
-from fyp_jax.convert.weight_writer import MANIFEST, WeightWriter
+from fyp_jax.convert.weight_writer import MANIFEST, ExportPlan, WeightWriter
 from fyp_jax.diffusion import ddim
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder, pose_encoder_shapes
@@ -168,7 +175,42 @@ def test_diffusers_formats_round_trip_is_bitwise(exported: Path, params: dict[st
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
 def test_export_has_the_encoders_of_the_pipeline(exported: Path, pipeline_folder: Path, form: str, part: str):
     found, expected = (read_weights(find_weights(x / part)) for x in (exported / form, pipeline_folder))
+    if part == "vae" and form.startswith("followyourpose"):
+        expected = {vae_name(name): x for name, x in expected.items()}
+        assert any(name.endswith(".attentions.0.proj_attn.weight") for name in expected)
     assert_same(found, expected)
+
+
+def test_followyourpose_export_has_the_names_and_config_keys_of_diffusers_0_11_1(
+    exported: Path, tmp_path: Path
+):
+    """diffusers 0.11.1 itself does not run beside the libraries of today."""
+    folder = exported / "followyourpose" / "stable-diffusion"
+    assert list(names_not_taken(folder)) == []
+    configs = {name: json.loads((folder / name).read_text()) for name in CONFIG_KEYS}
+    assert configs["unet/config.json"]["_diffusers_version"] == "0.11.1"
+    assert "mid_block_type" not in configs["unet/config.json"]
+    assert set(names_not_taken(exported / "diffusers-unet2d")) >= {
+        "vae/config.json: scaling_factor",
+        "vae: decoder.mid_block.attentions.0.to_q.weight",
+    }
+
+
+def test_export_for_the_published_code_says_what_it_does_not_do(caplog: pytest.LogCaptureFixture):
+    warn_of_sizes("followyourpose", UNet3DConfig(layers_per_block=1))
+    assert "poses would not steer there" in caplog.text
+    assert "opens no other sizes than Stable Diffusion 1.4's" in caplog.text
+    config = {"in_channels": 3, "scaling_factor": 0.13, "force_upcast": True}
+    plan = for_published_code(ExportPlan([], {"vae/config.json": json.dumps(config)}))
+    assert json.loads(plan.text_files["vae/config.json"]) == {"in_channels": 3}
+    says = "vae/config.json: the published code (diffusers 0.11.1) ignores scaling_factor=0.13"
+    assert says in caplog.text
+    assert "force_upcast" not in caplog.text
+
+
+def test_sizes_of_stable_diffusion_1_4_need_no_warning(caplog: pytest.LogCaptureFixture):
+    warn_of_sizes("followyourpose", UNet3DConfig())
+    assert caplog.text == ""
 
 
 def test_followyourpose_export_equals_the_published_state_dict(

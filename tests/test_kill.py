@@ -6,24 +6,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from test_loop import a_config, losses
+from test_shared_memory import left_by
 
 import tiny_models
 from conftest import COMPILE_FAST
+from faults import TIMEOUT, array_files, flip_byte, kill_when, wait_for
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.config import save_config
 
 ROOT = Path(__file__).parent.parent
 STEPS = 20
-TIMEOUT = 300
-"""Seconds after which a process counts as hung."""
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +38,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(world: Path, out: Path, overrides: Sequence[str] = (), devices: int = 1) -> subprocess.Popen[str]:
+def start(
+    world: Path, out: Path, overrides: Sequence[str] = (), devices: int = 1, new_session: bool = False
+) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{COMPILE_FAST} --xla_force_host_platform_device_count={devices}",
@@ -56,7 +57,13 @@ def start(world: Path, out: Path, overrides: Sequence[str] = (), devices: int = 
         *overrides,
     ]
     return subprocess.Popen(
-        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=new_session,
     )
 
 
@@ -77,14 +84,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     stderr = process.communicate(timeout=TIMEOUT)[1]
     assert process.returncode == 0, stderr[-2000:]
     return stderr
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None, f"ended too early: {process.communicate()[1][-2000:]}"
-        assert time.monotonic() < until, "hung"
-        time.sleep(0.005)
 
 
 def rows(out: Path) -> int:
@@ -112,12 +111,56 @@ def assert_same_run(out: Path, undisturbed: Path) -> None:
 
 def test_killed_run_resumed_equals_undisturbed_run(world: Path, undisturbed: Path, tmp_path: Path):
     process = start(world, tmp_path, ["data.workers=2"])
-    wait_for(lambda: rows(tmp_path) >= 9, process)
-    process.kill()
-    process.communicate()
+    kill_when(lambda: rows(tmp_path) >= 9, process)
     assert rows(tmp_path) < STEPS, "the run ended before it was killed"
     finish(start(world, tmp_path))
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_run_started_after_its_process_group_was_killed_leaves_no_shared_memory(
+    world: Path, undisturbed: Path, tmp_path: Path
+):
+    process = start(world, tmp_path, ["data.workers=2"], new_session=True)
+    wait_for(lambda: rows(tmp_path) >= 3, process)
+    assert left_by(process.pid), "workers give their batches in shared memory"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = left_by(process.pid)
+    finish(start(world, tmp_path, ["data.workers=1"]))
+    assert left, "nothing was left to be removed"
+    assert left_by(process.pid) == []
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_run_that_is_resumed_again_and_again_keeps_few_checkpoints(world: Path, tmp_path: Path):
+    for steps in (7, 13, 17):
+        finish(start(world, tmp_path, [f"num_train_steps={steps}"]))
+    finish(start(world, tmp_path))
+    found = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert found[-2:] == [18, 20]
+    assert len(found) <= 3, "the newest two, and the one with the lowest loss"
+
+
+def test_run_with_a_flipped_byte_in_its_newest_checkpoint_equals_the_undisturbed_run(
+    world: Path, undisturbed: Path, tmp_path: Path
+):
+    finish(start(world, tmp_path, ["num_train_steps=12"]))
+    checkpoints = tmp_path / "checkpoints"
+    flip_byte(array_files(checkpoints / "12" / "train")[0])
+    stderr = finish(start(world, tmp_path))
+    assert f"{checkpoints}: step 12 is not a complete checkpoint" in stderr
+    assert (checkpoints / "12.damaged").is_dir()
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_second_training_in_one_folder_stops_with_the_first_one_s_id(world: Path, tmp_path: Path):
+    first = start(world, tmp_path)
+    wait_for(lambda: rows(tmp_path) >= 1, first)
+    second = start(world, tmp_path)
+    stderr = second.communicate(timeout=TIMEOUT)[1]
+    assert second.returncode == 2
+    assert f"another training runs in this folder (process {first.pid} on " in stderr
+    finish(first)
 
 
 def test_run_after_sigterm_resumed_equals_undisturbed_run(world: Path, undisturbed: Path, tmp_path: Path):
@@ -140,9 +183,7 @@ def test_run_killed_while_saving_resumes_from_the_whole_checkpoint(
     checkpoints = tmp_path / "checkpoints"
     process = start(world, tmp_path)
     wait_for(lambda: (checkpoints / "6").is_dir(), process)
-    wait_for(lambda: any(checkpoints.glob("12.orbax-checkpoint-tmp*")), process)
-    process.kill()
-    process.communicate()
+    kill_when(lambda: any(checkpoints.glob("12.orbax-checkpoint-tmp*")), process)
     assert not (checkpoints / "12").exists(), "the checkpoint was complete before the kill"
     assert load_inference(checkpoints)[2]["step"] == 6
     finish(start(world, tmp_path))

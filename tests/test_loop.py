@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -303,11 +304,11 @@ def test_checkpoints_keep_the_newest_and_the_one_with_the_lowest_loss(tmp_path: 
             checkpoints.restore({"w": jnp.zeros(4)})
 
 
-def test_bucket_path_reaches_orbax_unchanged(monkeypatch: pytest.MonkeyPatch):
+def test_bucket_path_reaches_orbax_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(folder: Any, **_: Any) -> None:
         raise RuntimeError(str(folder))
 
-    monkeypatch.setattr("fyp_jax.checkpoints.training.make_folder", lambda folder: folder)
+    monkeypatch.setattr("fyp_jax.checkpoints.training.make_folder", lambda folder: epath.Path(tmp_path))
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager", refuse)
     with pytest.raises(RuntimeError, match="^gs://bucket/run$"):
         TrainingCheckpoints("gs://bucket/run", max_to_keep=1)

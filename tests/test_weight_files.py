@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from safetensors.numpy import load_file
 
 import tiny_models
 from conftest import synthesise
+from faults import flip_byte
 from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.convert.lazy import LazyArray, Weights, to_lazy, to_lazy_tree
 from fyp_jax.convert.native_safetensors import native_plan, open_native, read_native
-from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
+from fyp_jax.convert.safetensors_files import WeightsError, open_safetensors, write_safetensors
 from fyp_jax.convert.torch_files import open_weights, read_weights
 from fyp_jax.convert.torch_pickle import write_torch
 from fyp_jax.convert.weight_writer import MANIFEST, ExportPlan, StateDictFile, WeightWriter
@@ -175,12 +177,10 @@ def test_full_disk_leaves_the_earlier_export(tmp_path: Path):
 def test_existing_folder_is_replaced_only_if_it_was_exported(tmp_path: Path):
     out = tmp_path / "out"
     WeightWriter().write_folder(make_plan(), out, {"run": 1})
-    (out / "stale").touch()
     with pytest.raises(UserError, match="exists already .--overwrite"):
         WeightWriter().write_folder(make_plan(), out, {"run": 2})
     WeightWriter().write_folder(make_plan(), out, {"run": 3}, overwrite=True)
     assert json.loads((out / MANIFEST).read_text())["run"] == 3
-    assert not (out / "stale").exists()
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "letter.txt").write_text("dear")
@@ -253,3 +253,48 @@ def test_damaged_native_files_are_refused(weights: Weights, tmp_path: Path):
     write_safetensors(file, arrays, native_plan(other).weights[1].metadata)
     with pytest.raises(WeightsError, match="different configs"):
         read_native(folder)
+
+
+def test_safetensors_of_an_export_with_a_changed_byte_are_refused_by_the_name_of_the_array(tmp_path: Path):
+    arrays = {name: to_lazy(np.arange(100, dtype=np.float32)) for name in ("a", "b")}
+    plan = ExportPlan([StateDictFile("unet/model.safetensors", arrays)])
+    WeightWriter().write_folder(plan, tmp_path / "out", {})
+    file = tmp_path / "out" / "unet" / "model.safetensors"
+    flip_byte(file, offset=file.stat().st_size - 10)
+    found, _ = open_safetensors(file)
+    np.testing.assert_array_equal(found["a"].read(), arrays["a"].read())
+    with pytest.raises(WeightsError, match=f"^{re.escape(str(file))}: b is not what was written"):
+        found["b"].read()
+    (tmp_path / "out" / MANIFEST).unlink()
+    open_safetensors(file)[0]["b"].read()
+
+
+def test_overwriting_removes_what_an_export_wrote_and_keeps_and_names_all_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The published sampling script writes its clips into the folder of the export."""
+    first = make_plan()
+    first = first._replace(
+        weights=[*first.weights, StateDictFile("old.safetensors", {"x": to_lazy(np.ones(3))})],
+        text_files={**first.text_files, "old/config.json": "{}"},
+    )
+    out = tmp_path / "out"
+    WeightWriter().write_folder(first, out, {})
+    clip = out / "old" / "inference" / "clip.gif"
+    clip.parent.mkdir()
+    clip.write_bytes(b"precious")
+    WeightWriter().write_folder(make_plan(), out, {}, overwrite=True)
+    assert clip.read_bytes() == b"precious"
+    assert "old/inference/clip.gif" in caplog.text
+    assert not (out / "old.safetensors").exists()
+    assert not (out / "old" / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load_file(out / make_plan().weights[0].file)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/secret.safetensors", "sub/x.safetensors"])
+def test_index_of_shards_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(WeightsError, match=f"^{re.escape(str(index))}: .*no file beside it"):
+        open_weights(index)

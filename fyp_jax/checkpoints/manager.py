@@ -5,8 +5,9 @@ inference/   arrays {"unet": ..., "pose_encoder": ...}: all that sampling needs 
 config/      JSON: sizes of the UNet, provenance of the weights, and the config of the run
 train/       arrays that steps change: trainable parameters, their moving average, optimizer state, counters
 data/        JSON: position of the data iterator
+checksums/   JSON: what the other items hold, so that a byte that changes later is noticed (`checksums`)
 
-`save_inference` writes the first two alone; a training run writes all four. Orbax writes a step under a
+`save_inference` writes no `train` and no `data`; a training run writes all. Orbax writes a step under a
 temporary name and renames it when it is complete. FOLDER may be in a bucket (`gs://...`).
 """
 
@@ -22,7 +23,8 @@ from fyp_jax import trees
 from fyp_jax.convert.recognise import describe_deepspeed
 from fyp_jax.errors import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs each of its actions
+# Orbax logs each of its actions, and with every error that it raises a traceback of its thread.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Folder = str | Path | epath.Path
 RUN_CHECKPOINTS = "checkpoints"
@@ -34,6 +36,10 @@ ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written or read; the message opens with its path."""
+
+
+class Damaged(CheckpointError):  # noqa: N818  (names the fact)
+    """What is wrong with a step. Who reads the step opens the message with its path."""
 
 
 def resolve_step(folder: Folder, step: int | None = None) -> tuple[epath.Path, int]:
@@ -116,6 +122,7 @@ def open_manager(folder: Folder, create: bool, **options: Any) -> ocp.Checkpoint
         "train": ocp.StandardCheckpointHandler(),
         "config": ocp.JsonCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
+        "checksums": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(
         _absolute(folder),

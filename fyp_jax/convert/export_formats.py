@@ -12,6 +12,7 @@ from fyp_jax import trees
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.native_safetensors import native_plan
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
+from fyp_jax.convert.published_code import for_published_code, warn_of_sizes
 from fyp_jax.convert.t2i_adapter import t2i_plan
 from fyp_jax.convert.torch_key_mapping import params_to_torch, to_torch
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile
@@ -63,7 +64,8 @@ def _followyourpose_plan(weights: Weights, pipeline: PipelineFolder, suffix: str
     unet_file = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
     pose_file = "pose_encoder.safetensors" if suffix == ".safetensors" else "pose_encoder.pth"
     both = {name: weights.models[name] for name in ("unet", "pose_encoder")}
-    stable_diffusion = pipeline_plan(weights, pipeline, suffix).in_subfolder(STABLE_DIFFUSION)
+    stable_diffusion = for_published_code(pipeline_plan(weights, pipeline, suffix))
+    stable_diffusion = stable_diffusion.in_subfolder(STABLE_DIFFUSION)
     return stable_diffusion._replace(
         weights=[
             StateDictFile(f"{checkpoint_name(weights)}/{unet_file}", to_torch(both)),
@@ -166,6 +168,8 @@ def check_formats(weights: Weights, names: Sequence[str]) -> None:
             raise UserError(
                 f"{name}: the UNet was trained without cross-frame attention, but this format's model has it"
             )
+        if export_format.is_video_model:
+            warn_of_sizes(name, weights.config)
         if export_format.is_video_model and not temporal_is_trained:
             log.warning("%s: the temporal layers were never trained, so clips will flicker", name)
         if export_format.drops_temporal and temporal_is_trained:

@@ -4,6 +4,7 @@ memory.
 The file format: 8 bytes with the length of the header, a header in JSON, and the bytes of the arrays.
 """
 
+import functools
 import json
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fyp_jax.convert.lazy import LazyArray, stream
+from fyp_jax.convert.lazy import LazyArray, as_bytes, stream
 from fyp_jax.errors import UserError, reason
 
 DTYPES = {
@@ -30,6 +31,13 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+MANIFEST = "conversion.json"
+"""A file in every folder that was exported, with a CRC-32 of each array. A folder without it is never
+overwritten."""
+LEVELS_OF_A_FOLDER = 3
+"""From a weight file, its folder's `conversion.json` is at most so many levels up."""
 
 
 class WeightsError(UserError):
@@ -78,15 +86,21 @@ def write_safetensors(
 def open_safetensors(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """The arrays of a file, not read yet, and its metadata.
 
-    Raises WeightsError where the file is missing, truncated or in another format.
+    Raises WeightsError where the file is missing, truncated or in another format. Reading an array raises it
+    where the array is not what `conversion.json` says.
     """
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
     try:
         opened = safe_open(file, framework="np")
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        crcs = _manifest_crcs(file)
         arrays = {
-            name: LazyArray(tuple(part.get_shape()), DTYPES[part.get_dtype()], _reader(opened, name))
+            name: LazyArray(
+                tuple(part.get_shape()),
+                DTYPES[part.get_dtype()],
+                functools.partial(_read, opened, name, file, crcs.get(name)),
+            )
             for name, part in slices.items()
         }
         return arrays, dict(opened.metadata() or {})
@@ -103,5 +117,25 @@ def is_safetensors(file: Path) -> bool:
     return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") <= file.stat().st_size
 
 
-def _reader(opened: Any, name: str) -> Callable[[], np.ndarray]:
-    return lambda: opened.get_tensor(name)
+def _read(opened: Any, name: str, file: Path, crc: int | None) -> np.ndarray:
+    array = opened.get_tensor(name)
+    if crc is not None and zlib.crc32(as_bytes(array)) != crc:
+        raise WeightsError(
+            f"{file}: {name} is not what was written (its CRC-32 is another than in {MANIFEST}); copy or "
+            f"export the folder again; without {MANIFEST} nothing is compared"
+        )
+    return array
+
+
+def _manifest_crcs(file: Path) -> dict[str, int]:
+    """The CRC-32 of each array of a file, where its folder was exported; else nothing."""
+    for folder in list(file.absolute().parents)[:LEVELS_OF_A_FOLDER]:
+        try:
+            files = json.loads((folder / MANIFEST).read_text())["files"]
+            arrays = files[file.absolute().relative_to(folder).as_posix()]
+            return {name: int(entry["crc32"]) for name, entry in arrays.items()}
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+    return {}

@@ -26,12 +26,14 @@ from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
 from fyp_jax.convert.lazy import Weights, as_bytes, read_tree
 from fyp_jax.convert.native_safetensors import read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.published_code import VERSION, names_not_taken
 from fyp_jax.convert.torch_files import open_weights
 from fyp_jax.convert.weight_writer import MANIFEST
 from fyp_jax.models.encoders import ENCODERS
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import TEMPORAL, UNet3D, UNet3DConfig
+from fyp_jax.trees import list_names
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ def verify(
     if format_name == "safetensors":
         found = _clip_noise(*read_native(folder)[:2])
         yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
+    if format_name.startswith("followyourpose"):
+        yield Comparison(*_names_taken(folder / STABLE_DIFFUSION))
     if format_name.startswith("followyourpose") and (with_torch or format_name.endswith("-safetensors")):
         published = folder / checkpoint_name(weights)
         found = _clip_noise(weights.config, read_followyourpose(published, None, weights.config))
@@ -91,6 +95,13 @@ def _checksum_error(folder: Path) -> float:
             if lazy.dtype.name == arrays[array]["dtype"]:
                 same &= zlib.crc32(as_bytes(lazy.read())) == arrays[array]["crc32"]
     return 0.0 if same else float("inf")
+
+
+def _names_taken(folder: Path) -> tuple[str, float]:
+    """0 if diffusers 0.11.1 takes all names of arrays and config keys, else infinite, with some of them."""
+    unknown = list(names_not_taken(folder))
+    what = f"names and config keys for diffusers {VERSION}"
+    return (f"{what}, which has no {list_names(unknown)}", float("inf")) if unknown else (what, 0.0)
 
 
 def _error(found: Any, expected: Any) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,12 +15,12 @@ from typing import Any, NamedTuple
 from jax.typing import DTypeLike
 
 from fyp_jax.convert.lazy import LazyArray
-from fyp_jax.convert.safetensors_files import WeightsError, write_safetensors
+from fyp_jax.convert.safetensors_files import MANIFEST, WeightsError, write_safetensors
 from fyp_jax.convert.torch_pickle import write_torch
 from fyp_jax.errors import UserError, reason
+from fyp_jax.trees import list_names
 
-MANIFEST = "conversion.json"
-"""A file in every folder that was exported. A folder without it is never overwritten."""
+log = logging.getLogger(__name__)
 
 PYTORCH = MappingProxyType({"format": "pt"})
 """Metadata that transformers requires in safetensors."""
@@ -83,7 +84,8 @@ class WeightWriter:
         """Write a folder with the contents of `plan`, and a `conversion.json` of `manifest` and checksums.
 
         The folder gets its name when it is complete. Raises UserError where there is such a folder already,
-        unless `overwrite` is given and the folder was exported, and where it cannot be written.
+        unless `overwrite` is given and the folder was exported, and where it cannot be written. Files that no
+        export wrote stay; a warning names them.
         """
         check_writable(folder, overwrite)
         try:
@@ -96,7 +98,9 @@ class WeightWriter:
                 for model in plan.weights:
                     written += self._write(model, partial)
                 files = {file.name: file.arrays for file in written}
-                _write_text(partial / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
+                others = sorted(_files(partial) - files.keys())
+                text = json.dumps({**manifest, "files": files, "other_files": others}, indent=1)
+                _write_text(partial / MANIFEST, text)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or reason(error)})") from error
         return written
@@ -146,6 +150,8 @@ def shard_files(index: Path) -> list[Path]:
     """The shards that an index names, sorted. Raises WeightsError where the file is not an index."""
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
+        if elsewhere := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"it names {elsewhere[0]}, which is no file beside it")
         return sorted(index.parent / name for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index}: not an index of shards ({error!r})") from error
@@ -187,14 +193,44 @@ def _replacing(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
+        exported = _exported_files(folder) | _files(partial)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
+        _move_other_files(old, folder, exported)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
+
+
+def _files(folder: Path) -> set[str]:
+    """The paths of all files in a folder, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _is_folder(path)}
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _exported_files(folder: Path) -> set[str]:
+    """The files of a folder that an export wrote, as its `conversion.json` says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {MANIFEST, *manifest["files"], *manifest.get("other_files", ())}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {MANIFEST}
+
+
+def _move_other_files(old: Path, new: Path, exported: set[str]) -> None:
+    """Move what no export wrote from a folder into the one that replaces it."""
+    others = sorted(_files(old) - exported) if old.exists() else []
+    for name in others:
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).rename(new / name)
+    if others:
+        log.warning("%s: these files stay, since no export wrote them: %s", new, list_names(others))
 
 
 def _write_text(file: Path, text: str) -> None:

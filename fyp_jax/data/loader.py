@@ -17,6 +17,7 @@ from jaxtyping import Int32
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.decoding import Sample
 from fyp_jax.data.example_source import Example, ExampleSource, RecordSource
+from fyp_jax.data.shared_memory import owner_prefix, remove_orphans, use_prefix
 from fyp_jax.data.worker_process import exit_with_parent
 from fyp_jax.errors import UserError, reason
 from fyp_jax.types import Batch
@@ -33,7 +34,7 @@ class Loader(Iterator[Batch]):
 
     `tokenize` returns the token ids of a caption, int32 [l]. `with_pose=False` leaves out the poses of the
     records. Worker processes start with the first batch. They end with `close`, at the end of a `with` block,
-    or with this process, however it ends.
+    or with this process, however it ends. Before they start, shared memory of killed runs is removed.
     Iterating raises TooManyCorruptRecords (each process counts the records that it read itself), and
     UserError where a worker process dies.
     """
@@ -108,11 +109,13 @@ class Loader(Iterator[Batch]):
         # no threads beside a decoder: there is a process for each core
         stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers:
+            remove_orphans()
+            use_prefix(owner_prefix())
             if not flags.FLAGS.is_parsed():  # Grain reads them even in a program that has none
                 flags.FLAGS.mark_as_parsed()
             buffer_size = -(-len(rows) // workers)  # one batch in all; Grain buffers as much in this process
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer_size)
-            stream = stream.mp_prefetch(options, _init_worker)
+            stream = stream.mp_prefetch(options, partial(_init_worker, owner_prefix()))
         return iter(stream)
 
     def _next_sample(self) -> Sample:
@@ -165,7 +168,8 @@ def _close(running: list[Any]) -> None:
         running.pop().close()
 
 
-def _init_worker(index: int, count: int) -> None:
+def _init_worker(prefix: str, index: int, count: int) -> None:
     del index, count
+    use_prefix(prefix)  # what this worker makes is the trainer's
     jax.config.update("jax_platforms", "cpu")  # Grain imports JAX; the accelerators belong to the trainer
     exit_with_parent(signal.SIGINT, signal.SIGTERM)  # on SIGTERM the trainer still needs its batch

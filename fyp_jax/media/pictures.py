@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -29,7 +30,9 @@ def open_picture(source: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
     """
     register_heic()
     try:
-        return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with warnings.catch_warnings():  # what is too large is refused, or read: no line beside that
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except PIL.UnidentifiedImageError:
         if hint := picture_hint(read_header(source)):
             raise UnsupportedPictureError(hint) from None

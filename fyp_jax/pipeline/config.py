@@ -47,6 +47,7 @@ class SampleConfig(SamplingParams):
     aot_path: str | None = config_field(
         None, "compiled programs that scripts/compile_tpu.py --save wrote; null: compile now"
     )
+    verify: bool = config_field(True, "compare a checkpoint with its checksums before it is used")
     fps: float = config_field(8.0, "frames per second of the files written")
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
     output_dir: str = config_field("runs", "folder in which each run makes a new folder")
@@ -56,6 +57,9 @@ class SampleConfig(SamplingParams):
         super().check()
         if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
             raise UserError("the prompt is empty: give --prompt TEXT, or set prompt in the config")
+        for prompt in self.prompt:
+            if not prompt.encode(errors="surrogatepass").decode(errors="ignore") == prompt:
+                raise UserError(f"prompt {prompt!a}: is not valid UTF-8; give it in that encoding")
         self.check_model()
         if self.num_frames % self.mesh.frame:
             raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from fyp_jax.checkpoints.checksums import check_finite
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open_inference
 from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.compilation_cache import load_or_compile
@@ -78,7 +79,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         params |= {part: _cast(params[part], load_dtype) for part in ("unet", "pose_encoder")}
     else:
         if config.checkpoint is not None:
-            found = load_inference(config.checkpoint, load_dtype, config.step)
+            found = load_inference(config.checkpoint, load_dtype, config.step, config.verify)
         elif (
             found := read_delta_weights(folder, load_dtype) or _video_weights(config, folder, load_dtype)
         ) is None:
@@ -88,6 +89,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
             )
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))
+    check_finite(flatten_dict(params, sep="/"), config.checkpoint or config.pretrained)
     params, style_record = styles.merge(params, with_tokens)
     params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
     programs = make_programs(config, with_tokens, folder.schedule(), unet_config, mesh)

@@ -98,6 +98,7 @@ class CheckpointConfig:
     max_to_keep: int = config_field(
         2, "the newest checkpoints that stay; the one with the lowest loss stays too"
     )
+    verify: bool = config_field(True, "compare a checkpoint with its checksums before it is used")
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fyp_jax import trees
+from fyp_jax.checkpoints.checksums import check_finite
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
@@ -92,6 +93,7 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         provenance |= {"reinit": list(config.reinit)}
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     trained = stage.trains(flat)
+    check_finite(flat, config.init_checkpoint or config.pretrained)
     frozen_dtype = jnp.dtype(config.frozen_dtype)
     trained_models = {path.split("/")[0] for path in flat if trained[path]}
     return InitialState(
@@ -162,7 +164,7 @@ def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[st
     """The UNet's config and the parameters of `init_checkpoint`, or else of a pipeline that was trained on
     videos, as the bundled model was; (None, {}) for an image model."""
     if config.init_checkpoint is not None:
-        return load_inference(config.init_checkpoint)[:2]
+        return load_inference(config.init_checkpoint, verify=config.checkpoint.verify)[:2]
     if "unet" in config.reinit:
         return None, {}
     options = options_of(config)

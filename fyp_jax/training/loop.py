@@ -1,5 +1,6 @@
 """The training loop: data, step, log, checkpoints, and what ends a run. One loop for every stage."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -30,6 +31,7 @@ from fyp_jax.training.logs import TrainingLog
 from fyp_jax.training.losses import Models
 from fyp_jax.training.metrics_reader import MetricsReader
 from fyp_jax.training.optimizer import make_optimizer
+from fyp_jax.training.run_lock import lock_run
 from fyp_jax.training.stages import Stage, get_stage
 from fyp_jax.training.state import TrainState, init_state
 from fyp_jax.training.step import Step, configured_step, train_step_fingerprint
@@ -41,10 +43,16 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> None:
     """Train until step `config.num_train_steps`, from the newest checkpoint of the run if there is one.
 
-    SIGTERM ends the run early, with a checkpoint. Raises UserError as the parts do, and where ten gradients
-    in a row are not finite.
+    SIGTERM ends the run early, with a checkpoint. Raises UserError as the parts do, where ten gradients in a
+    row are not finite, and where another training writes into the same folder.
     """
     initialize(config.mesh)
+    first = jax.process_index() == 0
+    with lock_run(Path(config.output_dir)) if first else contextlib.nullcontext():
+        _train(config)
+
+
+def _train(config: TrainConfig) -> None:
     mesh = make_mesh(config.mesh)
     check_divisible(config.data.batch_size, config.data.num_frames, mesh)
     rows = process_batch_range(config.data.batch_size, mesh)
@@ -55,7 +63,9 @@ def train(config: TrainConfig) -> None:
     with (
         Loader(records, config.data, tokenize, config.seed, rows, with_pose=with_pose) as loader,
         BatchFeeder(loader, config.data, rows, mesh, tokenize, with_pose).handle_sigterm() as feeder,
-        TrainingCheckpoints(config.checkpoint_folder, config.checkpoint.max_to_keep) as checkpoints,
+        TrainingCheckpoints(
+            config.checkpoint_folder, config.checkpoint.max_to_keep, config.checkpoint.verify
+        ) as checkpoints,
     ):
         restored = checkpoints.restore(mutable_state(state))
         if restored is not None:

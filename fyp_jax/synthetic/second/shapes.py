@@ -140,7 +140,7 @@ def fill(draw: ImageDraw.ImageDraw, shape: Shape, grow: float, ink: Colour | int
             for (ax, ay), (bx, by) in zip(points, (*points[1:], points[0]), strict=True):
                 fill(draw, Shape(((ax, ay), (bx, by)), (radius, radius), shape.colour), 0.0, ink)
     else:
-        (centre,) = points
+        centre = points[0]
         _disc(draw, centre, radius, ink)
 
 
