@@ -26,10 +26,15 @@ def run_console(main: Callable[[], None]) -> NoReturn:
     except Exception:
         traceback.print_exc()
     if status and any(x is not threading.main_thread() and not x.daemon for x in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # after an error, threads of a library may wait for ever
+        end_at_once(status)  # after an error, threads of a library may wait for ever
     sys.exit(status)
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End the process, whatever threads are left."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def run_cli(main: Callable[[], None]) -> int:

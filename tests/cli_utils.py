@@ -30,6 +30,7 @@ def run_script(script: Path, *args: object) -> Run:
     argv = [str(script), *map(str, args)]
     with (
         mock.patch.object(sys, "argv", argv),
+        mock.patch("fyp_jax.console.end_at_once", sys.exit),  # the process is that of the tests
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as caught,

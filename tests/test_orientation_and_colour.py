@@ -482,7 +482,7 @@ def blob(path: Path) -> Blob:
 @pytest.mark.parametrize(
     ("data", "plugin", "says"),
     [
-        (HEIC, False, r"is HEIC: pip install 'fyp_jax\[heic\]' to read it"),
+        (HEIC, False, r"is HEIC: pip install -e '\.\[heic\]' to read it"),
         (HEIC, True, "is HEIC, and damaged or cut off"),
         (AVIF, True, "is AVIF, and damaged or cut off"),
     ],

@@ -40,7 +40,7 @@ def owner() -> Iterator[subprocess.Popen[str]]:
     yield process
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     for path in left_by(process.pid):
         path.unlink()
 
