@@ -123,7 +123,7 @@ def assert_close(found: Any, expected: Any, what: str) -> None:
 @pytest.mark.parametrize(
     ("form", "max_shard_size"),
     [
-        ("followyourpose", "300KB"),
+        slow("followyourpose", "300KB"),
         slow("followyourpose", "10GB"),
         ("followyourpose-safetensors", "10GB"),
         slow("followyourpose-safetensors", "300KB"),
@@ -191,7 +191,7 @@ def test_followyourpose_export_has_the_names_and_config_keys_of_diffusers_0_11_1
     assert configs["unet/config.json"]["_diffusers_version"] == "0.11.1"
     assert "mid_block_type" not in configs["unet/config.json"]
     assert set(names_not_taken(exported / "diffusers-unet2d")) >= {
-        "vae/config.json: scaling_factor",
+        "vae/config.json: use_quant_conv",
         "vae: decoder.mid_block.attentions.0.to_q.weight",
     }
 
@@ -200,12 +200,13 @@ def test_export_for_the_published_code_says_what_it_does_not_do(caplog: pytest.L
     warn_of_sizes("followyourpose", UNet3DConfig(layers_per_block=1))
     assert "poses would not steer there" in caplog.text
     assert "opens no other sizes than Stable Diffusion 1.4's" in caplog.text
-    config = {"in_channels": 3, "scaling_factor": 0.13, "force_upcast": True}
+    config = {"in_channels": 3, "scaling_factor": 0.13, "force_upcast": True, "use_quant_conv": True}
     plan = for_published_code(ExportPlan([], {"vae/config.json": json.dumps(config)}))
-    assert json.loads(plan.text_files["vae/config.json"]) == {"in_channels": 3}
+    assert json.loads(plan.text_files["vae/config.json"]) == {"in_channels": 3, "scaling_factor": 0.13}
     says = "vae/config.json: the published code (diffusers 0.11.1) ignores scaling_factor=0.13"
     assert says in caplog.text
     assert "force_upcast" not in caplog.text
+    assert "use_quant_conv" not in caplog.text
 
 
 def test_sizes_of_stable_diffusion_1_4_need_no_warning(caplog: pytest.LogCaptureFixture):
@@ -213,6 +214,7 @@ def test_sizes_of_stable_diffusion_1_4_need_no_warning(caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_followyourpose_export_equals_the_published_state_dict(
     reference: Reference, pipeline_folder: Path, tmp_path: Path
 ):
@@ -263,7 +265,7 @@ def adapter(exported: Path) -> Any:
     return adapter
 
 
-@pytest.mark.parametrize("form", ["followyourpose/stable-diffusion", "diffusers-unet2d"])
+@pytest.mark.parametrize("form", [slow("followyourpose/stable-diffusion"), "diffusers-unet2d"])
 def test_exported_unet_in_pytorch_predicts_the_same_noise(
     exported: Path, config: UNet3DConfig, params: dict[str, Any], form: str
 ):
@@ -590,6 +592,7 @@ def test_checkpoint_that_disappears_while_it_is_read_is_named(checkpoint: Path, 
         read_tree(weights.models)
 
 
+@pytest.mark.slow
 def test_untrained_pose_encoder_is_refused_by_formats_that_need_it(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
@@ -617,6 +620,7 @@ def test_unet_without_cross_frame_attention_is_refused_by_the_published_format(
     assert_mistake(export_pytorch(*args, "followyourpose"), "without cross-frame attention")
 
 
+@pytest.mark.slow
 def test_pipeline_that_does_not_fit_is_refused(checkpoint: Path, pipeline_folder: Path, tmp_path: Path):
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "diffusers-unet2d", "--pipeline"
     assert_mistake(export_pytorch(*args, "sd14"), "text_encoder has hidden_size 768", "needs 32")
@@ -647,6 +651,7 @@ def test_disk_that_is_too_small_is_refused_before_writing(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_leaves_no_files(checkpoint: Path, tmp_path: Path):
     """A limit on the file size makes the kernel refuse to write, as on a full disk."""
     limited = (

@@ -137,6 +137,7 @@ def test_imported_pipeline_can_be_sampled(
     assert "text width 32 against 48" in line
 
 
+@pytest.mark.slow
 def test_import_of_checkpoint_with_other_sizes_lists_the_shapes(
     tiny_torch: dict[str, np.ndarray], tmp_path: Path
 ):

@@ -152,7 +152,8 @@ def test_reference_batches_cover_all_valid_records_captions_and_windows():
     assert len(np.unique(videos_seen.reshape(30, -1), axis=0)) > 20  # windows differ
 
 
-@pytest.mark.parametrize("workers", [slow(1), 3])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.slow
 def test_loader_with_any_number_of_workers_gives_the_same_batches(workers):
     with Loader(videos(broken=(2,)), config(workers=workers, **VARIED), tokenize, 3, range(5)) as loader:
         for batch in reference():
@@ -167,6 +168,7 @@ def test_loader_of_some_rows_gives_these_rows_of_the_same_batches(rows):
         assert_same(next(loader), select_rows(batch, rows))
 
 
+@pytest.mark.slow
 def test_loader_raises_when_a_worker_is_killed_and_resumes_without_losing_a_batch():
     with Loader(videos(broken=(2,)), config(workers=2, **VARIED), tokenize, 3, range(5)) as loader:
         assert_same(next(loader), reference()[0])

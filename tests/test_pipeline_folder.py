@@ -413,6 +413,7 @@ def test_download_of_repository_without_weights_is_refused(hub: Hub):
         PipelineFolder("somebody/diffusion")
 
 
+@pytest.mark.slow
 def test_written_pipeline_is_bitwise_equal_and_opens_in_pytorch(pipeline_folder: Path, tmp_path: Path):
     """PyTorch's classes report no missing and no unexpected keys."""
     source = PipelineFolder(str(pipeline_folder))

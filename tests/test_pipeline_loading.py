@@ -81,6 +81,7 @@ def test_folder_with_delta_weights_has_its_own_sampling_defaults(saved: Saved, t
     )
 
 
+@pytest.mark.slow
 def test_step_of_a_run_is_chosen(saved: Saved, tmp_path: Path):
     """By the run's folder, or by the folder of one step, as `checkpoint` and as the pipeline's name."""
     run = tmp_path / "run"
@@ -104,6 +105,7 @@ SINGLE = Sizes(vae_widths=(32,) * 4)
 """Its VAE has 8 pixels a latent, as our models need."""
 
 
+@pytest.mark.slow
 def test_single_file_is_imported_and_its_checkpoint_finds_it_again(tmp_path: Path):
     """The checkpoint remembers file and tokenizer, and how the file was read."""
     arrays = single_files.single_file(SINGLE._replace(text_layers=3), is_sd2=False)

@@ -574,6 +574,7 @@ def assert_resumes(tmp_path: Path, fractions: Sequence[float]) -> None:
         assert report.records == 6
 
 
+@pytest.mark.slow
 def test_ingest_killed_at_some_steps_resumes_to_the_same_files(tmp_path):
     assert_resumes(tmp_path, (0.3, 0.7, 0.9, 1))
 

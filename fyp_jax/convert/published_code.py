@@ -56,10 +56,19 @@ ALWAYS_SO = {
     "scaling_factor": 0.18215,
     "timestep_spacing": "leading",
     "force_upcast": True,
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
 }
 """What diffusers 0.11.1 does, by the keys of later versions. Other values of these make other clips."""
-NO_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", "attention_type"}
+NO_EFFECT = {
+    *("dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", "attention_type"),
+    "addition_embed_type_num_heads",
+}
 """Keys that matter only beside others that would be named."""
+
+PASSED_OVER = {"scaling_factor"}
+"""Keys that are written although this version does not know them: it passes over them, later ones do not."""
 
 UNET_MODULES = _keys("""
     conv_in time_embedding down_blocks mid_block up_blocks conv_norm_out conv_out
@@ -117,7 +126,7 @@ def names_not_taken(folder: Path) -> Iterator[str]:
             config: dict[str, Any] = json.loads((folder / file).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / file}: cannot be read ({error})") from error
-        for key in config.keys() - keys:
+        for key in config.keys() - keys - PASSED_OVER:
             if not key.startswith("_"):
                 yield f"{file}: {key}"
     for name in open_weights(find_weights(folder / "vae")):
@@ -134,13 +143,14 @@ def names_not_taken(folder: Path) -> Iterator[str]:
 def _config(name: str, text: str) -> str:
     values: dict[str, Any] = json.loads(text)
     taken = {key: x for key, x in values.items() if key in CONFIG_KEYS[name] or key.startswith("_")}
-    dropped = {key: x for key, x in values.items() if key not in taken and key not in NO_EFFECT}
+    ignored = {key: x for key, x in values.items() if key not in taken and key not in NO_EFFECT}
     if differing := [
-        f"{key}={x}" for key, x in dropped.items() if x not in (None, False, [None, None], ALWAYS_SO.get(key))
+        f"{key}={x}" for key, x in ignored.items() if x not in (None, False, [None, None], ALWAYS_SO.get(key))
     ]:
         log.warning(
             "%s: the published code (diffusers %s) ignores %s", name, VERSION, list_names(sorted(differing))
         )
+    taken |= {key: x for key, x in ignored.items() if key in PASSED_OVER}
     if "_diffusers_version" in taken or name == "unet/config.json":
         taken["_diffusers_version"] = VERSION
     return json.dumps(taken, indent=2)
