@@ -140,8 +140,8 @@ def fill(draw: ImageDraw.ImageDraw, shape: Shape, grow: float, ink: Colour | int
             for (ax, ay), (bx, by) in zip(points, (*points[1:], points[0]), strict=True):
                 fill(draw, Shape(((ax, ay), (bx, by)), (radius, radius), shape.colour), 0.0, ink)
     else:
-        centre = points[0]
-        _disc(draw, centre, radius, ink)
+        for centre in points:  # one
+            _disc(draw, centre, radius, ink)
 
 
 def _polygon(draw: ImageDraw.ImageDraw, points: Points, ink: Colour | int) -> None:
