@@ -32,6 +32,14 @@ def flip_byte(path: Path, offset: int | None = None, seed: int = 0) -> None:
     path.write_bytes(content)
 
 
+def flip_bytes(path: Path, every: int = 997) -> None:
+    """Invert one bit in each so-many-th byte. A single byte may be one that no array needs."""
+    content = bytearray(path.read_bytes())
+    for offset in range(every // 2, len(content), every):
+        content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
 def truncate(path: Path, bytes_lost: int = 10) -> None:
     path.write_bytes(path.read_bytes()[:-bytes_lost])
 

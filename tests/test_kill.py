@@ -17,7 +17,7 @@ from test_shared_memory import left_by
 
 import tiny_models
 from conftest import COMPILE_FAST
-from faults import TIMEOUT, array_files, flip_byte, kill_when, wait_for
+from faults import TIMEOUT, array_files, flip_bytes, kill_when, wait_for
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.config import save_config
 
@@ -141,12 +141,12 @@ def test_run_that_is_resumed_again_and_again_keeps_few_checkpoints(world: Path, 
     assert len(found) <= 3, "the newest two, and the one with the lowest loss"
 
 
-def test_run_with_a_flipped_byte_in_its_newest_checkpoint_equals_the_undisturbed_run(
+def test_run_with_flipped_bytes_in_its_newest_checkpoint_equals_the_undisturbed_run(
     world: Path, undisturbed: Path, tmp_path: Path
 ):
     finish(start(world, tmp_path, ["num_train_steps=12"]))
     checkpoints = tmp_path / "checkpoints"
-    flip_byte(array_files(checkpoints / "12" / "train")[0])
+    flip_bytes(array_files(checkpoints / "12" / "train")[0])
     stderr = finish(start(world, tmp_path))
     assert f"{checkpoints}: step 12 is not a complete checkpoint" in stderr
     assert (checkpoints / "12.damaged").is_dir()
