@@ -193,7 +193,7 @@ def test_evaluate_scores_the_bundled_model_and_its_ablations(tmp_path: Path):
     done = run_script(SCRIPTS / "evaluate.py", *args[:-2], "num_inference_steps=5", "--out", tmp_path)
     assert done.status == 0, done.err
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert len(scores) == 2 + 8 + 2
+    assert len(scores) == 1 + 8 + 2  # ground truth, models, and two rows of held-out pairs
     full = scores.pop("full model")
     assert full["pose_accuracy"]["mean"] > 0.7
     assert all(row != full for row in scores.values()), "each ablation changes the clip"
