@@ -164,24 +164,21 @@ def _is_text(kind: type, key: str, texts: tuple[Any, ...] = TEXT) -> bool:
 
 def _without_interpolation(config: Any) -> Any:
     """The config with every `${...}` escaped that is not escaped yet."""
-
-    def escape(value: Any) -> Any:
-        if isinstance(value, str):
-            return re.sub(r"(?<!\\)\$\{", r"\\${", value)
-        if isinstance(value, dict):
-            return {key: escape(item) for key, item in value.items()}
-        return [escape(item) for item in value] if isinstance(value, list) else value
-
-    return OmegaConf.create(escape(OmegaConf.to_container(config, resolve=False)))
+    return OmegaConf.create(_escape(OmegaConf.to_container(config, resolve=False), r"(?<!\\)\$\{"))
 
 
 def _literal(value: Any) -> Any:
     """The value with every `${...}` escaped, so that OmegaConf does not interpolate it."""
+    return _escape(value, r"\$\{")
+
+
+def _escape(value: Any, pattern: str) -> Any:
+    """The value, or the dict or list, with a backslash before each `${` that the pattern finds in a text."""
     if isinstance(value, str):
-        return value.replace("${", r"\${")
+        return re.sub(pattern, r"\\${", value)
     if isinstance(value, dict):
-        return {key: _literal(item) for key, item in value.items()}
-    return [_literal(item) for item in value] if isinstance(value, list) else value
+        return {key: _escape(item, pattern) for key, item in value.items()}
+    return [_escape(item, pattern) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> str:

@@ -381,24 +381,23 @@ def set_another_checksum(step: Path, path: str) -> None:
     (step / "checksums" / "metadata").write_text(json.dumps(found.to_json()))
 
 
-def test_load_of_weights_with_a_changed_byte_is_refused_in_one_line(folder: Path):
-    flip_byte(array_files(folder / "2" / "inference")[0])
-    says = f"^{re.escape(str(folder))}: step 2 is damaged: "
-    with pytest.raises(CheckpointError, match=says) as caught:
+def assert_load_is_refused_in_one_line(folder: Path, says: str) -> None:
+    """By both ways of reading weights; `says` is a pattern."""
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: {says}") as caught:
         load_inference(folder)
     assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}: {says}"):
         read_tree(open_inference(folder).models)
+
+
+def test_load_of_weights_with_a_changed_byte_is_refused_in_one_line(folder: Path):
+    flip_byte(array_files(folder / "2" / "inference")[0])
+    assert_load_is_refused_in_one_line(folder, "step 2 is damaged: ")
 
 
 def test_load_of_an_array_that_differs_from_its_checksum_is_refused_unless_told(folder: Path):
     set_another_checksum(folder / "2", "inference/unet/conv_in/bias")
-    says = f"^{re.escape(str(folder))}: step 2 is damaged: unet/conv_in/bias is not what was saved$"
-    with pytest.raises(CheckpointError, match=says) as caught:
-        load_inference(folder)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=says):
-        read_tree(open_inference(folder).models)
+    assert_load_is_refused_in_one_line(folder, "step 2 is damaged: unet/conv_in/bias is not what was saved$")
     load_inference(folder, verify=False)
 
 

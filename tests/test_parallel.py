@@ -47,8 +47,7 @@ SIGNAL = 2
 SMALLEST = 64
 WIDTH = 16
 """Channels of the block."""
-SLOW = pytest.mark.slow
-MODELS = ["block", pytest.param("motion", marks=SLOW)]
+MODELS = ["block", slow("motion")]
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +182,7 @@ def test_frame_parallel_gradient_never_gathers_a_whole_clip(model: str):
     assert not whole.findall(program.as_text())
 
 
-@pytest.mark.parametrize(("model", "least"), [("block", 30), pytest.param("motion", 200, marks=SLOW)])
+@pytest.mark.parametrize(("model", "least"), [("block", 30), slow("motion", 200)])
 def test_fsdp_divides_large_parameters_gradients_and_optimizer_state(model: str, least: int):
     """Each device holds an eighth of the bytes of each large array, and all of each small one."""
     state = state_of(model, make_mesh(MESHES["fsdp"]), optax.adamw(1.0))

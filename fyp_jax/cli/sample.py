@@ -16,6 +16,8 @@ from fyp_jax.pose.config import POSE_FORMS
 
 DEFAULT_CONFIG = "configs/mini/sample.yaml"
 FIELDS = [line.split("=")[0].strip() for line in help_lines(SampleConfig)]
+FIELD_NAMES = (*FIELDS, *(field.rpartition(".")[2] for field in FIELDS))
+"""Fields with their section and without it: stride=1 is meant for pose.stride."""
 NEAR_A_FIELD = 0.75
 """From this similarity on (difflib), a word of a=b after --prompt is a field that is spelled wrong, and not a
 prompt."""
@@ -53,8 +55,7 @@ def _is_override(text: str) -> bool:
     """Whether a word after --prompt sets a field. "style=anime, at night" is a prompt, `gudance_scale=3` a
     mistake."""
     name, equals, _ = text.partition("=")
-    names = [*FIELDS, *(field.rpartition(".")[2] for field in FIELDS)]  # stride=1 is meant for pose.stride
-    return bool(equals) and bool(difflib.get_close_matches(name, names, n=1, cutoff=NEAR_A_FIELD))
+    return bool(equals) and bool(difflib.get_close_matches(name, FIELD_NAMES, n=1, cutoff=NEAR_A_FIELD))
 
 
 def main() -> None:

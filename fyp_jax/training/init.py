@@ -54,13 +54,13 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
     clips. Temporal layers that no run has trained are initialised as the stage needs them: silent for images,
     so that stages before the motion stage train an image model; as `zero_init_temporal` says for videos.
     """
+    options = options_of(config)
     provenance: dict[str, Any] = {
         "stage": stage.name,
         "pretrained": config.pretrained,
         "init_checkpoint": config.init_checkpoint,
-        **{name: value for name, value in options_of(config)._asdict().items() if value is not None},
+        **{name: value for name, value in options._asdict().items() if value is not None},
     }
-    options = options_of(config)
     dtype = jnp.dtype(config.dtype)
     if config.random_init:
         folder = open_pipeline(config.pretrained, (), options)

@@ -60,6 +60,13 @@ def birds(rng: np.random.Generator, chance: float = 0.3) -> list[Mover]:
     return [Mover(paint, (sample_speed(rng, 0.75, 1.5), 0.0), "sky")]
 
 
+def sailboat(rng: np.random.Generator, y: float, size: float, chance: float) -> list[Mover]:
+    if rng.random() >= chance:
+        return []
+    x, sail = rng.uniform(0, PERIOD), things.CARS[rng.integers(3)]
+    return [Mover(lambda c, _: things.sailboat(c, x, y, size, sail), (sample_speed(rng, 0.5, 1.0), 0.0))]
+
+
 def waves(rng: np.random.Generator, rows: np.ndarray, colour: Colour, size: float) -> list[Mover]:
     """Crests in rows, of which every second one moves the other way."""
     speed, spots = sample_speed(rng, 0.5, 1.25), rng.uniform(0, PERIOD, len(rows))

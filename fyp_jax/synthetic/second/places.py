@@ -16,7 +16,7 @@ from fyp_jax.synthetic.second.movers import (
     birds,
     clouds,
     falling_leaves,
-    sample_speed,
+    sailboat,
     scatter,
     snowfall,
     traffic,
@@ -48,12 +48,7 @@ def _beach(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
             c.circle(x, 0.86, 0.05, things.CARS[rng.integers(len(things.CARS))])
             c.ellipse(x, 0.86, 0.018, 0.05, (252, 250, 244))
     movers = clouds(rng) + waves(rng, np.array([0.45, 0.51]), (150, 220, 230), 0.07)
-    if rng.random() < 0.5:
-        x, sail = rng.uniform(0, PERIOD), things.CARS[rng.integers(3)]
-        movers.append(
-            Mover(lambda b, _: things.sailboat(b, x, 0.44, 0.1, sail), (sample_speed(rng, 0.5, 1.0), 0.0))
-        )
-    return movers
+    return movers + sailboat(rng, 0.44, 0.1, chance=0.5)
 
 
 def _sea(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
@@ -65,12 +60,7 @@ def _sea(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
     c.band(0.72, 1.02, (32, 92, 168))
     movers = clouds(rng, chance=0.6) + birds(rng)
     movers += waves(rng, np.arange(0.39, 1.0, 0.115), (136, 192, 236), 0.1)
-    if rng.random() < 0.6:
-        x, sail = rng.uniform(0, PERIOD), things.CARS[rng.integers(3)]
-        movers.append(
-            Mover(lambda b, _: things.sailboat(b, x, 0.36, 0.13, sail), (sample_speed(rng, 0.5, 1.0), 0.0))
-        )
-    return movers
+    return movers + sailboat(rng, 0.36, 0.13, chance=0.6)
 
 
 def _forest(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
