@@ -1,11 +1,13 @@
 """Faults to inject: a kill at a named moment, files that change or are cut or deleted, and a full disk."""
 
 import contextlib
+import faulthandler
 import random
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +59,20 @@ def full_disk(largest_file: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """While it is open, this process may go on for so long: then it prints all threads' stacks and ends.
+
+    A signal's handler that raises would do it more gently, but it raises wherever Python happens to be: in a
+    finalizer, or in pytest's own code, after the test.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
+from faults import TIMEOUT, time_limit
 from fyp_jax import trees
 from fyp_jax.convert.open_pipeline import open_pipeline
 from fyp_jax.convert.pipeline_folder import PipelineOptions
@@ -21,8 +21,6 @@ from fyp_jax.errors import UserError
 from fyp_jax.models.unet import TEMPORAL, unet_shapes
 from single_files import SD1, SD2, save, single_file
 
-SECONDS = 60
-"""A case that computes for longer hangs."""
 FEW, MANY = 10, 500
 NAMES = ("weight", "model.diffusion_model.x", "input_blocks.99999999999.0.in_layers.0.weight", "module.", "")
 
@@ -125,10 +123,6 @@ def _layout(flat: dict[str, Any]) -> dict[str, Any]:
     return torch_layout(unflatten_dict(flat, sep="/"))
 
 
-def hangs(*_: object) -> None:
-    raise TimeoutError(f"takes longer than {SECONDS} seconds")
-
-
 @pytest.fixture(scope="module")
 def models() -> list[Tensors]:
     return [single_file(SD1), single_file(SD2, is_sd2=True)]
@@ -145,28 +139,22 @@ def test_altered_files_are_read_or_refused(
     for suffix in (".safetensors", ".ckpt"):
         for i, arrays in enumerate(models):
             contents[i, suffix] = save(arrays, tmp_path / f"whole{suffix}").read_bytes()
-    previous = signal.signal(signal.SIGPROF, hangs)
-    try:
-        for case in range(cases):
-            rng = random.Random(case)
-            i, suffix = rng.randrange(2), rng.choice([".safetensors", ".ckpt"])
-            file, alter = tmp_path / f"model{suffix}", [*BYTES, *ARRAYS][case % 10]
-            if alter in BYTES:
-                file.write_bytes(alter(contents[i, suffix], rng))
-            else:
-                save(alter(models[i], rng), file)
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            try:
+    for case in range(cases):
+        rng = random.Random(case)
+        i, suffix = rng.randrange(2), rng.choice([".safetensors", ".ckpt"])
+        file, alter = tmp_path / f"model{suffix}", [*BYTES, *ARRAYS][case % 10]
+        if alter in BYTES:
+            file.write_bytes(alter(contents[i, suffix], rng))
+        else:
+            save(alter(models[i], rng), file)
+        try:
+            with time_limit(TIMEOUT):
                 read_all(file)
-                read += 1
-            except UserError as error:
-                messages.append(str(error))
-            except Exception as error:
-                raise AssertionError(f"case {case}, {alter.__name__}, {suffix}: {error!r}") from error
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-    finally:
-        signal.signal(signal.SIGPROF, previous)
+            read += 1
+        except UserError as error:
+            messages.append(str(error))
+        except Exception as error:
+            raise AssertionError(f"case {case}, {alter.__name__}, {suffix}: {error!r}") from error
     assert read > 0
     assert messages
     assert all(message.strip() and message.count("\n") == 0 for message in messages)

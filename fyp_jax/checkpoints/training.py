@@ -90,6 +90,8 @@ class TrainingCheckpoints:
         """Wait until all checkpoints are written. Raises CheckpointError where one cannot be, unless another
         error is on its way."""
         if self._failure is not None:
+            if jax.process_index() == 0:  # threads that went on after the error may have written more
+                remove_unfinished(self.folder, None)
             return
         try:
             self._manager.close()
