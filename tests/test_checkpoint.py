@@ -373,6 +373,17 @@ def test_full_disk_is_one_line_with_the_last_whole_step_and_leaves_nothing_unfin
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
+def test_interrupt_waits_for_the_step_that_is_written_and_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(KeyboardInterrupt), TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:  # noqa: PT012
+        save(checkpoints, 3)
+        raise KeyboardInterrupt
+    assert caplog.messages[-1] == (
+        f"{tmp_path}: the last whole step is 3, and the same command resumes from it"
+    )
+
+
 def set_another_checksum(step: Path, path: str) -> None:
     found = read_checksums(epath.Path(step))
     assert found is not None

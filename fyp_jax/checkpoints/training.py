@@ -88,7 +88,7 @@ class TrainingCheckpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait until all checkpoints are written. Raises CheckpointError where one cannot be, unless another
-        error is on its way."""
+        error is on its way. After Ctrl-C a log line says which step is the last whole one."""
         if self._failure is not None:
             if jax.process_index() == 0:  # threads that went on after the error may have written more
                 remove_unfinished(self.folder, None)
@@ -100,6 +100,9 @@ class TrainingCheckpoints:
             if kind is None:
                 raise failed from error
             log.warning("%s", failed)
+            return
+        if kind is KeyboardInterrupt:
+            log.warning("%s: %s", self.folder, self._resumes_from())
 
     def save(
         self,
