@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from fyp_jax.data import decoding
+from fyp_jax.data.config import DataConfig
+from fyp_jax.data.decoding import Sample, random_crop
 from fyp_jax.errors import UserError
 from fyp_jax.media.errors import ClipTooShort
 from fyp_jax.media.images import resize_center_crop
@@ -261,3 +263,25 @@ def test_decode_image_of_a_corrupt_file_raises_its_name(data):
     if data:
         with pytest.raises(decoding.CorruptRecordError, match="img: its skeleton cannot be decoded"):
             decoding.decode_image(image_record(whole, data), height=32, width=32)
+
+
+def test_random_crop_cuts_the_same_square_of_all_frames_and_skeletons_and_reaches_every_place():
+    rows, columns = np.mgrid[:12, :16].astype(np.uint8)
+    frame = np.stack([rows, columns, rows * 0], -1)
+    sample = Sample(np.stack([frame, frame + 100]), np.stack([frame, frame + 100]), "a dancer")
+    corners = set()
+    for seed in range(300):
+        cut = random_crop(sample, 8, np.random.default_rng(seed))
+        top, left, _ = map(int, cut.video[0, 0, 0])
+        corners.add((top, left))
+        np.testing.assert_array_equal(cut.video, sample.video[:, top : top + 8, left : left + 8])
+        np.testing.assert_array_equal(cut.pose_images, cut.video)
+        assert cut.caption == "a dancer"
+    assert corners == {(top, left) for top in range(5) for left in range(9)}
+
+
+@pytest.mark.parametrize("size", [0, 65])
+def test_random_crop_larger_than_a_frame_is_refused(size):
+    config = DataConfig(height=64, width=128, random_crop=size)
+    with pytest.raises(UserError, match=f"data.random_crop={size} is not between 1 and 64"):
+        config.check()

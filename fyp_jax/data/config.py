@@ -21,6 +21,9 @@ class DataConfig:
     )
     height: int = config_field(512, "pixels; frames are scaled to cover height x width, then center-cropped")
     width: int = config_field(512, "pixels")
+    random_crop: int | None = config_field(
+        None, "train on a random square of so many pixels of each clip; null: on whole frames"
+    )
     batch_size: int = config_field(8, "clips per batch, over all processes")
     workers: int = config_field(2, "decoding processes per host; 0 decodes in the training process")
     max_corrupt_fraction: float = config_field(
@@ -29,6 +32,11 @@ class DataConfig:
     caption_dropout: float = config_field(
         0.0, "fraction of captions replaced by the empty text; 0.1 is usual for classifier-free guidance"
     )
+
+    @property
+    def clip_size(self) -> tuple[int, int]:
+        """(height, width) of the clips of a batch, in pixels."""
+        return (self.random_crop, self.random_crop) if self.random_crop else (self.height, self.width)
 
     def check(self) -> None:
         """Raise UserError for values that have the right type and are out of range."""
@@ -42,6 +50,11 @@ class DataConfig:
         ):
             if getattr(self, name) < minimum:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {minimum}")
+        if self.random_crop is not None and not 1 <= self.random_crop <= min(self.height, self.width):
+            raise UserError(
+                f"data.random_crop={self.random_crop} is not between 1 and {min(self.height, self.width)}, "
+                f"the smaller of data.height and data.width"
+            )
         for name in ("max_corrupt_fraction", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name}={getattr(self, name)} is not between 0 and 1")

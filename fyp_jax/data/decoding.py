@@ -110,6 +110,14 @@ def crop_keypoints(
     return (people - np.array([left, top, 0])) * scale
 
 
+def random_crop(sample: Sample, size: int, rng: np.random.Generator) -> Sample:
+    """Cut a random square of `size` pixels out of a sample: the same one of all frames and skeletons."""
+    top, left = (int(rng.integers(side - size + 1)) for side in sample.video.shape[1:3])
+    square = np.s_[:, top : top + size, left : left + size]
+    poses = sample.pose_images
+    return sample._replace(video=sample.video[square], pose_images=None if poses is None else poses[square])
+
+
 def as_text(text: str | bytes) -> str:
     """Text of a record as str; TFDS returns bytes."""
     return text.decode() if isinstance(text, bytes) else text

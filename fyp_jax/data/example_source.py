@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from fyp_jax.data.config import DataConfig
-from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video
+from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video, random_crop
 from fyp_jax.errors import UserError, reason
 
 FALSE_ALARM_RATE = 1e-15
@@ -123,6 +123,11 @@ class ExampleSource:
 
     def decode(self, record: Record, rng: np.random.Generator) -> Sample:
         """Decode or render a record as the config asks. Raises UserError for a corrupt record."""
+        sample = self._decode_whole(record, rng)
+        size = self.config.random_crop
+        return sample if size is None else random_crop(sample, size, rng)
+
+    def _decode_whole(self, record: Record, rng: np.random.Generator) -> Sample:
         config = self.config
         if isinstance(self.records, RenderedSource):
             return self.records.render(record, config, rng, self.with_pose)

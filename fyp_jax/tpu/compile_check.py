@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ def _measure(
     else:
         found, pixels = (
             training_programs(config, devices, baseline),
-            config.data.height * config.data.width,
+            math.prod(config.data.clip_size),
         )
     dims = head_dims(config.pretrained, pixels // DOWNSCALE**2)
     measured = [compile_and_measure(program, found.devices, dims) for program in found.programs]

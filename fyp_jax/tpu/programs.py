@@ -118,7 +118,7 @@ def training_programs(
 def batch_shapes(config: TrainConfig, models: Models, clips: int) -> Batch:
     """Shapes of a batch of so many clips, as the loader of a run gives it."""
     data = config.data
-    video = jax.ShapeDtypeStruct((clips, data.num_frames, data.height, data.width, 3), jnp.float32)
+    video = jax.ShapeDtypeStruct((clips, data.num_frames, *data.clip_size, 3), jnp.float32)
     input_ids = jax.ShapeDtypeStruct((clips, models.encoders.spec.tokens), jnp.int32)
     return Batch(video, input_ids, None if models.pose_encoder is None else video)  # pyright: ignore
 

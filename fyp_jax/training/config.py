@@ -207,8 +207,8 @@ class TrainConfig:
         self.loss.check()
         self.optimizer.check()
         self.data.check()
-        for name in ("height", "width"):
-            if getattr(self.data, name) % LATENT_GRID:
+        for name in ("height", "width", "random_crop"):
+            if (getattr(self.data, name) or 0) % LATENT_GRID:
                 raise UserError(f"data.{name}={getattr(self.data, name)} is not a multiple of {LATENT_GRID}")
         for name in ("dtype", "frozen_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):

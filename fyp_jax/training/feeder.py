@@ -79,5 +79,5 @@ class BatchFeeder:
 
     def _blank(self) -> Batch:
         config, clips = self._config, len(self._rows)
-        video = np.zeros((clips, config.num_frames, config.height, config.width, 3), np.float32)
+        video = np.zeros((clips, config.num_frames, *config.clip_size, 3), np.float32)
         return Batch(video, np.stack([self._blank_ids] * clips), video if self._with_pose else None)
