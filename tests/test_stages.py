@@ -1,6 +1,7 @@
 """Which parameters a stage trains, what the optimizer does with them, and the noise of a step."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,42 @@ def test_three_updates_equal_those_of_torch_adamw_with_clipping():
         torch.nn.utils.clip_grad_norm_([theirs], 0.5)
         adamw.step()
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5)
+
+
+def test_muon_moves_a_kernel_as_pytorch_does_and_a_bias_as_adamw_does():
+    """PyTorch orthogonalises in bfloat16; its matrices are transposed."""
+    torch = pytest.importorskip("torch")
+    config = OptimizerConfig(name="muon", lr=0.1, weight_decay=0.3, max_grad_norm=None)
+    rng = np.random.default_rng(0)
+    start = {
+        "conv/kernel": rng.normal(size=(3, 3, 2, 8)).astype(np.float32),
+        "conv/bias": rng.normal(size=8).astype(np.float32),
+    }
+    ours: Any = {name: jnp.asarray(x) for name, x in start.items()}
+    optimizer, adamw = (
+        make_optimizer(config, 100),
+        make_optimizer(dataclasses.replace(config, name="adamw"), 100),
+    )
+    state, bias, bias_state = optimizer.init(ours), ours["conv/bias"], adamw.init(ours["conv/bias"])
+    theirs = torch.nn.Parameter(torch.from_numpy(start["conv/kernel"].reshape(18, 8).T.copy()))
+    muon = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in start.items()}
+        updates, state = optimizer.update({name: jnp.asarray(x) for name, x in gradient.items()}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        theirs.grad = torch.from_numpy(gradient["conv/kernel"].reshape(18, 8).T.copy())
+        muon.step()
+        updates, bias_state = adamw.update(jnp.asarray(gradient["conv/bias"]), bias_state, bias)
+        bias = optax.apply_updates(bias, updates)
+    moved = np.asarray(ours["conv/kernel"]) - start["conv/kernel"]
+    expected = theirs.detach().numpy().T.reshape(3, 3, 2, 8) - start["conv/kernel"]
+    assert np.linalg.norm(moved - expected) < 0.04 * np.linalg.norm(expected)
+    np.testing.assert_allclose(ours["conv/bias"], bias, rtol=1e-6)
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(UserError, match="optimizer.name=sgd is out of range"):
+        OptimizerConfig(name="sgd").check()
 
 
 def test_update_ema_weights_the_past_by_decay():

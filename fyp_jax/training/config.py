@@ -23,8 +23,12 @@ MODELS = ("unet", "pose_encoder", "vae", "text_encoder")
 
 @dataclass
 class OptimizerConfig:
-    """AdamW; the defaults are those of the published motion stage."""
+    """AdamW or Muon; the defaults are those of the published motion stage."""
 
+    name: str = config_field(
+        "adamw",
+        "adamw, or muon for kernels of layers with adamw for the rest; models from nothing learn faster",
+    )
     lr: float = config_field(3e-5, "learning rate")
     lr_schedule: str = config_field("constant", "learning rate after the warm-up: constant, or cosine to 0")
     warmup_steps: int = config_field(0, "updates over which the learning rate rises from 0")
@@ -45,6 +49,7 @@ class OptimizerConfig:
     def check(self) -> None:
         """Raise UserError for values that cannot train."""
         for name, in_range in {
+            "name": self.name in ("adamw", "muon"),
             "lr": 0 < self.lr < math.inf,
             "lr_schedule": self.lr_schedule in ("constant", "cosine"),
             "warmup_steps": self.warmup_steps >= 0,
