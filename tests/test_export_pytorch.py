@@ -265,7 +265,7 @@ def adapter(exported: Path) -> Any:
     return adapter
 
 
-@pytest.mark.parametrize("form", [slow("followyourpose/stable-diffusion"), "diffusers-unet2d"])
+@pytest.mark.parametrize("form", [slow("followyourpose/stable-diffusion"), slow("diffusers-unet2d")])
 def test_exported_unet_in_pytorch_predicts_the_same_noise(
     exported: Path, config: UNet3DConfig, params: dict[str, Any], form: str
 ):

@@ -58,6 +58,7 @@ def compiled(config: UNet3DConfig) -> Callable[..., jax.Array]:
     )
 
 
+@pytest.mark.slow
 def test_clips_of_a_batch_are_predicted_independently():
     latents, text = normal(0, 2, 1, 4, 4, 4), normal(1, 2, 5, 6)
     both = run(TINY, latents, text)
@@ -320,6 +321,7 @@ def attention_shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[int, 
     return (groups, frames, queries, heads, width), draw(st.lists(part, min_size=1, max_size=2))
 
 
+@pytest.mark.slow
 @given(attention_shapes(), st.sampled_from([1, 10, 10**9]), st.integers(0, 2**32 - 1))
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_blockwise_attention_of_any_shape_equals_softmax_attention(

@@ -58,6 +58,7 @@ def test_plot_of_one_run_is_saved_in_its_folder(tmp_path, capsys):
     assert ORANGE not in found
 
 
+@pytest.mark.slow
 def test_plot_of_two_runs_shows_both_with_a_legend(tmp_path):
     folders = [training_run(tmp_path / name, [3.0, 2.0, level]) for name, level in (("a", 1.0), ("b", 1.5))]
     assert run(*folders, "--out", tmp_path / "new" / "both.png", "--smooth", 2) == 0
