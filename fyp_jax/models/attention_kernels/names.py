@@ -4,9 +4,7 @@ from fyp_jax.errors import UserError
 
 ATTENTION_IMPLEMENTATIONS = ("auto", "blockwise", "pallas_tpu", "cudnn", "xla")
 
-ATTENTION_HELP = (
-    f"how attention is computed: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: by platform, dtype"
-)
+ATTENTION_HELP = "how attention is computed: auto (by platform and dtype), blockwise, pallas_tpu, cudnn, xla"
 
 
 def check_attention(implementation: str) -> None:

@@ -45,10 +45,10 @@ class ChipBlocks:
 # `scripts/benchmark.py attention_tpu --search` compares candidates; docs/tpu.md has its results.
 CHIP_BLOCKS = {
     "TPU v4": ChipBlocks(Blocks(256, 512, 256, 2), Blocks(256, 256, 256, 1), 14),
-    "TPU v5": ChipBlocks(Blocks(512, 4096, 512, 4), Blocks(512, 1024, 512, 2), 56),
-    "TPU v5 lite": ChipBlocks(Blocks(512, 4096, 512, 4), Blocks(512, 1024, 512, 2), 100),
-    "TPU v6 lite": ChipBlocks(Blocks(512, 4096, 512, 4), Blocks(512, 1024, 512, 2), 100),
-    "TPU7x": ChipBlocks(Blocks(512, 4096, 512, 4), Blocks(512, 1024, 512, 2), 56),
+    "TPU v5": ChipBlocks(Blocks(512, 4096, 256, 2), Blocks(256, 1024, 256, 2), 56),
+    "TPU v5 lite": ChipBlocks(Blocks(512, 4096, 256, 2), Blocks(256, 1024, 256, 2), 100),
+    "TPU v6 lite": ChipBlocks(Blocks(512, 4096, 256, 2), Blocks(256, 1024, 256, 2), 100),
+    "TPU7x": ChipBlocks(Blocks(512, 4096, 256, 2), Blocks(256, 1024, 256, 2), 56),
 }
 """By JAX's `device_kind`. A core's VMEM is 16 MiB on v4, 64 on v5p and tpu7x, and 128 on v5e and v6e."""
 
