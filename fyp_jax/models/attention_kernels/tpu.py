@@ -14,12 +14,20 @@ from jaxtyping import Array, Float
 
 from fyp_jax.models.attention_functions import blockwise_attention
 from fyp_jax.models.attention_kernels.tpu_backward import attention_backward
-from fyp_jax.models.attention_kernels.tpu_blocks import CHIP_BLOCKS, ChipBlocks, padded
+from fyp_jax.models.attention_kernels.tpu_blocks import (
+    CHIP_BLOCKS,
+    LANES,
+    ChipBlocks,
+    largest_divisor,
+    padded,
+)
 from fyp_jax.models.attention_kernels.tpu_forward import attention_forward
 from fyp_jax.models.attention_kernels.tpu_spec import KernelSpec
 
 MIN_SCORES = 256 * 256
 """From so many scores of one head on (queries times keys), the kernels are used."""
+MAX_ROW = 4096
+"""Queries are divided into rows of at most so many where all of them read the same keys, as a text's."""
 
 Parts = Sequence[Float[Array, "g _ _ h d"]]
 
@@ -41,16 +49,32 @@ class PallasTpuAttention:
 
     def takes(self, q: Float[Array, "g f n h d"], keys: Parts) -> bool:
         """Whether the kernels compute an attention of these shapes."""
-        sizes = {k.shape[2] for k in keys}
-        return len(sizes) == 1 and q.shape[2] * sizes.pop() * len(keys) >= self.min_scores
+        size, same = keys[0].shape[2], all(k.shape[2] == keys[0].shape[2] for k in keys)
+        gradient = 4 * padded(_row(q, keys)) * q.shape[3] * q.shape[4]  # the backward kernel's largest array
+        fits = gradient <= self._blocks.vmem_mib * 2**20 // 2
+        return same and fits and q.shape[2] * size * len(keys) >= self.min_scores
 
     def __call__(self, q: Float[Array, "g f n h d"], keys: Parts, values: Parts) -> Float[Array, "g f n h d"]:
         if not self.takes(q, keys):
             return blockwise_attention(q, keys, values)
-        spec = KernelSpec(q.shape[3], keys[0].shape[2], self.blocks or CHIP_BLOCKS[self.kind], self.interpret)
-        flat = jax.tree.map(_flatten, (q, tuple(keys), tuple(values)))
+        spec = KernelSpec(q.shape[3], keys[0].shape[2], self._blocks, self.interpret)
+        row = _row(q, keys)
+        rows = q.reshape(q.shape[0], -1, row, *q.shape[3:])
+        flat = jax.tree.map(_flatten, (rows, tuple(keys), tuple(values)))
         out = _attention(*_varying_alike(flat), spec)
-        return out[:, : q.shape[2]].reshape(q.shape)
+        return out[:, :row].reshape(q.shape)
+
+    @property
+    def _blocks(self) -> ChipBlocks:
+        return self.blocks or CHIP_BLOCKS[self.kind]
+
+
+def _row(q: Float[Array, "g f n h d"], keys: Parts) -> int:
+    """How many queries become one row of a kernel: a frame's, or fewer where all read the same keys."""
+    queries = q.shape[2]
+    if queries % LANES or any(k.shape[1] > 1 for k in keys):
+        return queries
+    return largest_divisor(queries, MAX_ROW)
 
 
 def _flatten(x: Float[Array, "g f n h d"]) -> Float[Array, "gf p c"]:

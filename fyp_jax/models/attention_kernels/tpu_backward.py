@@ -48,7 +48,7 @@ def attention_backward(
     """
     batch, queries, width = q.shape
     keys_size, dim = keys[0].shape[1], width // spec.heads
-    blocks = spec.blocks.backward.fitted(queries, keys_size, spec.heads)
+    blocks = spec.blocks.backward.fitted(queries, keys_size, spec.heads, width)
     grid = (batch, keys_size // blocks.keys, queries // blocks.queries)
     of_queries = pl.BlockSpec((None, blocks.queries, width), lambda b, j, i: (b, i, 0))
     # The gradient of queries is complete with the last block of keys. Before that, its block stays the same.

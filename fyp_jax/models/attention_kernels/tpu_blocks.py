@@ -7,24 +7,29 @@ LANES = 128
 """Numbers in one row of a vector register; blocks of tokens are multiples of it."""
 
 
+WIDTH = 384
+"""Channels that the blocks of CHIP_BLOCKS are for: as many lanes as 320 channels take, SD's first level."""
+
+
 class Blocks(NamedTuple):
     """How much of an attention one grid step of a kernel computes."""
 
     queries: int
     """Tokens of queries that a grid step has in VMEM."""
     keys: int
-    """Tokens of each part of the keys that a grid step has in VMEM."""
+    """Tokens, of WIDTH channels, of each part of the keys that a grid step has in VMEM."""
     keys_at_once: int
     """Tokens of keys in one iteration of the loop inside of a grid step."""
     heads_at_once: int
     """Heads in one iteration: one head's products run beside another's softmax."""
 
-    def fitted(self, queries: int, keys: int, heads: int) -> "Blocks":
+    def fitted(self, queries: int, keys: int, heads: int, width: int) -> "Blocks":
         """The same blocks, none larger than the attention, and each a divisor of what it divides.
 
-        `queries` and `keys` are multiples of LANES.
+        `queries` and `keys` are multiples of LANES. Blocks of keys get shorter where `width`, the number of
+        channels, is above WIDTH.
         """
-        block = largest_divisor(keys, self.keys)
+        block = largest_divisor(keys, self.keys * WIDTH // max(width, WIDTH))
         return Blocks(
             largest_divisor(queries, self.queries),
             block,

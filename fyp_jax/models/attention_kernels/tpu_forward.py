@@ -46,7 +46,7 @@ def attention_forward(
     """
     batch, queries, width = q.shape
     keys_size, dim = keys[0].shape[1], width // spec.heads
-    blocks = spec.blocks.forward.fitted(queries, keys_size, spec.heads)
+    blocks = spec.blocks.forward.fitted(queries, keys_size, spec.heads, width)
     grid = (batch, queries // blocks.queries, keys_size // blocks.keys)
     rows = -(-(dim + 1) // SUBLANES) * SUBLANES
     of_queries = pl.BlockSpec((None, blocks.queries, width), lambda b, i, j: (b, i, 0))

@@ -76,7 +76,8 @@ def block_bytes(grid: Sequence[int], specs: Sequence[pl.BlockSpec], arrays: Sequ
     """Bytes of HBM that a kernel moves: each block counts as often as its index changes along the grid."""
     total = 0
     for spec, array in zip(specs, arrays, strict=True):
-        size = math.prod(n for n in spec.block_shape if n is not None) * jnp.dtype(array.dtype).itemsize
+        shape: Any = spec.block_shape
+        size = math.prod(n for n in shape if n is not None) * jnp.dtype(array.dtype).itemsize
         total += size * _index_changes(tuple(grid), spec.index_map)
     return total
 
