@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec as P
 
+from cli_utils import SCRIPTS
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_functions import blockwise_attention, plain_attention
 from fyp_jax.models.attention_kernels import gpu, tpu, tpu_spec
@@ -269,6 +270,28 @@ def test_kernel_and_gradient_compile_for_a_chip_in_a_checking_shard_map(topology
     assert (
         sum(times * (kernel.flops or 0) for kernel, times in stats.kernels.items()) == flops + 10 * flops // 4
     )
+
+
+SCHEDULE = """
+     0   :  { %p1 = nop }
+   0x1 LB: > { %v2 = vadd }
+   0x2   : > { %v3 = vmul }
+   0x3 LB: >> { %v4 = vmatmul }
+   0x4   : >> { %p5 = scmp.ge.s32.totalorder %s6, 8  /* loop exit test */ }
+   0x5   : >> { (!%p5) = sbr.rel target bundleno = 3 }
+   0x6   : > { %p7 = scmp.ge.s32.totalorder %s8, 34  /* loop exit test */ }
+   0x7   : > { (!%p7) = sbr.rel target bundleno = 1 }
+   0x8   :  { %v9 = nop }
+"""
+
+
+def test_cycles_of_a_schedule_count_each_bundle_as_often_as_its_loops_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from benchmarks.kernel_cycles import count_cycles
+
+    assert count_cycles(SCHEDULE) == 2 + 34 * (4 + 8 * 3)
+    with pytest.raises(ValueError, match="not a constant"):
+        count_cycles(SCHEDULE.replace("%s8, 34", "%s8, %s9"))
 
 
 def pallas_calls(jaxpr: Any) -> Any:

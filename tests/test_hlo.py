@@ -195,6 +195,8 @@ metadata={op_name="jit(f)/flash"}, backend_config={"custom_call_config":{"body":
 """
     shape = (1, 2, 64, 128)
     assert hlo_stats(call).kernels == {Kernel("flash", 1000, (shape, shape), (shape,), 70, 5): 1}
+    named = call.replace("jit(f)/flash", "jit(f)/pallas_call").replace("%k =", "%attention_forward_8x40.2 =")
+    assert [kernel.name for kernel in hlo_stats(named).kernels] == ["attention_forward_8x40"]
     assert hlo_stats(call).flops == 1000
     assert hlo_stats(call).transcendentals == 70
     array = 2 * 2 * 64 * 128

@@ -176,9 +176,12 @@ def _kernel(call: Instruction, computation: Computation) -> Kernel:
     flops, exponentials, moved = (
         int(declared.get(key, 0)) for key in ("flops", "transcendentals", "bytes_accessed")
     )
-    name = re.search(r'op_name="([^"]*)"', call.attributes)
+    # The name that a kernel was given is that of its instruction; JAX's own kernels have one in the metadata.
+    named = re.match(r"\s*(?:ROOT )?%(.+?)(?:\.\d+)? = ", call.line)
+    metadata = re.search(r'op_name="([^"]*)"', call.attributes)
+    name = metadata[1].rpartition("/")[2] if metadata else "pallas_call"
     return Kernel(
-        name[1].rpartition("/")[2] if name else "kernel",
+        named[1] if named and name == "pallas_call" else name,
         flops or None,
         tuple(item.shape for name in call.operands for item in computation.instructions[name].results[:1]),
         tuple(item.shape for item in call.results),
