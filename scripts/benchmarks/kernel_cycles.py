@@ -48,8 +48,9 @@ def count_cycles(schedule: str) -> int:
             if not test["trips"].isdigit():
                 raise ValueError(f"a loop with {test['trips']} trips: the number is not a constant")
             first = open_loops.pop()
-            branch = re.compile(rf"sbr\.rel.*%?{test['predicate']}\b")
-            last = next((j for j in range(i, len(bundles)) if branch.search(bundles[j][1])), i)
+            predicate = re.compile(rf"%{test['predicate']}\b")
+            after = (j for j in range(i, len(bundles)) if "sbr.rel" in bundles[j][1])
+            last = next((j for j in after if predicate.search(bundles[j][1])), i)
             for j in range(first, last + 1):
                 times[j] *= int(test["trips"])
     return sum(times)
