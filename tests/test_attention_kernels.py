@@ -192,6 +192,7 @@ def test_largest_divisor_is_what_a_search_finds():
         ("bfloat16", "cpu", "cpu", blockwise_attention),
         ("bfloat16", "tpu", "TPU v5", PallasTpuAttention("TPU v5")),
         ("float32", "tpu", "TPU v5", blockwise_attention),
+        ("bfloat16", "tpu", "TPU v4", blockwise_attention),
         ("bfloat16", "tpu", "TPU v99", blockwise_attention),
         ("bfloat16", "gpu", "NVIDIA H100", gpu.cudnn_attention),
         ("float32", "gpu", "NVIDIA H100", blockwise_attention),

@@ -16,6 +16,10 @@ GPU_PLATFORMS = ("gpu", "cuda")
 """Names of the platform of NVIDIA GPUs."""
 
 
+BLOCKS_ARE_BETTER = ("TPU v4",)
+"""Chips with so little VMEM that the kernels read keys from HBM more often than blocks do (docs/tpu.md)."""
+
+
 def choose_attention(implementation: str, dtype: DTypeLike, platform: str, device_kind: str) -> AttentionFn:
     """The attention function of an `attention_implementation` (one of ATTENTION_IMPLEMENTATIONS).
 
@@ -28,8 +32,10 @@ def choose_attention(implementation: str, dtype: DTypeLike, platform: str, devic
     is_known_tpu = platform == "tpu" and device_kind in CHIP_BLOCKS
     if implementation == "auto":
         chosen = "blockwise"
-        if dtype == jnp.bfloat16 and (is_known_tpu or is_gpu):
-            chosen = "pallas_tpu" if is_known_tpu else "cudnn"
+        if dtype == jnp.bfloat16 and is_gpu:
+            chosen = "cudnn"
+        elif dtype == jnp.bfloat16 and is_known_tpu and device_kind not in BLOCKS_ARE_BETTER:
+            chosen = "pallas_tpu"
         log.info("attention_implementation=auto: %s, for %s on %s", chosen, dtype.name, device_kind)
         implementation = chosen
     if implementation == "pallas_tpu":
