@@ -58,7 +58,7 @@ def hlo_stats(text: str) -> HloStats:
     """Statistics of the HLO text of a compiled program. Raises ValueError if the text is not HLO."""
     computations, entry = parse_hlo(text)
     flops = traffic = unknown_loops = transcendentals = 0
-    padded_flops = dict.fromkeys(MXU_SIZES, 0.0)
+    padded_flops: dict[int, float] = {size: 0.0 for size in MXU_SIZES}
     collectives: Counter[Collective] = Counter()
     kernels: Counter[Kernel] = Counter()
     for name, times, fused in _executions(computations, entry, 1, False):

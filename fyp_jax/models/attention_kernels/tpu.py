@@ -61,7 +61,7 @@ class PallasTpuAttention:
         row = _row(q, keys)
         rows = q.reshape(q.shape[0], -1, row, *q.shape[3:])
         flat = jax.tree.map(_flatten, (rows, tuple(keys), tuple(values)))
-        out = _attention(*_varying_alike(flat), spec)
+        out: Array = _attention(*_varying_alike(flat), spec)  # pyright: ignore
         return out[:, :row].reshape(q.shape)
 
     @property
