@@ -193,6 +193,7 @@ def test_largest_divisor_is_what_a_search_finds():
         ("bfloat16", "tpu", "TPU v5", PallasTpuAttention("TPU v5")),
         ("float32", "tpu", "TPU v5", blockwise_attention),
         ("bfloat16", "tpu", "TPU v4", blockwise_attention),
+        ("bfloat16", "tpu", "TPU v6 lite", blockwise_attention),
         ("bfloat16", "tpu", "TPU v99", blockwise_attention),
         ("bfloat16", "gpu", "NVIDIA H100", gpu.cudnn_attention),
         ("float32", "gpu", "NVIDIA H100", blockwise_attention),
@@ -249,7 +250,7 @@ def test_kernel_and_gradient_compile_for_a_chip_in_a_checking_shard_map(topology
 
     _, devices = topology_devices(topology)
     mesh = jax.make_mesh((len(devices),), ("frame",), devices=devices)
-    attention = choose_attention("auto", "bfloat16", devices[0].platform, devices[0].device_kind)
+    attention = choose_attention("pallas_tpu", "bfloat16", devices[0].platform, devices[0].device_kind)
 
     def on_mesh(q: jax.Array, first: jax.Array, own: jax.Array) -> Any:
         loss = lambda *x: jnp.square(attention(x[0], x[1:], x[1:]).astype(jnp.float32)).sum()  # noqa: E731

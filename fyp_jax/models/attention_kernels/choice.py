@@ -16,15 +16,15 @@ GPU_PLATFORMS = ("gpu", "cuda")
 """Names of the platform of NVIDIA GPUs."""
 
 
-BLOCKS_ARE_BETTER = ("TPU v4",)
-"""Chips with so little VMEM that the kernels read keys from HBM more often than blocks do (docs/tpu.md)."""
+KERNELS_ARE_BETTER = ("TPU v5",)
+"""Chips on which XLA keeps no scores in VMEM, so that the kernels move less in HBM than blocks: v5p."""
 
 
 def choose_attention(implementation: str, dtype: DTypeLike, platform: str, device_kind: str) -> AttentionFn:
     """The attention function of an `attention_implementation` (one of ATTENTION_IMPLEMENTATIONS).
 
     `platform` and `device_kind` are those of the JAX device that will run it. `auto` takes the Pallas kernels
-    on a TPU with bfloat16 activations, cuDNN on a GPU with bfloat16 activations, and blocks elsewhere. Each
+    on v5p with bfloat16 activations, cuDNN on a GPU with bfloat16 activations, and blocks elsewhere. Each
     function has blocks to fall back on, for shapes that it does not take. Raises UserError where the platform
     cannot run what was asked for.
     """
@@ -34,7 +34,7 @@ def choose_attention(implementation: str, dtype: DTypeLike, platform: str, devic
         chosen = "blockwise"
         if dtype == jnp.bfloat16 and is_gpu:
             chosen = "cudnn"
-        elif dtype == jnp.bfloat16 and is_known_tpu and device_kind not in BLOCKS_ARE_BETTER:
+        elif dtype == jnp.bfloat16 and device_kind in KERNELS_ARE_BETTER:
             chosen = "pallas_tpu"
         log.info("attention_implementation=auto: %s, for %s on %s", chosen, dtype.name, device_kind)
         implementation = chosen
