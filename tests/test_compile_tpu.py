@@ -120,7 +120,7 @@ def test_hardware_flops_of_a_step_are_close_to_its_model_flops(check_motion: Any
     assert 0.7 * stats.hardware_flops <= stats.model_flops <= 1.01 * stats.hardware_flops
     assert stats.unknown_loops == stats.unknown_kernels == stats.padding_flops == 0
     terms = roofline([stats], CHIPS["v5e"])
-    assert terms["compute"] == stats.hardware_flops / 197e12
+    assert terms["compute"] == stats.padded_flops[128] / 197e12 >= stats.hardware_flops / 197e12
     assert 0 < terms["ICI"] < terms["HBM"]
     assert stats.alias_size_in_bytes > 0.9 * stats.output_size_in_bytes, "the state is not donated"
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fyp_jax.tpu.hardware_limits import kernel_padding, padded_product
 from fyp_jax.tpu.hlo import parse_hlo
 from fyp_jax.tpu.hlo_stats import HloStats, Kernel, hlo_stats
 
@@ -114,6 +115,74 @@ ENTRY %main (q: f32[8,64,128], k: f32[8,64,128]) -> f32[8,64,64] {
     assert hlo_stats(text).flops == 2 * 8 * 64 * 64 * 128
 
 
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "mxu", "padded"),
+    [
+        (4096, 320, 320, 128, 384 / 320),  # a projection: tokens stay, and its columns stream
+        (136, 320, 320, 128, 384 / 320 * 384 / 320),
+        (4096, 40, 4096, 128, 128 / 40),  # scores of a head of 40
+        (4096, 4096, 40, 128, 1.0),  # what it reads: 40 rows stream
+        (4096, 4096, 41, 256, 48 / 41),
+        (128, 128, 8, 128, 1.0),
+        (1, 1, 1, 128, 128 * 128 * 8),
+    ],
+)
+def test_padding_of_a_product_is_that_of_the_operand_that_stays(
+    rows: int, depth: int, columns: int, mxu: int, padded: float
+):
+    assert padded_product(rows, depth, columns, mxu) == pytest.approx(padded)
+    assert padded_product(columns, depth, rows, mxu) == pytest.approx(padded)
+
+
+def test_padded_flops_of_a_dot_a_convolution_and_products_in_the_form_of_one():
+    dot = """HloModule m
+
+ENTRY %main (q: f32[8,64,40], k: f32[8,64,40]) -> f32[8,64,64] {
+  %q = f32[8,64,40]{2,1,0} parameter(0)
+  %k = f32[8,64,40]{2,1,0} parameter(1)
+  ROOT %d = f32[8,64,64]{2,1,0} KIND
+}
+"""
+    kinds = (
+        "dot(%q, %k), lhs_batch_dims={0}, lhs_contracting_dims={2}, "
+        "rhs_batch_dims={0}, rhs_contracting_dims={2}",
+        "convolution(%q, %k), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf",
+    )
+    for kind in kinds:
+        stats = hlo_stats(dot.replace("KIND", kind))
+        assert stats.padded_flops == {size: pytest.approx(2 * 8 * 64 * size * size) for size in (128, 256)}, (
+            kind
+        )
+    window = "size=3x3 pad=1_1x1_1"
+    stats = hlo_stats(CONVOLUTION.format(window=window, kernel="3,3,4,6", out="2,8,8,6"))
+    # 9 taps of 4 channels are one contraction; of the 6 outputs, 8 rows stream past 128 positions.
+    assert stats.padded_flops[128] == pytest.approx(stats.flops * 128 / 36 * 8 / 6)
+
+
+def test_attention_kernels_are_padded_by_the_width_in_their_name():
+    assert kernel_padding("attention_forward_8x128", 128) == pytest.approx((1 + 136 / 128) / 2)
+    assert kernel_padding("attention_forward_8x40", 128) == pytest.approx((128 / 40 + 48 / 40) / 2)
+    assert kernel_padding("transpose(jvp(attention_backward_8x40))", 128) == pytest.approx((2 * 3.2 + 3) / 5)
+    assert kernel_padding("flash", 128) == 1
+
+
+def test_transcendentals_of_a_fusion_count_once_for_each_number():
+    text = """HloModule m
+
+%fused (p: f32[4,100]) -> f32[4,100] {
+  %p = f32[4,100]{1,0} parameter(0)
+  %e = f32[4,100]{1,0} exponential(%p)
+  ROOT %r = f32[4,100]{1,0} rsqrt(%e)
+}
+
+ENTRY %main (x: f32[4,100]) -> f32[4,100] {
+  %x = f32[4,100]{1,0} parameter(0)
+  ROOT %f = f32[4,100]{1,0} fusion(%x), kind=kLoop, calls=%fused
+}
+"""
+    assert hlo_stats(text).transcendentals == 2 * 400
+
+
 def test_a_kernel_counts_the_flops_that_its_cost_estimate_declares():
     call = """HloModule m
 
@@ -121,12 +190,19 @@ ENTRY %main (q: bf16[1,2,64,128]) -> bf16[1,2,64,128] {
   %q = bf16[1,2,64,128]{3,2,1,0} parameter(0)
   ROOT %k = bf16[1,2,64,128]{3,2,1,0} custom-call(%q, %q), custom_call_target="tpu_custom_call", \
 metadata={op_name="jit(f)/flash"}, backend_config={"custom_call_config":{"body":"TUz)v{U","cost_estimate":\
-{"flops":"1000","bytes_accessed":"5"}}}
+{"flops":"1000","transcendentals":"70","bytes_accessed":"5"}}}
 }
 """
     shape = (1, 2, 64, 128)
-    assert hlo_stats(call).kernels == {Kernel("flash", 1000, (shape, shape), (shape,)): 1}
+    assert hlo_stats(call).kernels == {Kernel("flash", 1000, (shape, shape), (shape,), 70, 5): 1}
+    named = call.replace("jit(f)/flash", "jit(f)/pallas_call").replace("%k =", "%attention_forward_8x40.2 =")
+    assert [kernel.name for kernel in hlo_stats(named).kernels] == ["attention_forward_8x40"]
     assert hlo_stats(call).flops == 1000
+    assert hlo_stats(call).transcendentals == 70
+    array = 2 * 2 * 64 * 128
+    assert hlo_stats(call).hbm_bytes == 3 * array  # less than the operands is declared
+    declared = hlo_stats(call.replace('"bytes_accessed":"5"', f'"bytes_accessed":"{10 * array}"'))
+    assert declared.hbm_bytes == 10 * array
     assert hlo_stats(call.replace("cost_estimate", "other")).kernels == {
         Kernel("flash", None, (shape, shape), (shape,)): 1
     }

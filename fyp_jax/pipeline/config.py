@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fyp_jax.config import config_field
 from fyp_jax.convert.style_specs import embedding_spec, lora_spec
 from fyp_jax.errors import UserError
+from fyp_jax.models.attention_kernels.names import ATTENTION_HELP, check_attention
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pose.config import PoseConfig
@@ -44,6 +45,7 @@ class SampleConfig(SamplingParams):
     pose: PoseConfig = field(default_factory=PoseConfig)
     prompt: list[str] = field(default_factory=list, metadata={"help": "texts; each makes one clip"})
     dtype: str = config_field("float32", "dtype of UNet and pose encoder: float32 or bfloat16")
+    attention_implementation: str = config_field("auto", ATTENTION_HELP)
     aot_path: str | None = config_field(
         None, "compiled programs that scripts/compile_tpu.py --save wrote; null: compile now"
     )
@@ -75,6 +77,7 @@ class SampleConfig(SamplingParams):
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")
+        check_attention(self.attention_implementation)
         for text in self.lora:
             lora_spec(text)
         for text in self.embedding:

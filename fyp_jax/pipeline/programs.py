@@ -279,7 +279,9 @@ def sampling_fingerprint(
     clip = f"{config.num_frames} frames of {config.height}x{config.width}"
     return {
         "clip": clip + (" from text alone" if config.pose.path is None else " with a pose"),
-        **{name: str(getattr(config, name)) for name in (*STATIC_PARAMS, "dtype")},
+        **{
+            name: str(getattr(config, name)) for name in (*STATIC_PARAMS, "dtype", "attention_implementation")
+        },
         "unet": str(programs.unet.config.sizes()),
         **programs.encoders.spec.sizes,
         "schedule": str(programs.schedule),

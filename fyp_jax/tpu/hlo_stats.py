@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fyp_jax.tpu.flops import valid_taps
+from fyp_jax.tpu.hardware_limits import MXU_SIZES, TRANSCENDENTALS, kernel_padding, product_padding
 from fyp_jax.tpu.hbm_traffic import hbm_bytes
 from fyp_jax.tpu.hlo import ASYNC_START, CALLED, NAMES, Collective, Computation, Instruction, parse_hlo
 from fyp_jax.tpu.hlo import collectives as collectives_of
@@ -27,6 +28,10 @@ class Kernel(NamedTuple):
     """FLOPs that the kernel's cost estimate declares; None without an estimate."""
     operand_shapes: tuple[tuple[int, ...], ...]
     result_shapes: tuple[tuple[int, ...], ...]
+    transcendentals: int = 0
+    """Transcendentals that the estimate declares."""
+    hbm_bytes: int = 0
+    """Bytes that the estimate declares."""
 
 
 class HloStats(NamedTuple):
@@ -34,8 +39,13 @@ class HloStats(NamedTuple):
 
     flops: int
     """FLOPs of products, convolutions and kernels: 2 per multiply-add, without padding and dilation."""
+    padded_flops: dict[int, float]
+    """Size of a matrix unit -> the same FLOPs with the padding to it (fyp_jax.tpu.hardware_limits)."""
+    transcendentals: int
+    """Numbers of which an exponential, a root or the like is taken; kernels count as they declare."""
     hbm_bytes: int
-    """Bytes that unfused instructions and fusions read from HBM and write to it, in whole tiles."""
+    """Bytes that unfused instructions and fusions read from HBM and write to it, in whole tiles.
+    A kernel that declares more than its operands and results have counts with what it declares."""
     collectives: Counter[Collective]
     """How often each collective runs."""
     kernels: Counter[Kernel]
@@ -47,7 +57,8 @@ class HloStats(NamedTuple):
 def hlo_stats(text: str) -> HloStats:
     """Statistics of the HLO text of a compiled program. Raises ValueError if the text is not HLO."""
     computations, entry = parse_hlo(text)
-    flops = traffic = unknown_loops = 0
+    flops = traffic = unknown_loops = transcendentals = 0
+    padded_flops: dict[int, float] = {size: 0.0 for size in MXU_SIZES}
     collectives: Counter[Collective] = Counter()
     kernels: Counter[Kernel] = Counter()
     for name, times, fused in _executions(computations, entry, 1, False):
@@ -55,11 +66,21 @@ def hlo_stats(text: str) -> HloStats:
         for instruction in computation.instructions.values():
             kind = instruction.kind
             if kind in ("convolution", "dot"):
-                flops += times * _product_flops(instruction, computation)
+                product = times * _product_flops(instruction, computation)
+                flops += product
+                for size in MXU_SIZES:
+                    padded_flops[size] += product * product_padding(instruction, computation, size)
+            elif kind in TRANSCENDENTALS:
+                transcendentals += times * math.prod(instruction.results[0].shape)
             elif kind == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
                 kernel = _kernel(instruction, computation)
                 kernels[kernel] += times
                 flops += times * (kernel.flops or 0)
+                transcendentals += times * kernel.transcendentals
+                for size in MXU_SIZES:
+                    padded_flops[size] += times * (kernel.flops or 0) * kernel_padding(kernel.name, size)
+                moved = hbm_bytes(instruction, computation, computations)
+                traffic += times * max(0, kernel.hbm_bytes - moved)  # the rest is added below
             elif kind == "custom-call" and ASYNC_START in instruction.attributes:
                 for operand in instruction.operands:
                     for collective in collectives_of(computation.instructions[operand].line):
@@ -70,7 +91,7 @@ def hlo_stats(text: str) -> HloStats:
                 traffic += times * hbm_bytes(instruction, computation, computations)
                 for collective in collectives_of(instruction.line):
                     collectives[collective] += times
-    return HloStats(flops, traffic, collectives, kernels, unknown_loops)
+    return HloStats(flops, padded_flops, transcendentals, traffic, collectives, kernels, unknown_loops)
 
 
 def _executions(
@@ -151,11 +172,19 @@ def _window(attributes: str, spatial_axes: int) -> list[dict[str, int]]:
 
 def _kernel(call: Instruction, computation: Computation) -> Kernel:
     estimate = re.search(r'"cost_estimate":(\{[^}]*\})', call.attributes)
-    flops = int(json.loads(estimate[1]).get("flops", 0)) if estimate else 0
-    name = re.search(r'op_name="([^"]*)"', call.attributes)
+    declared = json.loads(estimate[1]) if estimate else {}
+    flops, exponentials, moved = (
+        int(declared.get(key, 0)) for key in ("flops", "transcendentals", "bytes_accessed")
+    )
+    # The name that a kernel was given is that of its instruction; JAX's own kernels have one in the metadata.
+    named = re.match(r"\s*(?:ROOT )?%(.+?)(?:\.\d+)? = ", call.line)
+    metadata = re.search(r'op_name="([^"]*)"', call.attributes)
+    name = metadata[1].rpartition("/")[2] if metadata else "pallas_call"
     return Kernel(
-        name[1].rpartition("/")[2] if name else "kernel",
+        named[1] if named and name == "pallas_call" else name,
         flops or None,
         tuple(item.shape for name in call.operands for item in computation.instructions[name].results[:1]),
         tuple(item.shape for item in call.results),
+        exponentials,
+        moved,
     )

@@ -68,6 +68,10 @@ class ProgramStats(NamedTuple):
     """FLOPs that the model needs, divided by the number of devices; see `fyp_jax.tpu.flops`."""
     padding_flops: int
     """FLOPs (part of the hardware FLOPs) that attention kernels spend on the padding of their heads."""
+    padded_flops: dict[int, float]
+    """Size of a matrix unit -> the hardware FLOPs with the padding to it."""
+    transcendentals: int
+    """Numbers of which an exponential, a root or the like is taken."""
     hbm_bytes: int
     """Bytes read from HBM and written to it."""
     collectives: dict[str, tuple[int, int]]
@@ -128,6 +132,8 @@ def compile_and_measure(
         hardware_flops=stats.flops,
         model_flops=program.model_flops / devices,
         padding_flops=sum(times * head_padding_flops(kernel, head_dims) for kernel, times in kernels),
+        padded_flops=stats.padded_flops,
+        transcendentals=stats.transcendentals,
         hbm_bytes=stats.hbm_bytes,
         collectives={kind: (counts[kind], sizes[kind]) for kind in counts},
         ici_bytes=sum(ICI_BYTES_PER_BYTE[kind] * size for kind, size in sizes.items()),

@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from fyp_jax.checkpoints.inference import inference_shapes
 from fyp_jax.compilation_cache import Fingerprint
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
-from fyp_jax.models.attention_functions import blockwise_attention, plain_attention
+from fyp_jax.models.attention_functions import AttentionFn, plain_attention
+from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.programs import (
@@ -99,7 +100,7 @@ def training_programs(
         trainable_models = r"(unet|pose_encoder)/.*" if stage.uses_pose else r"unet/.*"
         stage = dataclasses.replace(stage, trainable=(trainable_models,))
     donate = not baseline if donate is None else donate
-    attention = plain_attention if baseline else blockwise_attention
+    attention = _attention(config, devices, baseline)
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
     models, trainable, frozen = initial_shapes(config, stage, frame_axis, attention)
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
@@ -131,7 +132,7 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     folder, mesh = open_pipeline(config.pretrained, (), options_of(config)), sampling_mesh(config, devices)
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
-    attention = plain_attention if baseline else blockwise_attention
+    attention = _attention(config, devices, baseline)
     programs = make_programs(config, *parts, mesh, attention)
     # The same programs on one device: what the model needs is counted on these.
     on_one_device = make_programs(config, *parts, None, plain_attention)
@@ -160,6 +161,14 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
 
     found = [program(name, call) for name, call in programs.abstract_calls(config, params, used).items()]
     return Programs(found, len(used), sampling_fingerprint(config, programs, used))
+
+
+def _attention(config: TrainConfig | SampleConfig, devices: Sequence[Any], baseline: bool) -> AttentionFn:
+    """What a run of the config would choose on these devices; all scores at once for the baseline."""
+    if baseline:
+        return plain_attention
+    platform, kind = devices[0].platform, devices[0].device_kind
+    return choose_attention(config.attention_implementation, config.dtype, platform, kind)
 
 
 def _model_flops_per_clip(config: TrainConfig) -> int:

@@ -15,13 +15,16 @@ TOTALS = ("hardware_flops", "padding_flops", "model_flops", "hbm_bytes")
 
 
 def roofline(programs: Sequence[ProgramStats], chip: Chip) -> dict[str, float]:
-    """Seconds that compute, HBM and ICI each need at their published peak.
+    """Seconds that compute, transcendentals, HBM and ICI each need at their peak.
 
     The longest of them is a lower bound of the run time (Williams et al., "Roofline", 2009). Compute counts
-    the hardware FLOPs at the bfloat16 peak, since a TPU by default multiplies float32 as bfloat16 too.
+    the hardware FLOPs with the padding to the matrix unit, at the bfloat16 peak, since a TPU by default
+    multiplies float32 as bfloat16 too.
     """
     return {
-        "compute": sum(item.runs * item.hardware_flops for item in programs) / chip.peak_flops,
+        "compute": sum(item.runs * item.padded_flops[chip.mxu] for item in programs) / chip.peak_flops,
+        "transcendentals": sum(item.runs * item.transcendentals for item in programs)
+        / chip.peak_transcendentals,
         "HBM": sum(item.runs * item.hbm_bytes for item in programs) / chip.hbm_bandwidth,
         "ICI": sum(item.runs * item.ici_bytes for item in programs) / chip.ici_bandwidth,
     }
@@ -68,6 +71,9 @@ def _program_figures(programs: Sequence[ProgramStats], chip: Chip | None) -> Ite
     useful = totals["model_flops"] / max(1, totals["hardware_flops"] - totals["padding_flops"])
     yield "hardware TFLOP per chip", f"{totals['hardware_flops'] / 1e12:.4g}"
     yield "  padding of heads", f"{totals['padding_flops'] / 1e12:.4g}"
+    if chip:
+        padded = sum(item.runs * item.padded_flops[chip.mxu] for item in programs)
+        yield "  with padding to the matrix unit", f"{padded / 1e12:.4g}"
     yield "model TFLOP per chip", f"{totals['model_flops'] / 1e12:.4g}"
     yield "model / hardware FLOPs, without padding", f"{100 * useful:.1f}%"
     if unknown := sum(item.runs * item.unknown_kernels for item in programs):

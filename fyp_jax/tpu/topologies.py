@@ -1,9 +1,9 @@
 """TPU chips and topologies: published figures, and devices to compile for on a machine without a TPU."""
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ LIBTPU_ENVIRONMENT = {
 """Variables that libtpu reads when it is loaded, so that it compiles without a TPU and without logs."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """Published figures of one TPU chip."""
 
@@ -36,18 +36,47 @@ class Chip:
     """Bytes of HBM per second, reads and writes together."""
     ici_bandwidth: float
     """Bytes per second that a chip sends over all of its ICI links; it receives as many at the same time."""
+    cores: int = 1
+    """Number of TensorCores."""
+    mxu: int = 128
+    """Rows and columns of a matrix unit; a TensorCore has four of them."""
+    devices: int = 1
+    """JAX devices that one chip is: its HBM, compute and links are divided among them."""
+
+    @property
+    def peak_transcendentals(self) -> float:
+        """Numbers per second that the transcendental units take: a vector register of 1024 a cycle and core.
+
+        The clock is not published for all chips. It follows from the peak of four matrix units a core.
+        """
+        cycles = self.peak_flops / (self.cores * 4 * 2 * self.mxu**2)
+        return self.cores * 1024 * cycles
+
+    def one_device(self) -> "Chip":
+        """What one JAX device of the chip has."""
+        n = self.devices
+        return dataclasses.replace(
+            self,
+            hbm_gib=self.hbm_gib // n,
+            peak_flops=self.peak_flops / n,
+            hbm_bandwidth=self.hbm_bandwidth / n,
+            ici_bandwidth=self.ici_bandwidth / n,
+            cores=self.cores // n,
+            devices=1,
+        )
 
 
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System architecture", read in 2026. These pages give the ICI
-# bandwidth of both directions together (v5e 400 GB/s, v5p 1200, v6e 800; an older page of v4: 2400 Gbit/s in
-# one direction).
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "System architecture", read in 2026. These pages give the
+# ICI bandwidth of both directions together (v5e 400 GB/s, v5p 1200, v6e 800, tpu7x 1200; an older page of v4:
+# 2400 Gbit/s in one direction). The matrix unit is 256 x 256 from v6e on (.../system-architecture-tpu-vm).
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", hbm_gib=32, peak_flops=275e12, hbm_bandwidth=1200e9, ici_bandwidth=300e9),
+        Chip("v4", hbm_gib=32, peak_flops=275e12, hbm_bandwidth=1200e9, ici_bandwidth=300e9, cores=2),
         Chip("v5e", hbm_gib=16, peak_flops=197e12, hbm_bandwidth=819e9, ici_bandwidth=200e9),
-        Chip("v5p", hbm_gib=95, peak_flops=459e12, hbm_bandwidth=2765e9, ici_bandwidth=600e9),
-        Chip("v6e", hbm_gib=32, peak_flops=918e12, hbm_bandwidth=1638e9, ici_bandwidth=400e9),
+        Chip("v5p", hbm_gib=95, peak_flops=459e12, hbm_bandwidth=2765e9, ici_bandwidth=600e9, cores=2),
+        Chip("v6e", hbm_gib=32, peak_flops=918e12, hbm_bandwidth=1638e9, ici_bandwidth=400e9, mxu=256),
+        Chip("tpu7x", 192, 2307e12, hbm_bandwidth=7380e9, ici_bandwidth=600e9, cores=2, mxu=256, devices=2),
     )
 }
 
@@ -59,7 +88,8 @@ HERE = "here"
 
 
 def topology_devices(topology: str) -> tuple[Chip | None, Sequence[Any]]:
-    """The chip of a topology such as `v5e:4x4`, and its devices, for which programs can be compiled.
+    """What one device of a topology such as `v5e:4x4` has, and its devices, for which programs can be
+    compiled. A device is a chip, but for tpu7x, where it is half a chip.
 
     For `here`, these are the devices of this machine, and the chip is None. Raises UserError for a chip or a
     shape that is not known, or without libtpu.
@@ -81,4 +111,4 @@ def topology_devices(topology: str) -> tuple[Chip | None, Sequence[Any]]:
         description = topologies.get_topology_desc(topology, platform="tpu", **MEGACORE.get(name, {}))
     except Exception as error:  # its type depends on the version of libtpu
         raise UserError(f"--topology {topology}: the TPU compiler refuses it: {reason(error)}") from error
-    return CHIPS[name], description.devices
+    return CHIPS[name].one_device(), description.devices

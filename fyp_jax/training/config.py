@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fyp_jax.config import config_field
 from fyp_jax.data.config import DataConfig
 from fyp_jax.errors import UserError
+from fyp_jax.models.attention_kernels.names import ATTENTION_HELP, check_attention
 from fyp_jax.models.execution import REMAT
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.config import (
@@ -175,6 +176,7 @@ class TrainConfig:
     remat: str = config_field(
         "none", f"blocks that are rematerialised for the gradient, to save memory: {', '.join(REMAT)}"
     )
+    attention_implementation: str = config_field("auto", ATTENTION_HELP)
     aot_path: str | None = config_field(
         None, "compiled step that scripts/compile_tpu.py --save wrote; null: compile now"
     )
@@ -218,6 +220,7 @@ class TrainConfig:
         for name in ("dtype", "frozen_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise UserError(f"{name}={getattr(self, name)} is not float32 or bfloat16")
+        check_attention(self.attention_implementation)
         if self.remat not in REMAT:
             raise UserError(f"remat={self.remat} is not one of {', '.join(REMAT)}")
         if unknown := [name for name in self.reinit if name not in MODELS]:

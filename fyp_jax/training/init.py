@@ -16,7 +16,8 @@ from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline
-from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
+from fyp_jax.models.attention_functions import AttentionFn
+from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
@@ -96,8 +97,10 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
     check_finite(flat, config.init_checkpoint or config.pretrained)
     frozen_dtype = jnp.dtype(config.frozen_dtype)
     trained_models = {path.split("/")[0] for path in flat if trained[path]}
+    device = jax.devices()[0]
+    attention = choose_attention(config.attention_implementation, dtype, device.platform, device.device_kind)
     return InitialState(
-        _models(config, stage, folder, encoders, unet_config, frame_axis, blockwise_attention),
+        _models(config, stage, folder, encoders, unet_config, frame_axis, attention),
         {path: np.asarray(x, np.float32) for path, x in flat.items() if trained[path]},
         {path: np.asarray(x, frozen_dtype) for path, x in flat.items() if not trained[path]},
         tuple(name for name in MODELS if name in saved_models or name in trained_models),
@@ -109,7 +112,7 @@ def initial_shapes(
     config: TrainConfig,
     stage: Stage,
     frame_axis: str | None,
-    attention: AttentionFn = blockwise_attention,
+    attention: AttentionFn,
 ) -> tuple[Models, dict[str, Any], dict[str, Any]]:
     """The models of a config, and shapes and dtypes of its trainable and of its frozen parameters, by path.
 

@@ -25,7 +25,8 @@ class Validation:
     def __init__(self, config: TrainConfig, models: Models, mesh: Mesh):
         """Raises UserError where the pose sequence cannot be read."""
         dtype, unet_config = jnp.dtype(config.dtype), models.unet.config
-        unet, pose_encoder = UNet3D(unet_config, ExecutionConfig(dtype)), PoseEncoder(unet_config, dtype)
+        execution = ExecutionConfig(dtype, attention=models.unet.execution.attention)
+        unet, pose_encoder = UNet3D(unet_config, execution), PoseEncoder(unet_config, dtype)
         self._programs = SamplingPrograms(models.encoders, models.schedule, unet, pose_encoder)
         self._prompts, self._mesh = config.validation.prompt, mesh
         self._sampling = config.validation_sampling()
