@@ -28,7 +28,9 @@ def sd14() -> dict[str, jax.ShapeDtypeStruct]:
     return flatten_dict(inference_shapes(UNet3DConfig()), sep="/")
 
 
-@pytest.mark.parametrize(("name", "arrays", "millions"), [("pose", 38, 77.4), ("motion", 144, 86.3)])
+@pytest.mark.parametrize(
+    ("name", "arrays", "millions"), [("pose", 38, 77.4), ("motion", 144, 86.3), ("one_shot", 112, 74.4)]
+)
 def test_stage_trains_the_arrays_that_the_paper_trains(sd14: dict, name: str, arrays: int, millions: float):
     trained = [path for path, chosen in STAGES[name].trains([*sd14, *ENCODERS]).items() if chosen]
     assert len(trained) == arrays
@@ -57,7 +59,9 @@ def test_pattern_matches_whole_paths_only():
 
 
 def test_unknown_stage_is_refused_with_all_names():
-    with pytest.raises(UserError, match="stage=both: the stages are pose, motion, autoencoder, image, video"):
+    with pytest.raises(
+        UserError, match="stage=both: the stages are pose, motion, one_shot, autoencoder, image, video"
+    ):
         get_stage("both")
 
 

@@ -2,25 +2,33 @@
 
 import json
 import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 import tiny_models
-from cli_utils import SCRIPTS, assert_mistake, assert_same, run_script
-from fyp_jax.checkpoints.inference import inference_shapes, load_inference
+from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
+from conftest import FIXTURES, slow
+from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
+from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
+from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, to_torch
+from fyp_jax.convert.recognise import FATEZERO, FATEZERO_ARRAYS, describe_arrays
+from fyp_jax.convert.torch_files import read_weights
+from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, to_torch, tuneavideo_to_torch
 from fyp_jax.convert.video_pipeline import read_video_pipeline
 from fyp_jax.errors import UserError
 from fyp_jax.models.random_params import random_params
+from fyp_jax.models.unet import unet_shapes
+from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initialize_weights
@@ -154,3 +162,134 @@ def test_missing_array_of_a_video_unet_is_named(saved: Saved, tmp_path: Path):
     save_unet(folder, {name: x for name, x in state.items() if name != lost})
     with pytest.raises(TreeMismatch, match=f"video UNet: 1 missing \\({lost}\\)"):
         read_video_pipeline(PipelineFolder(str(folder)))
+
+
+# ---- export to Tune-A-Video
+
+
+@pytest.fixture
+def imported(tune_a_video: Path, tmp_path: Path) -> Path:
+    """The Tune-A-Video pipeline as a checkpoint of ours."""
+    run = run_script(
+        SCRIPTS / "import_pytorch.py", "--pipeline", tune_a_video, "--out", tmp_path / "imported"
+    )
+    assert run.status == 0, run.err
+    return tmp_path / "imported"
+
+
+def export(checkpoint: Path, out: Path, *arguments: object) -> Run:
+    return run_script(
+        SCRIPTS / "export_pytorch.py", "--checkpoint", checkpoint, "--out", out, "--format", *arguments
+    )
+
+
+def with_changes(checkpoint: Path, out: Path, changes: Callable[[str, np.ndarray], np.ndarray]) -> Path:
+    """A checkpoint whose arrays `changes(path, x)` has changed."""
+    config, params, provenance = load_inference(checkpoint)
+    flat = {path: changes(path, np.asarray(x)) for path, x in flatten_dict(params, sep="/").items()}
+    save_inference(out, 0, config, unflatten_dict(flat, sep="/"), provenance)
+    return out
+
+
+def test_tune_a_video_round_trip_is_bitwise(tune_a_video: Path, imported: Path, tmp_path: Path):
+    run = export(imported, tmp_path / "exported", "tuneavideo")
+    assert run.status == 0, run.err
+    theirs = load_file(tune_a_video / "unet" / UNET_FILE)
+    assert_same(read_weights(tmp_path / "exported" / "unet" / "diffusion_pytorch_model.bin"), theirs)
+    config = json.loads((tmp_path / "exported" / "unet" / "config.json").read_text())
+    assert {name: config.get(name) for name in ("_class_name", "down_block_types", "up_block_types")} == {
+        name: VIDEO_CONFIG[name] for name in ("_class_name", "down_block_types", "up_block_types")
+    }
+    assert config.get("mid_block_type", "UNetMidBlock3DCrossAttn") == "UNetMidBlock3DCrossAttn"
+    again = read_video_pipeline(PipelineFolder(str(tmp_path / "exported")))
+    assert again is not None
+    assert_same(again[1], {"unet": load_inference(imported)[1]["unet"]})
+
+
+@pytest.mark.slow
+def test_tune_a_video_export_verifies(imported: Path, tmp_path: Path):
+    run = export(imported, tmp_path / "exported", "tuneavideo", "--verify")
+    assert run.status == 0, run.err
+    for output in (
+        "checksums of arrays",
+        "names and config keys for diffusers",
+        "noise of a clip, read back",
+    ):
+        assert re.search(rf"largest relative error [0-9.e-]+ in {output}", run.out), run.out
+
+
+@pytest.mark.parametrize("size", ["small", slow("sd14")])
+def test_arrays_of_a_tune_a_video_export_are_the_published_ones(size: str):
+    """They are those of Follow Your Pose's UNet without its temporal convolutions and pose encoder."""
+    layout = json.loads((FIXTURES / f"{size}_layout.json").read_text())
+    published = {
+        name: tuple(shape)
+        for name, shape in layout["state_dict"].items()
+        if ".conv_temporal." not in name and not name.startswith(POSE_PREFIX)
+    }
+    shapes = unet_shapes(UNet3DConfig(**layout["config"]))
+    lazy = jax.tree.map(lambda x: LazyArray(x.shape, np.dtype(np.float32), lambda: np.zeros(x.shape)), shapes)
+    assert {name: x.shape for name, x in tuneavideo_to_torch(lazy).items()} == published
+    assert len(published) == {"small": 796, "sd14": 798}[size]
+
+
+def test_export_that_would_lose_temporal_convolutions_is_refused(imported: Path, tmp_path: Path):
+    trained = with_changes(
+        imported,
+        tmp_path / "trained",
+        lambda path, x: x + 1 if path.endswith("conv_temporal/up/kernel") else x,
+    )
+    run = export(trained, tmp_path / "exported", "tuneavideo")
+    assert_mistake(
+        run, "tuneavideo: this model has no temporal convolutions, but those of the checkpoint are"
+    )
+    assert not (tmp_path / "exported").exists()
+
+
+def test_export_that_would_lose_the_pose_encoder_needs_a_format_that_keeps_it(imported: Path, tmp_path: Path):
+    trained = with_changes(
+        imported, tmp_path / "trained", lambda path, x: x + 1 if path == "pose_encoder/conv_in/bias" else x
+    )
+    run = export(trained, tmp_path / "exported", "tuneavideo")
+    assert_mistake(
+        run, "tuneavideo: this model has no pose encoder", "to keep it, add one of diffusers-t2i-adap"
+    )
+    run = export(trained, tmp_path / "exported", "tuneavideo", "diffusers-t2i-adapter")
+    assert run.status == 0, run.err
+
+
+# ---- FateZero
+
+
+def test_fatezero_is_refused_by_name(tune_a_video: Path, tmp_path: Path):
+    file = tune_a_video / "unet" / "config.json"
+    fatezero = {
+        "_class_name": "UNetPseudo3DConditionModel",
+        "down_block_types": ["CrossAttnDownBlockPseudo3D", "DownBlockPseudo3D"],
+        "up_block_types": ["UpBlockPseudo3D", "CrossAttnUpBlockPseudo3D"],
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | fatezero))
+    state = load_file(tune_a_video / "unet" / UNET_FILE)
+    renamed = {name.replace("_temp.", "_temporal."): x for name, x in state.items()}
+    renamed["conv_in.conv_temporal.down.weight"] = np.zeros((2, 16, 3), np.float32)
+    save_unet(tune_a_video, renamed)
+    words = "FateZero's UNet, with a convolution in time behind every convolution in space"
+    with pytest.raises(UserError, match=words):
+        FollowYourPosePipeline.from_pretrained(tune_a_video)
+    script = SCRIPTS / "import_pytorch.py"
+    assert_mistake(run_script(script, "--pipeline", tune_a_video, "--out", tmp_path / "out"), words)
+    config = TrainConfig(pretrained=str(tune_a_video))
+    with pytest.raises(UserError, match=words):
+        initialize_weights(config, get_stage("motion"), frame_axis=None)
+    assert FATEZERO in str(describe_arrays(renamed))
+
+
+def test_fatezero_checkpoint_beside_a_pipeline_is_refused_by_name(tmp_path: Path):
+    """The pattern does not take Follow Your Pose's own temporal convolutions for FateZero's."""
+    (tmp_path / "unet").mkdir()
+    arrays = {"conv_in.conv_temporal.down.weight": np.zeros((2, 16, 3), np.float32)}
+    save_unet(tmp_path, arrays)
+    with pytest.raises(UserError, match=r"unet: FateZero's UNet"):
+        read_followyourpose(tmp_path / "unet", None, tiny_models.UNET)
+    ours = json.loads((FIXTURES / "small_layout.json").read_text())["state_dict"]
+    assert not any(re.search(FATEZERO_ARRAYS, name) for name in ours)

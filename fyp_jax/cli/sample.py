@@ -1,4 +1,7 @@
-"""Make clips from prompts and a pose sequence (or none): python sample.py --pose FILE --prompt TEXT."""
+"""Make clips from prompts and a pose sequence (or none): python sample.py --pose FILE --prompt TEXT.
+
+With invert=FILE they start from the inversion of a clip, without a pose unless --pose gives one.
+"""
 
 import argparse
 import dataclasses
@@ -44,6 +47,9 @@ def parse_arguments(argv: list[str]) -> tuple[SampleConfig, argparse.Namespace]:
     overrides = args.overrides + [text for text in words if _is_override(text)]
     flags = {"pose.path": args.pose, "output_dir": args.out, "seed": args.seed}
     overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    keys = {text.partition("=")[0] for text in overrides}
+    if "invert" in keys and "pose.path" not in keys and args.pose_from is None:
+        overrides.append("pose.path=null")  # the inverted clip has a motion of its own
     check_film_arguments(args, overrides)
     config = load_config(SampleConfig, args.config, overrides)
     config = dataclasses.replace(config, prompt=prompts) if prompts else config

@@ -1,5 +1,6 @@
 """The export formats: the contents of each one's folder, and the weights that each one is meant for."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -11,14 +12,19 @@ from flax.traverse_util import flatten_dict
 from fyp_jax import trees
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.native_safetensors import native_plan
-from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
+from fyp_jax.convert.pipeline_folder import (
+    PARTS_WITH_WEIGHTS,
+    VIDEO_UNET,
+    PipelineFolder,
+    pipeline_state_dicts,
+)
 from fyp_jax.convert.published_code import for_published_code, warn_of_sizes
 from fyp_jax.convert.t2i_adapter import t2i_plan
-from fyp_jax.convert.torch_key_mapping import params_to_torch, to_torch
+from fyp_jax.convert.torch_key_mapping import params_to_torch, to_torch, tuneavideo_to_torch
 from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
-from fyp_jax.models.unet import TEMPORAL
+from fyp_jax.models.unet_config import with_video_blocks
 from fyp_jax.versions import versions
 
 log = logging.getLogger(__name__)
@@ -75,6 +81,17 @@ def _followyourpose_plan(weights: Weights, pipeline: PipelineFolder, suffix: str
     )
 
 
+def _tuneavideo_plan(weights: Weights, pipeline: PipelineFolder) -> ExportPlan:
+    """What Tune-A-Video's code reads: a Stable Diffusion with a video UNet, without temporal convolutions."""
+    plan = for_published_code(pipeline_plan(weights, pipeline, ".bin"))
+    unet = tuneavideo_to_torch(weights.models["unet"])
+    config = with_video_blocks(json.loads(plan.text_files["unet/config.json"])) | {"_class_name": VIDEO_UNET}
+    return plan._replace(
+        weights=[x._replace(arrays=unet) if x.file.startswith("unet/") else x for x in plan.weights],
+        text_files={**plan.text_files, "unet/config.json": json.dumps(config, indent=2)},
+    )
+
+
 class ExportFormat(NamedTuple):
     """A format that weights are exported in."""
 
@@ -90,6 +107,10 @@ class ExportFormat(NamedTuple):
     untrained temporal layers cause a warning."""
     drops_temporal: bool = False
     """Whether temporal layers are left out; a warning says so if they were trained."""
+    keeps_pose_encoder: bool = True
+    is_tuneavideo: bool = False
+    """Whether the model has neither temporal convolutions nor a pose encoder. Then weights are refused whose
+    temporal convolutions are not 0, or whose trained pose encoder no other chosen format keeps."""
 
 
 EXPORT_FORMATS = {
@@ -118,12 +139,24 @@ EXPORT_FORMATS = {
         pipeline_plan,
         needs_pipeline=True,
         drops_temporal=True,
+        keeps_pose_encoder=False,
+    ),
+    "tuneavideo": ExportFormat(
+        "a pipeline folder with the UNet of Tune-A-Video, for its published code; without pose encoder",
+        _tuneavideo_plan,
+        needs_pipeline=True,
+        is_video_model=True,
+        keeps_pose_encoder=False,
+        is_tuneavideo=True,
     ),
     "safetensors": ExportFormat(
         "the native format, with fyp_jax's parameter names: unet.safetensors, pose_encoder.safetensors",
         lambda weights, pipeline: native_plan(weights),
     ),
 }
+
+
+KEEP_POSE_ENCODER = {name for name, x in EXPORT_FORMATS.items() if x.keeps_pose_encoder}
 
 
 def export_plans(
@@ -152,10 +185,9 @@ def export_manifest(weights: Weights, name: str, pipeline: PipelineFolder | None
 
 def check_formats(weights: Weights, names: Sequence[str]) -> None:
     """Raise UserError where the weights do not suit a format; warn where some of them will be of no use."""
-    pose_encoder_is_trained, temporal_is_trained = (
-        _pose_encoder_is_trained(weights),
-        _temporal_is_trained(weights),
-    )
+    pose_encoder_is_trained = _pose_encoder_is_trained(weights)
+    convolutions_are_trained = _is_trained(weights, "/conv_temporal/up/kernel")
+    temporal_is_trained = convolutions_are_trained or _is_trained(weights, "/attn_temp/to_out_0/bias")
     for name in names:
         export_format = EXPORT_FORMATS[name]
         if export_format.needs_trained_pose_encoder and not pose_encoder_is_trained:
@@ -168,7 +200,17 @@ def check_formats(weights: Weights, names: Sequence[str]) -> None:
             raise UserError(
                 f"{name}: the UNet was trained without cross-frame attention, but this format's model has it"
             )
-        if export_format.is_video_model:
+        if export_format.is_tuneavideo and convolutions_are_trained:
+            raise UserError(
+                f"{name}: this model has no temporal convolutions, but those of the checkpoint are trained, "
+                "so its clips would be others; use followyourpose or safetensors"
+            )
+        if export_format.is_tuneavideo and pose_encoder_is_trained and not KEEP_POSE_ENCODER & set(names):
+            raise UserError(
+                f"{name}: this model has no pose encoder, and the checkpoint's is trained; to keep it, add "
+                f"one of {', '.join(sorted(KEEP_POSE_ENCODER))} to --format"
+            )
+        if export_format.is_video_model and not export_format.is_tuneavideo:
             warn_of_sizes(name, weights.config)
         if export_format.is_video_model and not temporal_is_trained:
             log.warning("%s: the temporal layers were never trained, so clips will flicker", name)
@@ -183,8 +225,7 @@ def _pose_encoder_is_trained(weights: Weights) -> bool:
     return any(np.any(array.read()) for array in initially_zero)
 
 
-def _temporal_is_trained(weights: Weights) -> bool:
-    """Whether the last kernel of a temporal convolution is not 0; before training all of them are."""
+def _is_trained(weights: Weights, initially_zero: str) -> bool:
+    """Whether an array of the UNet whose path ends so is not 0; before training all of them are."""
     flat: dict[str, Any] = flatten_dict(weights.models["unet"], sep="/")
-    last_kernels = [x for path, x in flat.items() if TEMPORAL.search(path) and path.endswith("/up/kernel")]
-    return any(np.any(array.read()) for array in last_kernels)
+    return any(np.any(x.read()) for path, x in flat.items() if path.endswith(initially_zero))

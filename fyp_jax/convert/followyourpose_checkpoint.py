@@ -4,6 +4,7 @@ The pose encoder may also be a T2I-Adapter of PyTorch's diffusers.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from fyp_jax.convert.pipeline_folder import find_folder
+from fyp_jax.convert.recognise import FATEZERO, FATEZERO_ARRAYS
 from fyp_jax.convert.t2i_adapter import from_t2i, is_t2i, read_t2i_folder
 from fyp_jax.convert.torch_files import WEIGHT_SUFFIXES, WeightsError, find_weights, read_weights
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, from_torch
 from fyp_jax.convert.weight_writer import index_name
+from fyp_jax.errors import UserError
 from fyp_jax.models.unet_config import UNet3DConfig
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ def read_followyourpose(
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder")
         state_dict = read_weights(find_weights(folder, variant))
+        if any(re.search(FATEZERO_ARRAYS, name) for name in state_dict):
+            raise UserError(f"{folder}: {FATEZERO}; only Follow Your Pose's and Tune-A-Video's are read")
         candidates = [parent / name for parent in (folder, folder.parent) for name in POSE_ENCODER_FILES]
         pose_file = pose_file or next((file for file in candidates if file.is_file()), None)
         if pose_file is None and not any(name.startswith(POSE_PREFIX) for name in state_dict):

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from fyp_jax import trees
 from fyp_jax.convert.folders import find_folder, find_tokenizer
 from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
-from fyp_jax.convert.recognise import describe_content, describe_folder
+from fyp_jax.convert.recognise import FATEZERO_CLASS, describe_content, describe_folder
 from fyp_jax.convert.torch_files import find_weights, open_weights, variants
 from fyp_jax.convert.torch_key_mapping import (
     image_unet_from_torch,
@@ -101,7 +101,7 @@ class PipelineFolder:
     @property
     def has_video_unet(self) -> bool:
         """Whether the UNet has temporal layers: the folder was written after training on videos."""
-        return self.json("unet").get("_class_name") == VIDEO_UNET
+        return self.json("unet").get("_class_name") in (VIDEO_UNET, FATEZERO_CLASS)
 
     def json(self, part: str) -> dict[str, Any]:
         """The configuration of a part. Raises UserError where it cannot be read."""

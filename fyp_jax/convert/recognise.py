@@ -10,6 +10,11 @@ DEEPSPEED = ("zero_to_fp32.py", "global_step*", "mp_rank_*", "*_optim_states.pt"
 """Names of files and folders of which DeepSpeed's checkpoints have at least one."""
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 
+FATEZERO = "FateZero's UNet, with a convolution in time behind every convolution in space"
+FATEZERO_CLASS = "UNetPseudo3DConditionModel"
+"""Class in the config of FateZero's UNet."""
+FATEZERO_ARRAYS = r"\b(attn|norm)_temporal\.|\bconv\w*\.conv_temporal\."
+
 # Patterns of array names, each with what the file is and what to do. The first that is found counts.
 ARRAY_NAMES = (
     (
@@ -33,6 +38,7 @@ ARRAY_NAMES = (
         r"^(adapter\.|skeleton_adapter\.)?body\.\d+\.(block1|resnets)\b",
         "a pose encoder; give it to import_pytorch.py as --pose-encoder",
     ),
+    (FATEZERO_ARRAYS, f"{FATEZERO}, which is not read"),
     (
         r"\b(attn_temp|conv_temporal)\.",
         "a video UNet; give its folder to import_pytorch.py as --checkpoint, and the pipeline that it was "

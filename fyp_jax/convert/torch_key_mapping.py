@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fyp_jax import trees
 from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
-from fyp_jax.models.unet import TEMPORAL, UNet3DConfig, init_temporal, unet_shapes
+from fyp_jax.models.unet import TEMPORAL, TEMPORAL_CONV, UNet3DConfig, init_temporal, unet_shapes
 
 POSE_PREFIX = "skeleton_adapter."
 """Prefix of the pose encoder's names in a file that also holds the video UNet."""
@@ -143,6 +143,11 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, Any]:
 def image_unet_to_torch(unet: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a video UNet with PyTorch's names and axes, without its temporal layers."""
     return {name: x for name, x in params_to_torch(unet).items() if not TEMPORAL.search(name)}
+
+
+def tuneavideo_to_torch(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with temporal attention, and without temporal convolutions: the UNet of Tune-A-Video."""
+    return {name: x for name, x in params_to_torch(unet).items() if not TEMPORAL_CONV.search(name)}
 
 
 def inflate_unet(state_dict: Mapping[str, np.ndarray], config: UNet3DConfig, seed: int) -> dict[str, Any]:

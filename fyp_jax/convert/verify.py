@@ -28,6 +28,7 @@ from fyp_jax.convert.native_safetensors import read_native
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.published_code import VERSION, names_not_taken
 from fyp_jax.convert.torch_files import WeightsError, open_weights
+from fyp_jax.convert.video_pipeline import read_video_pipeline
 from fyp_jax.convert.weight_writer import MANIFEST
 from fyp_jax.models.encoders import ENCODERS
 from fyp_jax.models.execution import ExecutionConfig
@@ -68,6 +69,13 @@ def verify(
     if format_name == "safetensors":
         found = _clip_noise(*read_native(folder)[:2])
         yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
+    if format_name == "tuneavideo":
+        yield Comparison(*_names_taken(folder))
+    if format_name == "tuneavideo" and with_torch:
+        found = read_video_pipeline(PipelineFolder(str(folder), ()))
+        assert found is not None
+        expected = _clip_noise(weights.config, {"unet": params["unet"]})
+        yield Comparison("noise of a clip, read back", _error(_clip_noise(*found), expected))
     if format_name.startswith("followyourpose"):
         yield Comparison(*_names_taken(folder / STABLE_DIFFUSION))
     if format_name.startswith("followyourpose") and (with_torch or format_name.endswith("-safetensors")):
@@ -76,7 +84,8 @@ def verify(
         yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
     if with_torch and format_name == "diffusers-t2i-adapter":
         yield Comparison("pose features in PyTorch", _t2i_adapter_error(folder, weights.config, params))
-    if with_torch and pipeline is not None and EXPORT_FORMATS[format_name].needs_pipeline:
+    has_image_unet = EXPORT_FORMATS[format_name].needs_pipeline and format_name != "tuneavideo"
+    if with_torch and pipeline is not None and has_image_unet:
         exported = folder / STABLE_DIFFUSION if format_name.startswith("followyourpose") else folder
         yield from _image_pipeline(exported, weights.config, params, pipeline, dtype)
 
@@ -140,9 +149,11 @@ def _pose_features(config: UNet3DConfig, params: Any, pose_images: Any) -> Any:
 
 
 def _clip_noise(config: UNet3DConfig, params: Mapping[str, Any]) -> Any:
-    """The noise that the video UNet predicts for a clip with poses."""
+    """The noise that the video UNet predicts for a clip, with poses if the parameters have a pose encoder."""
     text = _random_normal("text", (1, TOKENS, config.cross_attention_dim))
-    features = _pose_features(config, params["pose_encoder"], _pose_images(config, FRAMES))
+    features = None
+    if "pose_encoder" in params:
+        features = _pose_features(config, params["pose_encoder"], _pose_images(config, FRAMES))
     return _unet(config, params["unet"], _latents(config, FRAMES), text, features)
 
 

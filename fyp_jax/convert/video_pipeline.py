@@ -5,7 +5,6 @@ hold the pose encoder too, or it is in `pose_encoder.pth`, in the folder or besi
 pose encoder, and no temporal convolutions: these are added, and change nothing before they are trained.
 """
 
-import re
 from typing import Any
 
 import jax
@@ -14,17 +13,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fyp_jax.convert.followyourpose_checkpoint import POSE_ENCODER_FILES, read_followyourpose
 from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.recognise import FATEZERO
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, params_from_torch
 from fyp_jax.errors import UserError
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
-from fyp_jax.models.unet import init_temporal, unet_shapes
+from fyp_jax.models.unet import TEMPORAL_CONV, init_temporal, unet_shapes
 from fyp_jax.models.unet_config import UNet3DConfig
 
-TEMPORAL_CONV = re.compile(r"\bconv_temporal\b")
 OTHER_VIDEO_MODELS = {
     "temp_convs": "the text-to-video UNet of ModelScope",
     "transformer_in": "the text-to-video UNet of ModelScope",
     "motion_modules": "a UNet of AnimateDiff",
+    "attn_temporal": FATEZERO,
 }
 """Modules of UNets that have the same class name and are other networks."""
 
@@ -37,8 +37,8 @@ def read_video_pipeline(folder: PipelineFolder) -> tuple[UNet3DConfig, dict[str,
     """
     if not folder.has_video_unet:
         return None
-    state = {name: x.astype(np.float32, name).read() for name, x in folder.lazy_state_dict("unet").items()}
-    modules = {part for name in state for part in name.split(".")}
+    arrays = folder.lazy_state_dict("unet")
+    modules = {part for name in arrays for part in name.split(".")}
     for module, words in OTHER_VIDEO_MODELS.items():
         if module in modules:
             raise UserError(
@@ -46,6 +46,7 @@ def read_video_pipeline(folder: PipelineFolder) -> tuple[UNet3DConfig, dict[str,
                 "Pose or Tune-A-Video"
             )
     config = folder.unet_config()
+    state = {name: x.astype(np.float32, name).read() for name, x in arrays.items()}
     pose = {name: x for name, x in state.items() if name.startswith(POSE_PREFIX)}
     unet = {name: x for name, x in state.items() if name not in pose}
     shapes: dict[str, Any] = flatten_dict(unet_shapes(config), sep="/")

@@ -5,19 +5,28 @@ from dataclasses import dataclass
 from fyp_jax.config import config_field
 from fyp_jax.errors import UserError
 
+ONE_CLIP = "one_clip"
+"""Kind of a source that is a single clip, `video`, and no folder of records."""
+RECORDS = "records"
+"""Folder of the records where `path` is null."""
+
 
 @dataclass
 class DataConfig:
     """Which records a run trains on, which clips it takes from them, and how it loads them."""
 
-    path: str = config_field(
-        "records",
+    path: str | None = config_field(
+        None,
         "folder of records, as scripts/prepare_data.py writes it; synthetic://pose_images and "
-        "synthetic://captioned_videos render the synthetic world instead",
+        f"synthetic://captioned_videos render the synthetic world instead; null: {RECORDS}",
     )
+    video: str | None = config_field(None, "stage one_shot: the clip to train on, in place of records")
+    caption: str | None = config_field(None, "stage one_shot: what that clip shows")
+    start: int = config_field(0, "stage one_shot: first frame of that clip to take, counted from 0")
     num_frames: int = config_field(8, "frames per clip; 1 for images")
     stride: int = config_field(
-        5, "take every n-th frame; a video too short for that uses the largest stride that fits"
+        5,
+        "take every n-th frame; of records, a video too short for that uses the largest stride that fits",
     )
     height: int = config_field(512, "pixels; frames are scaled to cover height x width, then center-cropped")
     width: int = config_field(512, "pixels")
@@ -38,11 +47,36 @@ class DataConfig:
         """(height, width) of the clips of a batch, in pixels."""
         return (self.random_crop, self.random_crop) if self.random_crop else (self.height, self.width)
 
+    def source(self) -> str:
+        """The clip or the folder of records that the data come from."""
+        return self.video or self.path or RECORDS
+
+    def check_source(self, kind: str) -> None:
+        """Raise UserError unless the fields name a source of this kind: ONE_CLIP, or else a kind of
+        records."""
+        if self.path is not None and self.video is not None:
+            raise UserError(
+                f"data.path={self.path} and data.video={self.video} exclude each other: leave one out"
+            )
+        if kind == ONE_CLIP:
+            if self.video is None:
+                raise UserError("this stage trains on one clip: give data.video=FILE and data.caption=TEXT")
+            if not (self.caption or "").strip():
+                raise UserError(f"{self.video}: has no caption; say what it shows with data.caption=TEXT")
+            return
+        for name in ("video", "caption", "start"):
+            if getattr(self, name):
+                raise UserError(
+                    f"data.{name}={getattr(self, name)}: this stage trains on records, data.path=FOLDER; "
+                    "stage=one_shot trains on one clip"
+                )
+
     def check(self) -> None:
         """Raise UserError for values that have the right type and are out of range."""
         for name, minimum in (
             ("num_frames", 1),
             ("stride", 1),
+            ("start", 0),
             ("height", 1),
             ("width", 1),
             ("batch_size", 1),

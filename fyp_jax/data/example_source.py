@@ -26,7 +26,7 @@ class RecordSource(Protocol):
     """Random access to records, as `data.datasets` opens them. Workers get it by pickle."""
 
     kind: str
-    """"pose_images" or "captioned_videos"."""
+    """"pose_images", "captioned_videos" or "one_clip"."""
     fingerprint: str
     """Differs where the records differ."""
 
@@ -37,7 +37,8 @@ class RecordSource(Protocol):
 
 @runtime_checkable
 class RenderedSource(RecordSource, Protocol):
-    """Records that are rendered and not decoded, as those of `data.synthetic_source`. None is corrupt."""
+    """Records that are not decoded one by one: those of `data.synthetic_source` and `data.one_clip`. None is
+    corrupt."""
 
     def check(self, config: DataConfig) -> None:
         """Raise UserError for a config that it cannot render."""
@@ -76,10 +77,11 @@ class ExampleSource:
     def __init__(self, records: RecordSource, config: DataConfig, seed: int, with_pose: bool = True):
         config.check()
         if not len(records):
-            raise UserError(f"{config.path}: has no records")
+            raise UserError(f"{config.source}: has no records")
         if records.kind == "pose_images" and config.num_frames != 1:
             raise UserError(
-                f"data.num_frames={config.num_frames}, but {config.path} holds images: set data.num_frames=1"
+                f"data.num_frames={config.num_frames}, but {config.source} holds images: "
+                "set data.num_frames=1"
             )
         if isinstance(records, RenderedSource):
             records.check(config)

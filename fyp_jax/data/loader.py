@@ -88,7 +88,7 @@ class Loader(Iterator[Batch]):
         differing = [key for key in current if key != "step" and state.get(key) != current[key]]
         if differing:
             problem = "; ".join(f"{key} was {state.get(key)}, is {current[key]}" for key in differing)
-            raise UserError(f"{self._source.config.path}: cannot resume with other data: {problem}")
+            raise UserError(f"{self._source.config.source}: cannot resume with other data: {problem}")
         self.close()
         self._step = int(state["step"])
 
@@ -125,8 +125,8 @@ class Loader(Iterator[Batch]):
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                f"{self._source.config.path}: a data worker process died, perhaps out of memory or of shared "
-                f"memory (/dev/shm); fewer data.workers use less. {reason(error)}"
+                f"{self._source.config.source}: a data worker process died, perhaps out of memory or of "
+                f"shared memory (/dev/shm); fewer data.workers use less. {reason(error)}"
             ) from error
         for name, why in example.rejected.items():
             if name not in self.rejected:
@@ -142,7 +142,7 @@ class Loader(Iterator[Batch]):
             "; ..." if len(corrupt) > 3 else ""
         )
         return TooManyCorruptRecords(
-            f"{source.config.path}: {len(corrupt)} of {len(source.records)} records are corrupt"
+            f"{source.config.source}: {len(corrupt)} of {len(source.records)} records are corrupt"
             + (f", {in_a_row} of them sampled in a row" if in_a_row else "")
             + f"; data.max_corrupt_fraction={source.config.max_corrupt_fraction} allows "
             + f"{source.max_corrupt}: {some}"

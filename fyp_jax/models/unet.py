@@ -21,6 +21,7 @@ from fyp_jax.types import FeatureMaps, Latents, TextEmbeddings
 
 __all__ = [
     "TEMPORAL",
+    "TEMPORAL_CONV",
     "UNet3D",
     "UNet3DConfig",
     "init_temporal",
@@ -31,6 +32,8 @@ __all__ = [
 
 TEMPORAL = re.compile(r"\b(attn_temp|norm_temp|conv_temporal)\b")
 """Is found in the path of each parameter of a temporal module, which an image model does not have."""
+TEMPORAL_CONV = re.compile(r"\bconv_temporal\b")
+"""Is found in the paths of those that Tune-A-Video does not have either."""
 
 
 def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:

@@ -131,17 +131,25 @@ class UNet3DConfig:
         return dataclasses.asdict(self)
 
 
+def with_video_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `unet/config.json` with the names of video blocks: undoes `with_image_blocks`."""
+    return _renamed_blocks(values, "Block2D", "Block3D")
+
+
 def with_image_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `unet/config.json` with the names of image blocks.
 
     Video UNets of Follow Your Pose and Tune-A-Video name the same blocks with 3D in place of 2D.
     """
+    return _renamed_blocks(values, "Block3D", "Block2D")
 
-    def image_name(name: Any) -> Any:
-        return name.replace("Block3D", "Block2D") if isinstance(name, str) else name
+
+def _renamed_blocks(values: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    def rename(name: Any) -> Any:
+        return name.replace(old, new) if isinstance(name, str) else name
 
     renamed = {
-        field: [image_name(x) for x in value] if isinstance(value, (list, tuple)) else image_name(value)
+        field: [rename(x) for x in value] if isinstance(value, (list, tuple)) else rename(value)
         for field, value in values.items()
         if field in BLOCK_FIELDS
     }

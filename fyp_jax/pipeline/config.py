@@ -44,6 +44,17 @@ class SampleConfig(SamplingParams):
     )
     pose: PoseConfig = field(default_factory=PoseConfig)
     prompt: list[str] = field(default_factory=list, metadata={"help": "texts; each makes one clip"})
+    invert: str | None = config_field(
+        None,
+        "start from the inversion of this clip and not from noise, as Tune-A-Video does: a clip, or inverted "
+        "latents (.npz of a run, .pt of Tune-A-Video)",
+    )
+    invert_stride: int | None = config_field(
+        None, "take every n-th frame of that clip; null: as the weights were tuned on it, or else 1"
+    )
+    invert_start: int | None = config_field(
+        None, "first frame of that clip to take, from 0; null: as the weights were tuned on it, or else 0"
+    )
     dtype: str = config_field("float32", "dtype of UNet and pose encoder: float32 or bfloat16")
     attention_implementation: str = config_field("auto", ATTENTION_HELP)
     aot_path: str | None = config_field(
@@ -63,6 +74,12 @@ class SampleConfig(SamplingParams):
             if not prompt.encode(errors="surrogatepass").decode(errors="ignore") == prompt:
                 raise UserError(f"prompt {prompt!a}: is not valid UTF-8; give it in that encoding")
         self.check_model()
+        for name, least in (("invert_stride", 1), ("invert_start", 0)):
+            value = getattr(self, name)
+            if value is not None and self.invert is None:
+                raise UserError(f"{name}={value}: there is no clip to invert; give invert=FILE")
+            if value is not None and value < least:
+                raise UserError(f"{name}={value} must be at least {least}")
         if self.num_frames % self.mesh.frame:
             raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
         if not 0 < self.fps <= 50:

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
 from fyp_jax.convert.style_specs import embedding_spec, lora_spec
+from fyp_jax.data.one_clip import find_clip
 from fyp_jax.errors import UserError, printable, reason, wrap_write_errors
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.inversions import INVERSION_PROMPT, Inversion, read_source, save_inversion
 from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -36,15 +39,19 @@ NAME_LENGTH = 48
 def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     """Make the clips of a config, one for each prompt, in a new folder below `config.output_dir`.
 
+    With `config.invert` all clips start from one inversion, which goes into inverted.npz if it was made now.
     Yields the mp4 of each clip when its four files are written. Raises UserError as its parts do. Of several
     processes the first one writes.
     """
     initialize(config.mesh)
+    if config.invert is not None:
+        find_clip(config.invert)  # a wrong name is told before seconds are spent on the weights
     poses = load_configured_pose(config.pose, config.num_frames, config.height, config.width)
     pipeline = FollowYourPosePipeline.from_config(config, use_cache=True)
     pipeline.programs.schedule.timesteps(
         config.num_inference_steps
     )  # a wrong number is told before a folder is made
+    source = read_source(config, pipeline)
     if jax.process_index() == 0 and (lines := style_lines(pipeline.weights)):
         tqdm.write(printable("\n".join(lines)), file=sys.stderr)
     unused = unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])
@@ -63,18 +70,26 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
             "lora": [str(lora_spec(text)) for text in config.lora],
             "embedding": [str(embedding_spec(text)) for text in config.embedding],
         }
-        save_config(dataclasses.replace(config, pose=pose, **styles), folder / "config.yaml")
+        invert = config.invert and str(find_clip(config.invert).absolute())
+        save_config(dataclasses.replace(config, pose=pose, invert=invert, **styles), folder / "config.yaml")
     record = {
         "pose": pose_record,
         "weights": pipeline.weights,
         "versions": versions(),
         "config": dataclasses.asdict(config),
     }
-    total = config.num_inference_steps * len(config.prompt)
+    total = config.num_inference_steps * (len(config.prompt) + isinstance(source, np.ndarray))
     with tqdm(total=total, unit="step") as bar, logging_redirect_tqdm():
+        if isinstance(source, np.ndarray):
+            bar.set_description("inversion")
+            latents = pipeline.invert(source, INVERSION_PROMPT, sampling_params(config), on_step=bar.update)
+            source = Inversion(latents, config.num_inference_steps)
+            if folder is not None:
+                save_inversion(folder / "inverted.npz", source)
+        latents = None if source is None else source.latents
         for number, prompt in enumerate(config.prompt):
             bar.set_description(printable(prompt[:32]))
-            output = pipeline(prompt, poses, sampling_params(config), on_step=bar.update)
+            output = pipeline(prompt, poses, sampling_params(config), latents=latents, on_step=bar.update)
             if folder is not None:
                 own = {"prompt": prompt, "seed": config.seed}
                 yield write_clip(folder, number, prompt, output, config.fps, own | record)

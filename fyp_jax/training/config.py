@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from fyp_jax.config import config_field
-from fyp_jax.data.config import DataConfig
+from fyp_jax.data.config import ONE_CLIP, DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_kernels.names import ATTENTION_HELP, check_attention
 from fyp_jax.models.execution import REMAT
@@ -119,7 +119,10 @@ class ValidationConfig(SamplingParams):
     """Clips that are sampled during training. Height and width are those of the data."""
 
     sample_interval: int = config_field(0, "steps between validation clips; 0: none")
-    prompt: list[str] = field(default_factory=list, metadata={"help": "texts; each makes one clip"})
+    prompt: list[str] = field(
+        default_factory=list,
+        metadata={"help": "texts; each makes one clip; one_shot without any: the caption"},
+    )
     pose: PoseConfig = field(default_factory=PoseConfig)
     num_inference_steps: int = config_field(20, "DDIM steps")
     noise_correlation: float | None = config_field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -139,8 +142,9 @@ class TrainConfig:
 
     stage: str = config_field(
         "motion",
-        "pose: pose encoder, from images; motion: temporal layers and queries, from videos; autoencoder, "
-        "image: a Stable Diffusion from nothing; video: all of the UNet",
+        "pose: pose encoder, from images; motion: temporal layers and queries, from videos; one_shot: "
+        "Tune-A-Video, from one clip; autoencoder, image: a Stable Diffusion from nothing; video: all of the "
+        "UNet",
     )
     pretrained: str = config_field("mini", PRETRAINED_HELP.removesuffix(", or checkpoint of ours"))
     variant: str | None = config_field(None, VARIANT_HELP)
@@ -210,7 +214,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserError for values that have the right type but train nothing."""
-        get_stage(self.stage)
+        stage = get_stage(self.stage)
+        self.data.check_source(stage.dataset)
         self.loss.check()
         self.optimizer.check()
         self.data.check()
@@ -241,9 +246,22 @@ class TrainConfig:
         ):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
-        if self.validation.sample_interval and not self.validation.prompt:
+        if self.validation.sample_interval and not self.validation.prompt and stage.dataset != ONE_CLIP:
             raise UserError("validation.sample_interval is given, but validation.prompt is empty")
+        if self.validation.sample_interval and stage.dataset == ONE_CLIP:
+            self._check_inversion()
         try:
             self.validation_sampling().check()
         except UserError as error:
             raise UserError(f"validation.{error}") from error
+
+    def _check_inversion(self) -> None:
+        """Raise UserError where validation clips have another size than the clip, whose inversion they start
+        from."""
+        sampling = self.validation_sampling()
+        for name in ("num_frames", "height", "width"):
+            if (found := getattr(sampling, name)) != (needed := getattr(self.data, name)):
+                raise UserError(
+                    f"validation.{name}={found}, but validation starts from the inverted clip, which has "
+                    f"data.{name}={needed}"
+                )

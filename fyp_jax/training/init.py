@@ -62,6 +62,9 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         "init_checkpoint": config.init_checkpoint,
         **{name: value for name, value in options._asdict().items() if value is not None},
     }
+    if config.data.video is not None:
+        clip = ("video", "caption", "num_frames", "stride", "start")
+        provenance["clip"] = {name: getattr(config.data, name) for name in clip}
     dtype = jnp.dtype(config.dtype)
     if config.random_init:
         folder = open_pipeline(config.pretrained, (), options)

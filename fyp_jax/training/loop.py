@@ -17,10 +17,13 @@ from jaxtyping import Int32
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.config import config_lines, save_config
+from fyp_jax.data.config import ONE_CLIP
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.example_source import RecordSource
 from fyp_jax.data.loader import Loader
+from fyp_jax.data.one_clip import OneClipSource, open_one_clip
 from fyp_jax.errors import UserError
+from fyp_jax.media.images import Frames
 from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_params
@@ -97,7 +100,8 @@ def _train(config: TrainConfig) -> None:
             Path(config.output_dir), first, config.num_train_steps - 1, config.log, is_first_process
         ) as training_log:
             training_log.text("config", "\n".join(config_lines(config)))
-            done = _run_steps(config, models, state, mesh, feeder, save, training_log)
+            clip = records.frames if isinstance(records, OneClipSource) else None
+            done = _run_steps(config, models, state, mesh, feeder, save, training_log, clip)
     if done < config.num_train_steps:
         log.warning("SIGTERM: saved step %d; run the same command to resume", done)
 
@@ -133,10 +137,14 @@ def _run_steps(
     feeder: BatchFeeder,
     save: Callable[[int, TrainState, float], None],
     training_log: TrainingLog,
+    clip: Frames | None,
 ) -> int:
-    """Run the remaining steps. Gives the number of steps that are done: all, or fewer after SIGTERM."""
+    """Run the remaining steps. Gives the number of steps that are done: all, or fewer after SIGTERM.
+
+    Validation starts from an inversion of `clip`, or from noise where it is None.
+    """
     step = _load_step(config, models, mesh, state)
-    validation = Validation(config, models, mesh) if config.validation.sample_interval else None
+    validation = Validation(config, models, mesh, clip) if config.validation.sample_interval else None
     reader = MetricsReader(training_log, config.data.batch_size)
     for index in range(int(state.step), config.num_train_steps):
         batch, stop_signals, waited = feeder.next()
@@ -173,10 +181,13 @@ def _is_due(done: int, interval: int, config: TrainConfig) -> bool:
 
 
 def _open_records(config: TrainConfig, stage: Stage) -> RecordSource:
-    records = open_records(config.data.path)
+    if stage.dataset == ONE_CLIP:
+        return open_one_clip(config.data)
+    records = open_records(config.data.source)
     if records.kind != stage.dataset:
         raise UserError(
-            f"{config.data.path}: holds {records.kind}, but the {stage.name} stage trains on {stage.dataset}"
+            f"{config.data.source}: holds {records.kind}, "
+            f"but the {stage.name} stage trains on {stage.dataset}"
         )
     return records
 

@@ -1,17 +1,19 @@
 """The training stages, as data: what is trained, on which dataset, by which loss, and whether poses are used.
 
 `pose` and `motion` are Follow Your Pose's two stages. `autoencoder` and `image` make a Stable Diffusion from
-nothing, for sizes that nobody has trained; `video` trains a whole UNet on clips.
+nothing, for sizes that nobody has trained; `video` trains a whole UNet on clips. `one_shot` is Tune-A-Video.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fyp_jax.data.config import ONE_CLIP
 from fyp_jax.errors import UserError
 from fyp_jax.trees import match_patterns
 
 CROSS_ATTENTION = r"unet/.*/attn[12]"
 QUERIES = (CROSS_ATTENTION + r"/to_q/.*",)
+TEMPORAL_ATTENTION = (r"unet/.*/attn_temp/.*",)
 TEMPORAL = (r"unet/.*/(attn_temp|conv_temporal)/.*",)
 SPATIAL = (
     r"unet/(conv_in|conv_norm_out|conv_out|time_embedding)/.*",
@@ -29,7 +31,7 @@ class Stage:
 
     name: str
     dataset: str
-    """Name of a TFDS dataset (`data.datasets`)."""
+    """Kind of its data: the name of a TFDS dataset (`data.datasets`), or ONE_CLIP (`data.one_clip`)."""
     uses_pose: bool
     trainable: tuple[str, ...]
     """Regular expressions for whole parameter paths (`unet/...`, `pose_encoder/...`). All else is frozen."""
@@ -49,6 +51,8 @@ STAGES = {
         Stage("pose", dataset="pose_images", uses_pose=True, trainable=(r"pose_encoder/.*",)),
         # Section 3.2: the layers that join frames into a clip learn, from videos without poses.
         Stage("motion", dataset="captioned_videos", uses_pose=False, trainable=QUERIES + TEMPORAL),
+        # Tune-A-Video (Wu et al. 2023), section 3.2: the same without temporal convolutions, on one clip.
+        Stage("one_shot", dataset=ONE_CLIP, uses_pose=False, trainable=QUERIES + TEMPORAL_ATTENTION),
         # Rombach et al. 2022, section 3.1: the latent space that the other stages train in.
         Stage(
             "autoencoder", dataset="pose_images", uses_pose=False, trainable=(r"vae/.*",), loss="autoencoder"

@@ -37,6 +37,9 @@ NOT_IN_A_STEP = (
     *(
         "mesh.",
         "data.path",
+        "data.video",
+        "data.caption",
+        "data.start",
         "data.stride",
         "data.workers",
         "data.max_corrupt_fraction",
