@@ -47,6 +47,7 @@ class DataConfig:
         """(height, width) of the clips of a batch, in pixels."""
         return (self.random_crop, self.random_crop) if self.random_crop else (self.height, self.width)
 
+    @property
     def source(self) -> str:
         """The clip or the folder of records that the data come from."""
         return self.video or self.path or RECORDS
