@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from fyp_jax.convert.style_specs import Styles, style_list
+from fyp_jax.diffusion.solvers import init_history
 from fyp_jax.errors import UserError
 from fyp_jax.media.images import resize_center_crop
 from fyp_jax.media.reading import read_frames
@@ -20,9 +21,10 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.loading import load_components
+from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.output import Frames, PipelineOutput
-from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, sampling_params
-from fyp_jax.pipeline.programs import SamplingPrograms, prepare_latents
+from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, ddim_params, sampling_params
+from fyp_jax.pipeline.programs import STEP_PARAMS, SamplingPrograms
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.types import Latents
 
@@ -138,11 +140,11 @@ class FollowYourPosePipeline:
 
         `video` is a file, of which the first num_frames frames are taken, scaled and cropped to the centre,
         or frames in memory. Give the result as `latents`, with the same prompt, pose and steps. Guidance is
-        off unless guidance_scale is among `changes`, and eta is 0. Other arguments and errors are those of a
-        call.
+        off unless guidance_scale is among `changes`, eta is 0, and the solver is DDIM. Other arguments and
+        errors are those of a call.
         """
         changes = {"guidance_scale": 1.0, **changes, "eta": 0.0}
-        sampling = self._sampling(sampling, changes, self._sizes(frames=(video, pose)))
+        sampling = ddim_params(self._sampling(sampling, changes, self._sizes(frames=(video, pose))))
         if isinstance(video, (str, os.PathLike)):
             frames = read_frames(video, range(sampling.num_frames))
             video = resize_center_crop(frames, sampling.height, sampling.width)
@@ -236,18 +238,19 @@ class FollowYourPosePipeline:
         on_step: Callable[[], Any] | None,
         **static: Any,
     ) -> Latents:
-        """All DDIM steps, in a loop on the host: each is one compiled program."""
+        """All steps of the solver, in a loop on the host: each is one compiled program."""
         run, params = self.programs.run, self.params
         text = run("encode_text", params, self._tokenize(prompt))
         negative = run("encode_text", params, self._tokenize(sampling.negative_prompt))
         features = None
         if pose_images is not None:
             features = run("encode_pose", params, pose_images[None].astype(np.float32) / 255)
-        static |= {name: getattr(sampling, name) for name in ("num_inference_steps", "pose_guidance", "eta")}
+        static |= {name: getattr(sampling, name) for name in STEP_PARAMS}
+        history = init_history(z, sampling.solver)
         for index in range(sampling.num_inference_steps):
             scale = np.float32(sampling.guidance_scale)
-            args = params, z, np.int32(index), text, negative, features, scale, key
-            z = run("denoise", *args, **static)
+            args = params, z, history, np.int32(index), text, negative, features, scale, key
+            z, history = run("denoise", *args, **static)
             if on_step is not None:
                 z.block_until_ready()
                 on_step()

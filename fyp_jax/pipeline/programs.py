@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
 from fyp_jax.compilation_cache import Fingerprint, Programs, environment_fingerprint
-from fyp_jax.diffusion import ddim
-from fyp_jax.diffusion.schedule import ScheduleConfig, correlated_noise
+from fyp_jax.diffusion import solvers
+from fyp_jax.diffusion.multistep import History
+from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
 from fyp_jax.models.encoders import LatentEncoders
@@ -27,7 +28,9 @@ from fyp_jax.pipeline.guidance import cfg_denoiser
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.types import FeatureMaps, Latents, Params, TextEmbeddings
 
-STATIC_PARAMS = ("num_inference_steps", "pose_guidance", "eta", "decode_chunk_size")
+STEP_PARAMS = ("num_inference_steps", "solver", "timestep_spacing", "pose_guidance", "eta")
+"""Fields of SamplingParams that the program of a step is compiled for."""
+STATIC_PARAMS = (*STEP_PARAMS, "decode_chunk_size")
 """Fields of SamplingParams that the programs are compiled for; the others are arguments of theirs."""
 
 
@@ -79,6 +82,12 @@ class SamplingPrograms:
         program = None if static.get("inverse") else self.compiled.get(name)
         return getattr(self, name)(*args, **static) if program is None else program(*args)
 
+    def solver_schedule(self, sampling: SamplingParams) -> solvers.SolverSchedule:
+        """The steps of a clip. Raises UserError where the model's noise schedule has no such steps."""
+        return solvers.make_solver_schedule(
+            self.schedule, sampling.num_inference_steps, sampling.solver, sampling.timestep_spacing
+        )
+
     def check_compiled_for(self, sampling: SamplingParams) -> None:
         """Raise UserError where `compiled` is for other sampling options."""
         for name, value in self.compiled_for.items():
@@ -110,13 +119,14 @@ class SamplingPrograms:
 
     @functools.partial(
         jax.jit,
-        static_argnames=("self", "num_inference_steps", "pose_guidance", "eta", "inverse"),
-        donate_argnames="z",
+        static_argnames=("self", *STEP_PARAMS, "inverse"),
+        donate_argnames=("z", "history"),
     )
     def denoise(
         self,
         params: Params,
         z: Latents,
+        history: History,
         step_index: Int[Array, ""],
         text: TextEmbeddings,
         negative: TextEmbeddings,
@@ -125,11 +135,16 @@ class SamplingPrograms:
         key: Array,
         *,
         num_inference_steps: int,
+        solver: str = "ddim",
+        timestep_spacing: str | None = None,
         pose_guidance: bool = False,
         eta: float = 0.0,
         inverse: bool = False,
-    ) -> Latents:
-        """The latents after one DDIM step, counted from 0; `inverse` steps towards noise. `z` is donated."""
+    ) -> tuple[Latents, History]:
+        """Latents and history (`solvers.init_history`) after one step of the solver, counted from 0.
+
+        `inverse` makes a step of DDIM towards noise. `z` and `history` are donated.
+        """
         denoise = cfg_denoiser(
             self.unet,
             params["unet"],
@@ -140,9 +155,13 @@ class SamplingPrograms:
             pose_guidance,
             self.mesh,
         )
-        ddim_schedule = ddim.make_ddim_schedule(self.schedule, num_inference_steps)
-        ddim_schedule = ddim.reverse(ddim_schedule) if inverse else ddim_schedule
-        return ddim.step(denoise, z, step_index, ddim_schedule, self.schedule, eta, key)
+        steps = solvers.make_solver_schedule(self.schedule, num_inference_steps, solver, timestep_spacing)
+        if inverse:
+            steps = solvers.reverse(steps)
+        z, history = solvers.step(denoise, z, history, step_index, steps, self.schedule, eta, key)
+        if self.mesh is not None and history:
+            history = jax.lax.with_sharding_constraint(history, NamedSharding(self.mesh, P(None, "frame")))
+        return z, history
 
     @functools.partial(jax.jit, static_argnames=("self", "chunk"))
     def decode(self, params: Params, latents: Latents, *, chunk: int) -> UInt8[Array, "b f H W 3"]:
@@ -210,8 +229,10 @@ class SamplingPrograms:
             calls["encode_pose"] = AbstractCall((params, pose_images), {})
             maps = jax.eval_shape(self.pose_encoder.apply, {"params": params["pose_encoder"]}, pose_images)
             features = [shaped(x.shape, x.dtype, by_frames) for x in maps]
-        static = {name: getattr(config, name) for name in ("num_inference_steps", "pose_guidance", "eta")}
-        calls["denoise"] = AbstractCall((params, noise, step_index, text, text, features, scale, key), static)
+        static = {name: getattr(config, name) for name in STEP_PARAMS}
+        history = (noise,) * solvers.history_length(config.solver)
+        args = params, noise, history, step_index, text, text, features, scale, key
+        calls["denoise"] = AbstractCall(args, static)
         calls["decode"] = AbstractCall((params, noise), {"chunk": config.decode_chunk_size})
         return calls
 
@@ -222,18 +243,6 @@ class SamplingPrograms:
     def lower(self, name: str, call: AbstractCall) -> jax.stages.Lowered:
         """A program, traced for a call and not yet compiled."""
         return getattr(type(self), name).lower(self, *call.args, **call.static)
-
-
-def prepare_latents(
-    key: jax.Array, shape: tuple[int, int, int, int, int], noise_correlation: float
-) -> Latents:
-    """Standard normal noise [b f h w c]; frames of a clip have `noise_correlation` of its variance in
-    common."""
-    own = jax.random.normal(key, shape)
-    if not noise_correlation:
-        return own
-    common = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, *shape[2:]))
-    return correlated_noise(common, own, noise_correlation)
 
 
 def make_programs(

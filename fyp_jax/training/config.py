@@ -115,7 +115,7 @@ class ValidationConfig(SamplingParams):
     sample_interval: int = config_field(0, "steps between validation clips; 0: none")
     prompt: list[str] = field(default_factory=list, metadata={"help": "texts; each makes one clip"})
     pose: PoseConfig = field(default_factory=PoseConfig)
-    num_inference_steps: int = config_field(20, "DDIM steps")
+    num_inference_steps: int = config_field(20, "steps of the solver")
     noise_correlation: float | None = config_field(  # pyright: ignore[reportIncompatibleVariableOverride]
         None, "fraction of the initial noise's variance that all frames have in common; null: as in training"
     )
