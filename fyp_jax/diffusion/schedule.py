@@ -104,7 +104,7 @@ class ScheduleConfig:
         ]
         if foreign:
             log.warning(
-                "scheduler config: %s %s not used: sampling is DDIM with leading timesteps, or what solver and "
+                "scheduler config: %s %s not used: sampling is DDIM with leading timesteps, or as solver and "
                 "timestep_spacing say, and has no clipping",
                 " ".join(foreign),
                 "is" if len(foreign) == 1 else "are",

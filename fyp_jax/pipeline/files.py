@@ -42,7 +42,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
     initialize(config.mesh)
     poses = load_configured_pose(config.pose, config.num_frames, config.height, config.width)
     pipeline = FollowYourPosePipeline.from_config(config, use_cache=True)
-    pipeline.programs.solver_schedule(config)  # a wrong number is told before a folder is made
+    pipeline.programs.check(config)  # a mistake is told before a folder is made
     if jax.process_index() == 0 and (lines := style_lines(pipeline.weights)):
         tqdm.write(printable("\n".join(lines)), file=sys.stderr)
     unused = unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])

@@ -8,6 +8,9 @@ from fyp_jax.config import config_field
 from fyp_jax.diffusion.config import SOLVERS, TIMESTEP_SPACINGS
 from fyp_jax.errors import UserError
 
+TRAINED_FRAMES = 8
+"""Frames of the clips that the published model and the bundled one were trained on."""
+
 LATENT_GRID = 64
 """Height and width are multiples of this: 8 pixels a latent, halved three times in the UNet."""
 
@@ -17,6 +20,10 @@ class SamplingParams:
     """Size, sampler, guidance and noise of one clip. The defaults are the published ones."""
 
     num_frames: int = config_field(8, "frames of the clip")
+    window: int | None = config_field(
+        None, "frames that are denoised together, of a longer clip in windows; null: as in training"
+    )
+    window_overlap: int = config_field(0, "frames that neighbouring windows of a step share, at least")
     height: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
     width: int = config_field(512, f"pixels, a multiple of {LATENT_GRID}")
     num_inference_steps: int = config_field(50, "steps of the solver")
@@ -50,9 +57,11 @@ class SamplingParams:
         for name in ("eta", "noise_correlation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} is not between 0 and 1")
-        for name in ("num_frames", "num_inference_steps", "decode_chunk_size"):
-            if getattr(self, name) < 1:
+        for name in ("num_frames", "num_inference_steps", "decode_chunk_size", "window"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.window_overlap < 0 or (self.window is not None and self.window_overlap >= self.window):
+            raise UserError(f"window_overlap={self.window_overlap} is not between 0 and window - 1")
         if self.solver not in SOLVERS:
             raise UserError(f"solver={self.solver} is none of {', '.join(SOLVERS)}")
         spacings = TIMESTEP_SPACINGS[self.solver]

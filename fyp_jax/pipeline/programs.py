@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -25,7 +25,8 @@ from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.parallel.sharded_params import fsdp_shard_map
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.guidance import cfg_denoiser
-from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.params import TRAINED_FRAMES, SamplingParams
+from fyp_jax.pipeline.window_programs import add_key_window, add_windows, solve
 from fyp_jax.types import FeatureMaps, Latents, Params, TextEmbeddings
 
 STEP_PARAMS = ("num_inference_steps", "solver", "timestep_spacing", "pose_guidance", "eta")
@@ -34,17 +35,10 @@ STATIC_PARAMS = (*STEP_PARAMS, "decode_chunk_size")
 """Fields of SamplingParams that the programs are compiled for; the others are arguments of theirs."""
 
 
-class AbstractCall(NamedTuple):
-    """How a program is called: shapes in place of arrays, and its static arguments."""
-
-    args: tuple[Any, ...]
-    static: dict[str, Any]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class SamplingPrograms:
     """Text encoding, pose encoding, one denoising step, decoding, and encoding of frames, each a jitted
-    method.
+    method. The step of a long clip is several (`pipeline/window_programs.py`).
 
     `params` is {"unet", "pose_encoder", "vae", "text_encoder"} throughout; a clip from text alone needs no
     "pose_encoder".
@@ -56,10 +50,14 @@ class SamplingPrograms:
     pose_encoder: PoseEncoder
     mesh: Mesh | None = None
     """Devices that compute a clip together; None: one device computes all of it."""
+    trained_frames: int = TRAINED_FRAMES
+    """Frames of the clips that the temporal layers were trained on."""
     compiled: Programs = dataclasses.field(default_factory=dict)
     """Programs by their method's name that were compiled before, and run in its place."""
     compiled_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The STATIC_PARAMS that `compiled` was compiled for."""
+
+    add_key_window, add_windows, solve = add_key_window, add_windows, solve
 
     def __post_init__(self):
         """Raises UserError where the UNet does not fit the VAE or the text encoder."""
@@ -200,49 +198,34 @@ class SamplingPrograms:
 
         return on_mesh
 
-    def abstract_calls(
-        self, config: SampleConfig, params: Params, devices: Sequence[Any]
-    ) -> dict[str, AbstractCall]:
-        """How the clips of a config call the four programs of sampling, or three of them without a pose.
-
-        `params` are arrays or their shapes, with their shardings.
-        """
-
-        def shaped(
-            shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P | None = None
-        ) -> jax.ShapeDtypeStruct:
-            sharding = (
-                NamedSharding(self.mesh, spec or P()) if self.mesh else SingleDeviceSharding(devices[0])
-            )
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-        frames, height, width = config.num_frames, config.height, config.width
-        by_frames, spec = P(None, "frame"), self.encoders.spec
-        noise = shaped(self.latent_shape(frames, height, width), spec=by_frames)
-        input_ids = shaped((1, spec.tokens), jnp.int32)
-        text = shaped((1, spec.tokens, spec.text_width))
-        step_index, scale, key = shaped((), jnp.int32), shaped(()), shaped((), jax.random.key(0).dtype)
-        calls, features = {"encode_text": AbstractCall((params, input_ids), {})}, None
-        if config.pose.path is not None:
-            pose_images = shaped((1, frames, height, width, 3), spec=by_frames)
-            calls["encode_pose"] = AbstractCall((params, pose_images), {})
-            maps = jax.eval_shape(self.pose_encoder.apply, {"params": params["pose_encoder"]}, pose_images)
-            features = [shaped(x.shape, x.dtype, by_frames) for x in maps]
-        static = {name: getattr(config, name) for name in STEP_PARAMS}
-        history = (noise,) * solvers.history_length(config.solver)
-        args = params, noise, history, step_index, text, text, features, scale, key
-        calls["denoise"] = AbstractCall(args, static)
-        calls["decode"] = AbstractCall((params, noise), {"chunk": config.decode_chunk_size})
-        return calls
-
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
         """The shape of the latents of a clip of so many pixels."""
         return (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
 
-    def lower(self, name: str, call: AbstractCall) -> jax.stages.Lowered:
-        """A program, traced for a call and not yet compiled."""
-        return getattr(type(self), name).lower(self, *call.args, **call.static)
+    def check(self, sampling: SamplingParams) -> None:
+        """Raise UserError for options that this model, its noise schedule or the mesh cannot take."""
+        grid = DOWNSCALE * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name in ("height", "width"):
+            if getattr(sampling, name) % grid:
+                raise UserError(f"{name}={getattr(sampling, name)} is not a multiple of {grid}")
+        self.solver_schedule(sampling)
+        frames, window = sampling.num_frames, self.window(sampling)
+        if sampling.window_overlap >= window:
+            raise UserError(f"window_overlap={sampling.window_overlap} is not less than window={window}")
+        if self.mesh is None:
+            return
+        data, frame = self.mesh.shape["data"], self.mesh.shape["frame"]
+        if min(frames, window) % frame:
+            name = f"window={window}" if frames > window else f"num_frames={frames}"
+            raise UserError(f"{name} is not a multiple of mesh.frame={frame}")
+        if data > 2 and frames <= window:
+            raise UserError(
+                f"mesh.data={data}: a clip of {frames} frames is one window, which takes mesh.data=1 or 2"
+            )
+
+    def window(self, sampling: SamplingParams) -> int:
+        """How many frames of a clip are denoised together; a longer clip is made in windows."""
+        return sampling.window or self.trained_frames
 
 
 def make_programs(
@@ -286,6 +269,8 @@ def sampling_fingerprint(
 ) -> Fingerprint:
     """All that the compiled programs of a config depend on."""
     clip = f"{config.num_frames} frames of {config.height}x{config.width}"
+    if config.num_frames > programs.window(config):
+        clip += f" in windows of {programs.window(config)}"
     return {
         "clip": clip + (" from text alone" if config.pose.path is None else " with a pose"),
         **{name: str(getattr(config, name)) for name in (*STATIC_PARAMS, "dtype")},
