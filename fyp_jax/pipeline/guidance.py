@@ -63,21 +63,21 @@ path."""
 def predict_windows(
     unet: UNet3D,
     params: Params,
-    windows: Float[Array, "g w h w2 c"],
+    windows: Float[Array, "g k h w c"],
     t: Int[Array, ""],
     text: TextEmbeddings,
     negative: TextEmbeddings,
-    pose_features: Sequence[FeatureMaps] | None,
+    pose_features: Sequence[Float[Array, "g k _ _ _"]] | None,
     guidance_scale: float | Float[Array, ""],
     pose_guidance: bool = False,
     mesh: Mesh | None = None,
     key_frame: KeyFrame | None = None,
-) -> tuple[Float[Array, "g w h w2 c"], KeyFrame]:
+) -> tuple[Float[Array, "g k h w c"], KeyFrame]:
     """Predictions, with guidance as in `cfg_denoiser`, for windows of one clip, and the clip's key frame.
 
     Cross-frame attention reads frame 0 of the clip wherever it would read frame 0 of the window. `key_frame`
     is what an earlier call gave; None says that the first of these windows begins at frame 0. Pose features
-    have the shape [g w ...]. On a mesh, each device along `data` computes a window of its own with both
+    have the shape [g k ...]. On a mesh, each device along `data` computes a window of its own with both
     branches.
     """
     texts, weights = jnp.concatenate([negative, text]), _branch_weights(guidance_scale)
@@ -127,7 +127,7 @@ def _key_frame_hook(found: KeyFrame, key_frame: KeyFrame | None, axis: str | Non
     return hook
 
 
-def _pose_branches(pose_features: Sequence[FeatureMaps], pose_guidance: bool) -> list[FeatureMaps]:
+def _pose_branches(pose_features: Sequence[FeatureMaps], pose_guidance: bool) -> list[Array]:
     return [jnp.concatenate([jnp.zeros_like(x) if pose_guidance else x, x]) for x in pose_features]
 
 

@@ -246,9 +246,8 @@ class FollowYourPosePipeline:
         if sampling.num_frames > window:
             if pose_images is not None:
                 features = encode_pose_blocks(self.programs, params, pose_images, window)
-            step = window_step(
-                self.programs, params, sampling, text, negative, features, key, bool(static.get("inverse"))
-            )
+            inverse = bool(static.get("inverse"))
+            step = window_step(self.programs, params, sampling, text, negative, features, key, inverse)
         else:
             if pose_images is not None:
                 features = run("encode_pose", params, pose_images[None].astype(np.float32) / 255)

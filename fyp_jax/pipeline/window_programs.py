@@ -26,7 +26,7 @@ def _add_windows(
     z: Latents,
     blended: Latents,
     starts: Int[Array, "g"],
-    weights: Float[Array, "g w"],
+    weights: Float[Array, "g k"],
     t: Int[Array, ""],
     text: TextEmbeddings,
     negative: TextEmbeddings,
@@ -43,7 +43,7 @@ def _add_windows(
     """
     window = weights.shape[1]
 
-    def cut(clip: Float[Array, "1 f ..."]) -> Float[Array, "g w ..."]:
+    def cut(clip: Float[Array, "1 f ..."]) -> Float[Array, "g k ..."]:
         return jnp.stack([jax.lax.dynamic_slice_in_dim(clip[0], start, window) for start in starts])
 
     poses = None if pose_features is None else [cut(x) for x in pose_features]
