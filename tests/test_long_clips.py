@@ -124,7 +124,7 @@ def test_window_of_the_whole_clip_is_the_clip_in_one_piece(pipeline: FollowYourP
     programs = pipeline.programs
     assert programs.window(pipeline.defaults) == WINDOW
     assert programs.window(dataclasses.replace(pipeline.defaults, window=None)) == 8, "as trained"
-    short, four = skeletons()[:4], {"num_frames": 4}
+    short, four = skeletons()[:4], dict[str, Any](num_frames=4)
     without = pipeline(PROMPT, short, window=None, **four)
     np.testing.assert_array_equal(pipeline(PROMPT, short, window=4, **four).latents, without.latents)
 
@@ -185,7 +185,7 @@ def test_compiled_programs_make_the_same_clip(
 @pytest.mark.slow
 def test_inversion_of_a_long_clip_leads_back_to_it(pipeline: FollowYourPosePipeline):
     clip = pipeline(PROMPT, skeletons())
-    source, steps = pipeline.encode(clip.frames), {"num_inference_steps": 8}
+    source, steps = pipeline.encode(clip.frames), dict[str, Any](num_inference_steps=8)
     found = pipeline.invert(clip.frames, PROMPT, pose=skeletons(), **steps)
     options: dict[str, Any] = {"guidance_scale": 1.0, **steps}
     again = pipeline(PROMPT, skeletons(), latents=found, **options)

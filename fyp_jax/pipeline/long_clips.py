@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 
 from fyp_jax.diffusion import solvers
 from fyp_jax.diffusion.multistep import History
@@ -78,8 +78,7 @@ def decode_blocks(
     chunk: int,
     on_host: Callable[[Array], Any],
 ) -> UInt8[np.ndarray, "f H W 3"]:
-    """The frames of a long clip, as `decode_blocks` of pose features are encoded: a window's number at a
-    time."""
+    """The frames of a long clip, decoded for as many latents at a time as a window has."""
     starts = window_starts(z.shape[1], window)
     blocks = []
     for start in starts:
@@ -88,7 +87,7 @@ def decode_blocks(
     return _join(blocks, starts, np.concatenate)[0]
 
 
-def _join(blocks: list[Any], starts: list[int], concatenate: Callable[..., Any]) -> Float[Any, "1 f ..."]:
+def _join(blocks: list[Any], starts: list[int], concatenate: Callable[..., Any]) -> Any:
     """Blocks of frames, one behind the other; where the last two overlap, the frames of the last one."""
     ends = [*starts[1:], starts[-1] + blocks[-1].shape[1]]
     parts = [block[:, : end - start] for block, start, end in zip(blocks, starts, ends, strict=True)]

@@ -254,7 +254,7 @@ class FollowYourPosePipeline:
             scale = np.float32(sampling.guidance_scale)
             static |= {name: getattr(sampling, name) for name in STEP_PARAMS}
 
-            def step(z: Latents, history: History, index: int) -> tuple[Latents, History]:
+            def step(z: Latents, history: History, index: int, /) -> tuple[Latents, History]:
                 args = params, z, history, np.int32(index), text, negative, features, scale, key
                 return run("denoise", *args, **static)
 
