@@ -28,10 +28,11 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.files import sample_to_files
 from fyp_jax.pipeline.guidance import cfg_denoiser
 from fyp_jax.pipeline.loading import checksum
+from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.pipeline.programs import SamplingPrograms, prepare_latents
+from fyp_jax.pipeline.programs import SamplingPrograms
 from fyp_jax.pose.config import PoseConfig
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.tpu.flops import count_products, total_flops
@@ -264,6 +265,45 @@ def test_inversion_does_not_run_the_programs_compiled_for_sampling(
     assert programs.run("denoise", num_inference_steps=4, inverse=True) == "jitted"
 
 
+@pytest.mark.parametrize(
+    ("solver", "scheduler"),
+    [("dpm++2m", "DPMSolverMultistepScheduler"), slow("unipc", "UniPCMultistepScheduler")],
+)
+def test_solver_makes_the_latents_that_its_scheduler_in_diffusers_makes(
+    pipeline: FollowYourPosePipeline, pose: np.ndarray, output: PipelineOutput, solver: str, scheduler: str
+):
+    """The scheduler of PyTorch calls our UNet with guidance and pose."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    programs, params, sampling = pipeline.programs, pipeline.params, pipeline.defaults
+    found = pipeline(PROMPT, pose, solver=solver)
+    assert difference(found, output) > 0.5, "another solver makes another clip"
+
+    text, negative = (
+        programs.encode_text(params, programs.encoders.tokenize(prompt)[0]) for prompt in (PROMPT, "")
+    )
+    features = programs.encode_pose(params, pose[None].astype(np.float32) / 255)
+    denoise = jax.jit(
+        cfg_denoiser(programs.unet, params["unet"], text, negative, features, sampling.guidance_scale)
+    )
+    theirs = getattr(diffusers, scheduler)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    theirs.set_timesteps(sampling.num_inference_steps)
+    noise_key, _ = jax.random.split(jax.random.key(sampling.seed))
+    z = torch.from_numpy(
+        np.array(prepare_latents(noise_key, programs.latent_shape(FRAMES, HEIGHT, WIDTH), 0.0))
+    )
+    for t in theirs.timesteps:
+        predicted = np.array(denoise(jnp.asarray(z.numpy()), jnp.int32(int(t))))
+        z = theirs.step(torch.from_numpy(predicted), t, z).prev_sample
+    np.testing.assert_allclose(found.latents, z.numpy()[0], atol=1e-4 * float(z.abs().max()))
+
+
+def test_inversion_is_that_of_ddim_whatever_the_solver(
+    pipeline: FollowYourPosePipeline, pose: np.ndarray, output: PipelineOutput
+):
+    found = pipeline.invert(output.frames, PROMPT, pose=pose, solver="unipc", timestep_spacing="linspace")
+    np.testing.assert_array_equal(found, pipeline.invert(output.frames, PROMPT, pose=pose))
+
+
 def test_save_writes_the_format_of_the_suffix(output: PipelineOutput, tmp_path: Path):
     assert output.save(tmp_path / "new" / "clip.mp4") == tmp_path / "new" / "clip.mp4"
     read = read_frames(tmp_path / "new" / "clip.mp4", range(FRAMES))
@@ -353,8 +393,8 @@ def test_denoising_step_has_the_flops_of_the_unet_on_two_branches(pipeline: Foll
     features = [jnp.zeros(leaf.shape) for leaf in maps]
 
     def step(z: jax.Array) -> jax.Array:
-        args = params, z, jnp.int32(3), text, text, features, jnp.float32(2.0), jax.random.key(0)
-        return programs.denoise(*args, num_inference_steps=7)
+        args = params, z, (), jnp.int32(3), text, text, features, jnp.float32(2.0), jax.random.key(0)
+        return programs.denoise(*args, num_inference_steps=7)[0]
 
     def unet(z: jax.Array) -> jax.Array:
         twice = lambda x: jnp.concatenate([x, x])  # noqa: E731

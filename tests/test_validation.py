@@ -31,7 +31,7 @@ def denoise_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, dic
     def run(programs: SamplingPrograms, name: str, *args: Any, **static: Any) -> Any:
         if name == "denoise":
             calls.append((np.asarray(args[1]), static))
-            return args[1]
+            return args[1:3]
         spec = programs.encoders.spec
         if name == "encode_text":
             return jnp.zeros((1, spec.tokens, spec.text_width))

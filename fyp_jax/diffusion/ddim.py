@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fyp_jax.diffusion.schedule import ScheduleConfig, predict_x0_eps
-from fyp_jax.errors import UserError
 from fyp_jax.types import DenoiseFn, Latents
 
 
@@ -22,23 +21,20 @@ class DDIMSchedule(NamedTuple):
     """alphas_cumprod of the latents after the step."""
 
 
-def make_ddim_schedule(schedule: ScheduleConfig, num_inference_steps: int) -> DDIMSchedule:
+def make_ddim_schedule(
+    schedule: ScheduleConfig, num_inference_steps: int, timestep_spacing: str = "leading"
+) -> DDIMSchedule:
     """The steps of sampling: from each visited timestep to the next lower one, and at last to clean
     latents.
 
     Raises UserError as `ScheduleConfig.timesteps`, and where a model that predicts noise would start from
     noise alone, from which its prediction gives no latents.
     """
-    t = schedule.timesteps(num_inference_steps)
+    t = schedule.timesteps(num_inference_steps, timestep_spacing)
     alphas_cumprod = schedule.alphas_cumprod()
-    if schedule.prediction_type == "epsilon" and not np.all(alphas_cumprod[t]):
-        raise UserError(
-            f"num_inference_steps={num_inference_steps} starts at timestep {t[0]}, which this scheduler "
-            "config (rescale_betas_zero_snr) makes noise alone: a model that predicts noise cannot start "
-            "there; take another number of steps, or set prediction_type"
-        )
-    below = t - schedule.num_train_timesteps // num_inference_steps
+    schedule.check_start(t)
     clean = np.float32(1) if schedule.set_alpha_to_one else alphas_cumprod[0]
+    below = np.append(t[1:], t[-1] - schedule.num_train_timesteps // num_inference_steps)
     alpha_next = np.where(below < 0, clean, alphas_cumprod[np.maximum(below, 0)])
     return DDIMSchedule(jnp.asarray(t), jnp.asarray(alphas_cumprod[t]), jnp.asarray(alpha_next))
 

@@ -24,9 +24,18 @@ MAX_TRAIN_TIMESTEPS = 100_000
 SUPPORTED = {
     "beta_schedule": ("scaled_linear", "linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "final_sigmas_type": ("zero", "sigma_min"),
 }
 # Fields of samplers alone, with what ours does: another value makes other steps, but it is the same model.
-SAMPLER_FIELDS = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}
+SAMPLER_FIELDS = {
+    "timestep_spacing": "leading",
+    "clip_sample": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
 MAX_BETA = 0.999
 """Upper limit of a beta of the cosine schedule (Nichol and Dhariwal 2021, section 3.2)."""
 
@@ -41,7 +50,10 @@ class ScheduleConfig:
     beta_schedule: str = "scaled_linear"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
-    """True: the last step goes to alpha = 1. False: to alpha of training timestep 0."""
+    """True: the last step of DDIM goes to alpha = 1. False: to alpha of training timestep 0."""
+    final_sigmas_type: str = "zero"
+    """Where the last step of a multistep solver goes: to alpha = 1, or ("sigma_min") to alpha of training
+    timestep 0."""
     prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
     """True: the last training timestep is noise alone (Lin et al. 2023)."""
@@ -73,9 +85,9 @@ class ScheduleConfig:
         """A schedule from the `scheduler_config.json` of any scheduler class.
 
         What the model was trained with is taken: betas, the rescaling to zero signal, and what the model
-        predicts. Spacing and clipping belong to the sampler that somebody else chose; a warning tells where
-        they are not those of our DDIM. Raises UserError for a value that is not implemented, and for a class
-        that has no betas.
+        predicts. The class, spacing and clipping belong to the sampler that somebody else chose; a warning
+        tells where spacing and clipping are not those of our DDIM. Raises UserError for a value that is not
+        implemented, and for a class that has no betas.
         """
         kind, betas = values.get("_class_name"), values.get("trained_betas")
         needed = ("beta_schedule", "beta_start", "beta_end")
@@ -92,7 +104,8 @@ class ScheduleConfig:
         ]
         if foreign:
             log.warning(
-                "scheduler config: %s %s not used: sampling is DDIM with leading timesteps and no clipping",
+                "scheduler config: %s %s not used: sampling is DDIM with leading timesteps, or as solver and "
+                "timestep_spacing say, and has no clipping",
                 " ".join(foreign),
                 "is" if len(foreign) == 1 else "are",
             )
@@ -133,9 +146,9 @@ class ScheduleConfig:
         signal = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1 - signal[1:] / signal[:-1], MAX_BETA)
 
-    def timesteps(self, num_inference_steps: int) -> np.ndarray:
-        """Timesteps to visit, int32 [num_inference_steps], falling: each (1000 // steps)-th, plus
-        `steps_offset`.
+    def timesteps(self, num_inference_steps: int, timestep_spacing: str = "leading") -> np.ndarray:
+        """Timesteps that DDIM visits, int32 [num_inference_steps], falling: each (1000 // steps)-th, plus
+        `steps_offset`; or "trailing" ones, which begin at the last timestep of training.
 
         Raises UserError where the number is not 1 or more, or the first timestep would be past the last one
         of training.
@@ -143,6 +156,8 @@ class ScheduleConfig:
         steps = num_inference_steps
         if not 1 <= steps <= self.num_train_timesteps:
             raise UserError(f"num_inference_steps={steps} is not between 1 and {self.num_train_timesteps}")
+        if timestep_spacing == "trailing":
+            return self.trailing_timesteps(steps).astype(np.int32)
         spacing = self.num_train_timesteps // steps
         visited = np.arange(steps - 1, -1, -1) * spacing + self.steps_offset
         if visited[0] >= self.num_train_timesteps:
@@ -151,6 +166,21 @@ class ScheduleConfig:
                 f"num_inference_steps={steps} would begin at timestep {visited[0]}; use at most {largest}"
             )
         return visited.astype(np.int32)
+
+    def trailing_timesteps(self, num_inference_steps: int) -> np.ndarray:
+        """The last timestep of training, and each (1000 / steps)-th below it (Lin et al. 2023, table 2)."""
+        falling = 1 - np.arange(num_inference_steps) / num_inference_steps
+        return (self.num_train_timesteps * falling).round() - 1
+
+    def check_start(self, t: np.ndarray) -> None:
+        """Raise UserError where a model that predicts noise would be called at a timestep that is noise
+        alone, from which its prediction gives no latents."""
+        if self.prediction_type == "epsilon" and not np.all(self.alphas_cumprod()[t]):
+            raise UserError(
+                f"num_inference_steps={len(t)} starts at timestep {t[0]}, which this scheduler "
+                "config (rescale_betas_zero_snr) makes noise alone: a model that predicts noise cannot start "
+                "there; take another number of steps or timestep_spacing=leading, or set prediction_type"
+            )
 
 
 def add_noise(x0: Latents, noise: Latents, t: Int[Array, "b"], schedule: ScheduleConfig) -> Latents:

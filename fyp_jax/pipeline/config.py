@@ -7,7 +7,7 @@ from fyp_jax.convert.style_specs import embedding_spec, lora_spec
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_kernels.names import ATTENTION_HELP, check_attention
 from fyp_jax.parallel.config import MeshConfig
-from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.params import TRAINED_FRAMES, SamplingParams
 from fyp_jax.pose.config import PoseConfig
 
 PRETRAINED_HELP = (
@@ -80,17 +80,20 @@ class SampleConfig(SamplingParams):
                 raise UserError(f"{name}={value}: there is no clip to invert; give invert=FILE")
             if value is not None and value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
-        if self.num_frames % self.mesh.frame:
+        if self.num_frames <= (self.window or TRAINED_FRAMES) and self.num_frames % self.mesh.frame:
             raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
         if not 0 < self.fps <= 50:
             raise UserError(f"fps={self.fps} is not between 0 and 50")
 
     def check_model(self) -> None:
         """Raise UserError for values that load no model, whatever clips it is for."""
-        if self.mesh.data not in (1, 2) or self.mesh.fsdp != 1 or self.mesh.frame < 1:
+        in_windows = self.num_frames > (self.window or TRAINED_FRAMES)
+        most = self.mesh.data if in_windows else 2
+        if not 1 <= self.mesh.data <= most or self.mesh.fsdp != 1 or self.mesh.frame < 1:
             raise UserError(
                 f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
-                "sampling takes mesh.data=1 or 2 (branches of guidance), any mesh.frame, and mesh.fsdp=1"
+                "sampling takes mesh.data=1 or 2 (branches of guidance; or any number for the windows of a "
+                "long clip), any mesh.frame, and mesh.fsdp=1"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")

@@ -48,9 +48,7 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
         find_clip(config.invert)  # a wrong name is told before seconds are spent on the weights
     poses = load_configured_pose(config.pose, config.num_frames, config.height, config.width)
     pipeline = FollowYourPosePipeline.from_config(config, use_cache=True)
-    pipeline.programs.schedule.timesteps(
-        config.num_inference_steps
-    )  # a wrong number is told before a folder is made
+    pipeline.programs.check(config)  # a mistake is told before a folder is made
     source = read_source(config, pipeline)
     if jax.process_index() == 0 and (lines := style_lines(pipeline.weights)):
         tqdm.write(printable("\n".join(lines)), file=sys.stderr)

@@ -28,6 +28,7 @@ from fyp_jax.models.pose_encoder import init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.parallel.mesh import AXES, shard_params
+from fyp_jax.pipeline.abstract_calls import abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.programs import (
@@ -186,8 +187,8 @@ def _compiled(
         fingerprint["parameters"] = str({part: sorted(_dtypes(params[part])) for part in params})
 
     def compile_programs() -> dict[str, jax.stages.Compiled]:
-        calls = programs.abstract_calls(config, params, devices)
-        return {name: programs.lower(name, call).compile() for name, call in calls.items()}
+        calls = abstract_calls(programs, config, params, devices)
+        return {name: lower(programs, name, call).compile() for name, call in calls.items()}
 
     compiled = load_or_compile(
         "sampling",

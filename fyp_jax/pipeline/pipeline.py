@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from fyp_jax.convert.style_specs import Styles, style_list
+from fyp_jax.diffusion.multistep import History
+from fyp_jax.diffusion.solvers import init_history
 from fyp_jax.errors import UserError
 from fyp_jax.media.images import resize_center_crop
 from fyp_jax.media.reading import read_frames
@@ -20,9 +22,11 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.loading import load_components
+from fyp_jax.pipeline.long_clips import decode_blocks, encode_pose_blocks, window_step
+from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.output import Frames, PipelineOutput
-from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, sampling_params
-from fyp_jax.pipeline.programs import SamplingPrograms, prepare_latents
+from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, ddim_params, sampling_params
+from fyp_jax.pipeline.programs import STEP_PARAMS, SamplingPrograms
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.types import Latents
 
@@ -115,12 +119,17 @@ class FollowYourPosePipeline:
         noise_key, step_key = jax.random.split(jax.random.key(sampling.seed))
         if latents is None:
             shape = self.programs.latent_shape(sampling.num_frames, sampling.height, sampling.width)
-            z = prepare_latents(noise_key, shape, sampling.noise_correlation)
+            window = self.programs.window(sampling)
+            z = prepare_latents(noise_key, shape, sampling.noise_correlation, window)
         else:
             z = jnp.asarray(latents, jnp.float32)[None]
         z = self._denoise(z, prompt, pose_images, sampling, step_key, on_step)
-        video = self.programs.run("decode", self.params, z, chunk=sampling.decode_chunk_size)
-        return PipelineOutput(self._on_host(video), self._on_host(z), pose_images)
+        window, chunk = self.programs.window(sampling), sampling.decode_chunk_size
+        if sampling.num_frames > window:
+            frames = decode_blocks(self.programs, self.params, z, window, chunk, self._on_host)
+        else:
+            frames = self._on_host(self.programs.run("decode", self.params, z, chunk=chunk))
+        return PipelineOutput(frames, self._on_host(z), pose_images)
 
     def invert(
         self,
@@ -138,11 +147,11 @@ class FollowYourPosePipeline:
 
         `video` is a file, of which the first num_frames frames are taken, scaled and cropped to the centre,
         or frames in memory. Give the result as `latents`, with the same prompt, pose and steps. Guidance is
-        off unless guidance_scale is among `changes`, and eta is 0. Other arguments and errors are those of a
-        call.
+        off unless guidance_scale is among `changes`, eta is 0, and the solver is DDIM. Other arguments and
+        errors are those of a call.
         """
         changes = {"guidance_scale": 1.0, **changes, "eta": 0.0}
-        sampling = self._sampling(sampling, changes, self._sizes(frames=(video, pose)))
+        sampling = ddim_params(self._sampling(sampling, changes, self._sizes(frames=(video, pose))))
         if isinstance(video, (str, os.PathLike)):
             frames = read_frames(video, range(sampling.num_frames))
             video = resize_center_crop(frames, sampling.height, sampling.width)
@@ -172,15 +181,7 @@ class FollowYourPosePipeline:
                 raise UserError(f"{name}={value}, but the pose, video or latents have {sizes[name]}")
         sampling = dataclasses.replace(sampling or self.defaults, **changes | sizes)
         sampling.check()
-        grid = DOWNSCALE * 2 ** (len(self.programs.unet.config.block_out_channels) - 1)
-        for name in ("height", "width"):
-            if getattr(sampling, name) % grid:
-                raise UserError(f"{name}={getattr(sampling, name)} is not a multiple of {grid}")
-        mesh = self.programs.mesh
-        if mesh is not None and sampling.num_frames % mesh.shape["frame"]:
-            raise UserError(
-                f"num_frames={sampling.num_frames} is not a multiple of mesh.frame={mesh.shape['frame']}"
-            )
+        self.programs.check(sampling)
         return sampling
 
     def _sizes(self, frames: Sequence[Any], latents: Any = None) -> dict[str, int]:
@@ -236,18 +237,30 @@ class FollowYourPosePipeline:
         on_step: Callable[[], Any] | None,
         **static: Any,
     ) -> Latents:
-        """All DDIM steps, in a loop on the host: each is one compiled program."""
+        """All steps of the solver, in a loop on the host: each is one compiled program, or several of a long
+        clip."""
         run, params = self.programs.run, self.params
         text = run("encode_text", params, self._tokenize(prompt))
         negative = run("encode_text", params, self._tokenize(sampling.negative_prompt))
-        features = None
-        if pose_images is not None:
-            features = run("encode_pose", params, pose_images[None].astype(np.float32) / 255)
-        static |= {name: getattr(sampling, name) for name in ("num_inference_steps", "pose_guidance", "eta")}
-        for index in range(sampling.num_inference_steps):
+        window, features = self.programs.window(sampling), None
+        if sampling.num_frames > window:
+            if pose_images is not None:
+                features = encode_pose_blocks(self.programs, params, pose_images, window)
+            inverse = bool(static.get("inverse"))
+            step = window_step(self.programs, params, sampling, text, negative, features, key, inverse)
+        else:
+            if pose_images is not None:
+                features = run("encode_pose", params, pose_images[None].astype(np.float32) / 255)
             scale = np.float32(sampling.guidance_scale)
-            args = params, z, np.int32(index), text, negative, features, scale, key
-            z = run("denoise", *args, **static)
+            static |= {name: getattr(sampling, name) for name in STEP_PARAMS}
+
+            def step(z: Latents, history: History, index: int, /) -> tuple[Latents, History]:
+                args = params, z, history, np.int32(index), text, negative, features, scale, key
+                return run("denoise", *args, **static)
+
+        history = init_history(z, sampling.solver)
+        for index in range(sampling.num_inference_steps):
+            z, history = step(z, history, index)
             if on_step is not None:
                 z.block_until_ready()
                 on_step()

@@ -3,17 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
 from fyp_jax.compilation_cache import Fingerprint, Programs, environment_fingerprint
-from fyp_jax.diffusion import ddim
-from fyp_jax.diffusion.schedule import ScheduleConfig, correlated_noise
+from fyp_jax.diffusion import solvers
+from fyp_jax.diffusion.multistep import History
+from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
 from fyp_jax.models.encoders import LatentEncoders
@@ -24,24 +25,20 @@ from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.parallel.sharded_params import fsdp_shard_map
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.guidance import cfg_denoiser
-from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.params import TRAINED_FRAMES, SamplingParams
+from fyp_jax.pipeline.window_programs import add_key_window, add_windows, solve
 from fyp_jax.types import FeatureMaps, Latents, Params, TextEmbeddings
 
-STATIC_PARAMS = ("num_inference_steps", "pose_guidance", "eta", "decode_chunk_size")
+STEP_PARAMS = ("num_inference_steps", "solver", "timestep_spacing", "pose_guidance", "eta")
+"""Fields of SamplingParams that the program of a step is compiled for."""
+STATIC_PARAMS = (*STEP_PARAMS, "decode_chunk_size")
 """Fields of SamplingParams that the programs are compiled for; the others are arguments of theirs."""
-
-
-class AbstractCall(NamedTuple):
-    """How a program is called: shapes in place of arrays, and its static arguments."""
-
-    args: tuple[Any, ...]
-    static: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SamplingPrograms:
     """Text encoding, pose encoding, one denoising step, decoding, and encoding of frames, each a jitted
-    method.
+    method. The step of a long clip is several (`pipeline/window_programs.py`).
 
     `params` is {"unet", "pose_encoder", "vae", "text_encoder"} throughout; a clip from text alone needs no
     "pose_encoder".
@@ -53,10 +50,14 @@ class SamplingPrograms:
     pose_encoder: PoseEncoder
     mesh: Mesh | None = None
     """Devices that compute a clip together; None: one device computes all of it."""
+    trained_frames: int = TRAINED_FRAMES
+    """Frames of the clips that the temporal layers were trained on."""
     compiled: Programs = dataclasses.field(default_factory=dict)
     """Programs by their method's name that were compiled before, and run in its place."""
     compiled_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The STATIC_PARAMS that `compiled` was compiled for."""
+
+    add_key_window, add_windows, solve = add_key_window, add_windows, solve
 
     def __post_init__(self):
         """Raises UserError where the UNet does not fit the VAE or the text encoder."""
@@ -78,6 +79,12 @@ class SamplingPrograms:
         """
         program = None if static.get("inverse") else self.compiled.get(name)
         return getattr(self, name)(*args, **static) if program is None else program(*args)
+
+    def solver_schedule(self, sampling: SamplingParams) -> solvers.SolverSchedule:
+        """The steps of a clip. Raises UserError where the model's noise schedule has no such steps."""
+        return solvers.make_solver_schedule(
+            self.schedule, sampling.num_inference_steps, sampling.solver, sampling.timestep_spacing
+        )
 
     def check_compiled_for(self, sampling: SamplingParams) -> None:
         """Raise UserError where `compiled` is for other sampling options."""
@@ -110,13 +117,14 @@ class SamplingPrograms:
 
     @functools.partial(
         jax.jit,
-        static_argnames=("self", "num_inference_steps", "pose_guidance", "eta", "inverse"),
-        donate_argnames="z",
+        static_argnames=("self", *STEP_PARAMS, "inverse"),
+        donate_argnames=("z", "history"),
     )
     def denoise(
         self,
         params: Params,
         z: Latents,
+        history: History,
         step_index: Int[Array, ""],
         text: TextEmbeddings,
         negative: TextEmbeddings,
@@ -125,11 +133,16 @@ class SamplingPrograms:
         key: Array,
         *,
         num_inference_steps: int,
+        solver: str = "ddim",
+        timestep_spacing: str | None = None,
         pose_guidance: bool = False,
         eta: float = 0.0,
         inverse: bool = False,
-    ) -> Latents:
-        """The latents after one DDIM step, counted from 0; `inverse` steps towards noise. `z` is donated."""
+    ) -> tuple[Latents, History]:
+        """Latents and history (`solvers.init_history`) after one step of the solver, counted from 0.
+
+        `inverse` makes a step of DDIM towards noise. `z` and `history` are donated.
+        """
         denoise = cfg_denoiser(
             self.unet,
             params["unet"],
@@ -140,9 +153,13 @@ class SamplingPrograms:
             pose_guidance,
             self.mesh,
         )
-        ddim_schedule = ddim.make_ddim_schedule(self.schedule, num_inference_steps)
-        ddim_schedule = ddim.reverse(ddim_schedule) if inverse else ddim_schedule
-        return ddim.step(denoise, z, step_index, ddim_schedule, self.schedule, eta, key)
+        steps = solvers.make_solver_schedule(self.schedule, num_inference_steps, solver, timestep_spacing)
+        if inverse:
+            steps = solvers.reverse(steps)
+        z, history = solvers.step(denoise, z, history, step_index, steps, self.schedule, eta, key)
+        if self.mesh is not None and history:
+            history = jax.lax.with_sharding_constraint(history, NamedSharding(self.mesh, P(None, "frame")))
+        return z, history
 
     @functools.partial(jax.jit, static_argnames=("self", "chunk"))
     def decode(self, params: Params, latents: Latents, *, chunk: int) -> UInt8[Array, "b f H W 3"]:
@@ -181,59 +198,34 @@ class SamplingPrograms:
 
         return on_mesh
 
-    def abstract_calls(
-        self, config: SampleConfig, params: Params, devices: Sequence[Any]
-    ) -> dict[str, AbstractCall]:
-        """How the clips of a config call the four programs of sampling, or three of them without a pose.
-
-        `params` are arrays or their shapes, with their shardings.
-        """
-
-        def shaped(
-            shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P | None = None
-        ) -> jax.ShapeDtypeStruct:
-            sharding = (
-                NamedSharding(self.mesh, spec or P()) if self.mesh else SingleDeviceSharding(devices[0])
-            )
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-        frames, height, width = config.num_frames, config.height, config.width
-        by_frames, spec = P(None, "frame"), self.encoders.spec
-        noise = shaped(self.latent_shape(frames, height, width), spec=by_frames)
-        input_ids = shaped((1, spec.tokens), jnp.int32)
-        text = shaped((1, spec.tokens, spec.text_width))
-        step_index, scale, key = shaped((), jnp.int32), shaped(()), shaped((), jax.random.key(0).dtype)
-        calls, features = {"encode_text": AbstractCall((params, input_ids), {})}, None
-        if config.pose.path is not None:
-            pose_images = shaped((1, frames, height, width, 3), spec=by_frames)
-            calls["encode_pose"] = AbstractCall((params, pose_images), {})
-            maps = jax.eval_shape(self.pose_encoder.apply, {"params": params["pose_encoder"]}, pose_images)
-            features = [shaped(x.shape, x.dtype, by_frames) for x in maps]
-        static = {name: getattr(config, name) for name in ("num_inference_steps", "pose_guidance", "eta")}
-        calls["denoise"] = AbstractCall((params, noise, step_index, text, text, features, scale, key), static)
-        calls["decode"] = AbstractCall((params, noise), {"chunk": config.decode_chunk_size})
-        return calls
-
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
         """The shape of the latents of a clip of so many pixels."""
         return (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
 
-    def lower(self, name: str, call: AbstractCall) -> jax.stages.Lowered:
-        """A program, traced for a call and not yet compiled."""
-        return getattr(type(self), name).lower(self, *call.args, **call.static)
+    def check(self, sampling: SamplingParams) -> None:
+        """Raise UserError for options that this model, its noise schedule or the mesh cannot take."""
+        grid = DOWNSCALE * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name in ("height", "width"):
+            if getattr(sampling, name) % grid:
+                raise UserError(f"{name}={getattr(sampling, name)} is not a multiple of {grid}")
+        self.solver_schedule(sampling)
+        frames, window = sampling.num_frames, self.window(sampling)
+        if sampling.window_overlap >= window:
+            raise UserError(f"window_overlap={sampling.window_overlap} is not less than window={window}")
+        if self.mesh is None:
+            return
+        data, frame = self.mesh.shape["data"], self.mesh.shape["frame"]
+        if min(frames, window) % frame:
+            name = f"window={window}" if frames > window else f"num_frames={frames}"
+            raise UserError(f"{name} is not a multiple of mesh.frame={frame}")
+        if data > 2 and frames <= window:
+            raise UserError(
+                f"mesh.data={data}: a clip of {frames} frames is one window, which takes mesh.data=1 or 2"
+            )
 
-
-def prepare_latents(
-    key: jax.Array, shape: tuple[int, int, int, int, int], noise_correlation: float
-) -> Latents:
-    """Standard normal noise [b f h w c]; frames of a clip have `noise_correlation` of its variance in
-    common."""
-    own = jax.random.normal(key, shape)
-    if not noise_correlation:
-        return own
-    common = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, *shape[2:]))
-    return correlated_noise(common, own, noise_correlation)
+    def window(self, sampling: SamplingParams) -> int:
+        """How many frames of a clip are denoised together; a longer clip is made in windows."""
+        return sampling.window or self.trained_frames
 
 
 def make_programs(
@@ -277,6 +269,8 @@ def sampling_fingerprint(
 ) -> Fingerprint:
     """All that the compiled programs of a config depend on."""
     clip = f"{config.num_frames} frames of {config.height}x{config.width}"
+    if config.num_frames > programs.window(config):
+        clip += f" in windows of {programs.window(config)}"
     return {
         "clip": clip + (" from text alone" if config.pose.path is None else " with a pose"),
         **{

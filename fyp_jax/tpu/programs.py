@@ -17,9 +17,9 @@ from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.models.attention_functions import AttentionFn, plain_attention
 from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
+from fyp_jax.pipeline.abstract_calls import AbstractCall, abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.programs import (
-    AbstractCall,
     SamplingPrograms,
     devices_of,
     make_programs,
@@ -27,6 +27,7 @@ from fyp_jax.pipeline.programs import (
     sampling_mesh,
 )
 from fyp_jax.pipeline.styles import open_styles
+from fyp_jax.pipeline.windows import make_windows, window_starts
 from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initial_shapes
@@ -41,9 +42,12 @@ MODEL_OF_PROGRAM = {
     "encode_text": "text_encoder",
     "encode_pose": "pose_encoder",
     "denoise": "unet",
+    "add_key_window": "unet",
+    "add_windows": "unet",
     "decode": "vae",
 }
-"""The model whose parameters a program of sampling uses; the others stay in memory beside it."""
+"""The model whose parameters a program of sampling uses, if it uses any; the others stay in memory beside
+it."""
 
 SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
 """Hub ids of models that have the sizes of the bundled `sd14`."""
@@ -137,7 +141,15 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     # The same programs on one device: what the model needs is counted on these.
     on_one_device = make_programs(config, *parts, None, plain_attention)
     used = devices_of(mesh, devices)
-    runs = {"encode_text": 2, "denoise": config.num_inference_steps}
+    runs = {"encode_text": 2, "denoise": config.num_inference_steps, "solve": config.num_inference_steps}
+    if config.num_frames > (window := programs.window(config)):
+        group = 1 if mesh is None else mesh.shape["data"]
+        windows = functools.partial(
+            make_windows, config.num_frames, window, config.window_overlap, group=group
+        )
+        groups = [len(windows(step_index=i).starts) for i in range(config.num_inference_steps)]
+        runs |= {"add_key_window": len(groups), "add_windows": sum(groups) - len(groups)}
+        runs |= dict.fromkeys(("encode_pose", "decode"), len(window_starts(config.num_frames, window)))
 
     def placed(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
         if mesh is None:
@@ -154,12 +166,12 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
             getattr(SamplingPrograms, name).__wrapped__, on_one_device, **call.static
         )
         model_flops = total_flops(count_products(function, *call.args))
-        others = {part: tree for part, tree in call.args[0].items() if part != MODEL_OF_PROGRAM[name]}
+        others = {part: tree for part, tree in params.items() if part != MODEL_OF_PROGRAM.get(name)}
         resident = sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(others))
-        lower = functools.partial(programs.lower, name, call)
-        return Program(name, lower, runs.get(name, 1), model_flops, resident)
+        lowered = functools.partial(lower, programs, name, call)
+        return Program(name, lowered, runs.get(name, 1), model_flops, resident)
 
-    found = [program(name, call) for name, call in programs.abstract_calls(config, params, used).items()]
+    found = [program(name, call) for name, call in abstract_calls(programs, config, params, used).items()]
     return Programs(found, len(used), sampling_fingerprint(config, programs, used))
 
 

@@ -124,7 +124,7 @@ class ValidationConfig(SamplingParams):
         metadata={"help": "texts; each makes one clip; one_shot without any: the caption"},
     )
     pose: PoseConfig = field(default_factory=PoseConfig)
-    num_inference_steps: int = config_field(20, "DDIM steps")
+    num_inference_steps: int = config_field(20, "steps of the solver")
     noise_correlation: float | None = config_field(  # pyright: ignore[reportIncompatibleVariableOverride]
         None, "fraction of the initial noise's variance that all frames have in common; null: as in training"
     )

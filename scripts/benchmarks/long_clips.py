@@ -1,0 +1,88 @@
+"""Measure clips that are made in windows: time, appearance, pose accuracy, flicker at seams. The model is the
+bundled one.
+
+    python scripts/benchmark.py long_clips [--clips 4] [--frames 24 48 96] [--gif clip.gif]
+
+The scenes and poses are those of scripts/evaluate.py. Time is a ratio to 8 frames, of interleaved runs.
+Appearance is the fraction of clips whose first, and whose last 8 frames look most like the character of the
+prompt. Flicker is that of docs/synthetic_world.md, between frames on two sides of a seam of any step, and
+between all others.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.timing import interleaved_times
+from fyp_jax.evaluation.eval_set import EvalCase, make_eval_cases
+from fyp_jax.evaluation.synthetic_metrics import pose_scores, temporal_consistency, text_scores
+from fyp_jax.media.writing import write_gif
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+from fyp_jax.pipeline.windows import window_starts
+from fyp_jax.synthetic.scenes import caption
+
+
+def seam_flicker(video: np.ndarray, case: EvalCase, window: int, overlap: int) -> tuple[float, float]:
+    """Mean flicker between frames at a seam, and elsewhere. A seam is where a window of some step begins or
+    ends."""
+    frames = len(video)
+    seams = {
+        edge
+        for step in (0, 1)
+        for start in window_starts(frames, window, overlap, step)
+        for edge in (start, start + window)
+        if 0 < edge < frames
+    }
+    changes = [
+        temporal_consistency(video[i - 1 : i + 1], case.keypoints[i - 1 : i + 1], case.scene).flicker
+        for i in range(1, frames)
+    ]
+    at = [i in seams for i in range(1, frames)]
+    return float(np.mean(np.compress(at, changes))), float(np.mean(np.compress(np.invert(at), changes)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--clips", type=int, default=4, help="default: %(default)s")
+    add("--frames", type=int, nargs="+", default=[24, 48, 96], help="default: 24 48 96")
+    add("--runs", type=int, default=3, help="timed runs of each number of frames (default: %(default)s)")
+    add("--window-overlap", type=int, default=0, help="default: %(default)s")
+    add("--gif", type=Path, help="write the first clip with most frames here")
+    args = parser.parse_args()
+
+    pipeline = FollowYourPosePipeline.from_pretrained("mini")
+    window = pipeline.programs.window(pipeline.defaults)
+
+    def sample(case: EvalCase, seed: int = 0) -> np.ndarray:
+        changes = {"seed": seed, "window_overlap": args.window_overlap}
+        return pipeline(caption(case.scene), case.pose_images, **changes).frames
+
+    poses = {frames: make_eval_cases(1, frames, False)[0] for frames in (window, *args.frames)}
+    times = interleaved_times(
+        {str(frames): lambda case=case: sample(case) for frames, case in poses.items()}, args.runs
+    )
+    print("| frames | time | pose accuracy | character, first and last 8 | flicker at seams | elsewhere |")
+    print("|---|---|---|---|---|---|")
+    for frames in args.frames:
+        ratio = np.median(np.divide(times[str(frames)], times[str(window)]))
+        rows = []
+        for seed, case in enumerate(make_eval_cases(args.clips, frames, held_out_pairs=False)):
+            video = sample(case, seed)
+            looks = [
+                text_scores(video[part], case.keypoints[part], case.scene).character
+                for part in (slice(8), slice(-8, None))
+            ]
+            accuracy = pose_scores(video, case.keypoints, case.scene).accuracy
+            rows.append((accuracy, *looks, *seam_flicker(video, case, window, args.window_overlap)))
+            if args.gif and seed == 0 and frames == max(args.frames):
+                write_gif(args.gif, video, 8)
+        accuracy, first, last, at_seams, elsewhere = np.mean(rows, axis=0)
+        print(
+            f"| {frames} | {ratio:.1f} | {accuracy:.3f} | {first:.2f}, {last:.2f} | {at_seams:.2f} | "
+            f"{elsewhere:.2f} |",
+            flush=True,
+        )

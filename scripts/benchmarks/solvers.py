@@ -1,0 +1,42 @@
+"""Compare the solvers by the quality of the bundled model's clips at few steps.
+
+    python scripts/benchmark.py solvers [--clips 16] [--steps 4 6 10 20]
+
+The cases are those of scripts/evaluate.py: all solvers get the same scenes, poses and noise. Prints a table;
+its columns are explained in docs/synthetic_world.md.
+"""
+
+import argparse
+import dataclasses
+
+from fyp_jax.diffusion.config import SOLVERS
+from fyp_jax.evaluation.ablations import full_model
+from fyp_jax.evaluation.eval_set import make_eval_cases, score
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 10, 20], help="default: 4 6 10 20")
+    parser.add_argument("--spacing", help="timestep_spacing of all solvers; default: each solver's own")
+    args = parser.parse_args()
+
+    pipeline = FollowYourPosePipeline.from_pretrained("mini")
+    cases = make_eval_cases(args.clips, pipeline.defaults.num_frames, held_out_pairs=False)
+    print("| solver | steps | pose accuracy | IoU | character, place, style | flicker | colour drift |")
+    print("|---|---|---|---|---|---|---|")
+    for solver in SOLVERS:
+        for steps in args.steps:
+            changes = {"solver": solver, "num_inference_steps": steps, "timestep_spacing": args.spacing}
+            sample = full_model(pipeline, dataclasses.replace(pipeline.defaults, **changes))
+            scores = score([sample(case, i) for i, case in enumerate(cases)], cases, pipeline.encode)
+            words = (scores.character, scores.background, scores.style)
+            cells = (
+                *(f"{x.mean:.3f}" for x in (scores.pose_accuracy, scores.iou)),
+                ", ".join(f"{x.mean:.2f}" for x in words),
+                *(f"{x.mean:.1f}" for x in (scores.flicker, scores.drift)),
+            )
+            print(f"| {solver} | {steps} | {' | '.join(cells)} |", flush=True)
