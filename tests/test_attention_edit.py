@@ -35,7 +35,7 @@ def softmax_maps(layer: Attention, params: dict, x: jax.Array, context: jax.Arra
 
 def project(params: dict, maps: jax.Array, values: jax.Array) -> jax.Array:
     out = rearrange(maps @ values, "b h n d -> b n (h d)")
-    return out @ params["to_out_0"]["kernel"] + params["to_out_0"]["bias"]
+    return out @ params["to_out_0"]["kernel"] + params["to_out_0"]["bias"][None, None]
 
 
 def test_text_edit_equals_the_edit_of_the_maps():

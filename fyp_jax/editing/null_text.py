@@ -1,6 +1,7 @@
 """Null-text inversion (Mokady et al. 2023): embeddings of the empty text, one for each step, with which
 sampling with guidance reproduces an inverted clip."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class NullTextStep(NamedTuple):
     """The mean squared error before each update; 0 for updates that were not needed."""
 
 
+@functools.partial(jax.jit, static_argnames=("denoiser", "inner_steps"))
 def null_text_step(
     denoiser: Denoiser,
     params: Params,

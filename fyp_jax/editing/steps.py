@@ -1,5 +1,6 @@
 """The steps of inversion and of an edit, on one device or on a mesh; each is one compiled program's body."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +22,14 @@ FRAMES = P(None, "frame")
 
 
 class Denoiser(NamedTuple):
-    """What stays the same in all steps: a model, its noise schedule, and the devices that run it."""
+    """What all steps are compiled for: a model, its noise schedule, and the devices that run it."""
 
     unet: UNet3D
     schedule: ScheduleConfig
     num_inference_steps: int
     mesh: Mesh | None = None
+    pose_guidance: bool = False
+    """Whether the unconditional rows get no pose."""
 
 
 class EditState(NamedTuple):
@@ -35,7 +38,8 @@ class EditState(NamedTuple):
     z: Latents
     """Latents of the targets; with the source's before them where the source is generated beside."""
     maps: Float[Array, "r f _ _"] | None = None
-    """Word maps of the same rows, summed over the steps so far; None where no mask needs them."""
+    """Word maps of the targets, and of the source where a mask needs its sum, too; summed over the steps so
+    far. None where no mask needs them."""
 
 
 class Conditions(NamedTuple):
@@ -46,10 +50,9 @@ class Conditions(NamedTuple):
     pose_features: Sequence[FeatureMaps] | None
     """Feature maps of each row; None: no pose."""
     guidance_scale: Float[Array, ""]
-    pose_guidance: bool = False
-    """Whether the unconditional rows get no pose."""
 
 
+@functools.partial(jax.jit, static_argnames=("denoiser", "map_level"))
 def invert_step(
     denoiser: Denoiser,
     params: Params,
@@ -77,6 +80,7 @@ def invert_step(
     return z, maps[0]
 
 
+@functools.partial(jax.jit, static_argnames=("denoiser", "map_level"))
 def edit_step(
     denoiser: Denoiser,
     params: Params,
@@ -96,12 +100,12 @@ def edit_step(
     """
     ddim_schedule = ddim.make_ddim_schedule(denoiser.schedule, denoiser.num_inference_steps)
     t = ddim_schedule.t[index]
-    z, rows = state.z, len(state.z)
+    z = state.z
     prediction, maps = _guided(denoiser, params, z, source, t, conditions, edit, map_level)
     z = ddim.step(lambda z, t: prediction, z, index, ddim_schedule, denoiser.schedule)
     if maps is None or state.maps is None:
         return EditState(z, state.maps)
-    sums = state.maps + maps[-rows:, ..., 0]
+    sums = state.maps + maps[-len(state.maps) :, ..., 0]
     if blend is not None:
         z = _blended(z, sums, 1 if source is None else 0, blend)
     return EditState(z, sums)
@@ -111,7 +115,7 @@ def _blended(z: Latents, sums: Float[Array, "r f _ _"], sources: int, blend: Ble
     height, width = z.shape[2:4]
     source_map = sums[:1] if blend.source_map is None else blend.source_map[None]
     mask = word_mask(source_map, height, width, blend.threshold)
-    mask = mask | word_mask(sums[sources:], height, width, blend.threshold)
+    mask = mask | word_mask(sums[sources - len(z) :], height, width, blend.threshold)
     background = z[:1] if blend.background is None else blend.background
     mixed = blend_latents(z[sources:], background, mask)
     return jnp.where(blend.active, jnp.concatenate([z[:sources], mixed]), z)
@@ -142,7 +146,7 @@ def _guided(
     ) -> Any:
         negatives = jnp.broadcast_to(negative, (guided, *negative.shape[1:]))
         bare = poses
-        if poses is not None and conditions.pose_guidance:
+        if poses is not None and denoiser.pose_guidance:
             bare = [jnp.zeros_like(pose) for pose in poses]
         if not split:
             batch = jnp.concatenate([rows[-guided:], rows])
