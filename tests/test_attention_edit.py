@@ -7,6 +7,7 @@ import pytest
 from einops import rearrange
 from jax.sharding import PartitionSpec as P
 
+from conftest import slow
 from fyp_jax.models.attention import Attention, CrossFrameAttention
 from fyp_jax.models.attention_edit import WORDS, AttentionEdit, word_maps
 from fyp_jax.models.execution import ExecutionConfig
@@ -86,7 +87,7 @@ def unet_inputs(rows: int = 3, frames: int = 2) -> tuple:
     return normal(rows, frames, 8, 16, 4), jnp.arange(rows) * 300, normal(rows, TOKENS, 8)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, slow(jnp.bfloat16)])
 def test_neutral_edit_is_no_edit_bit_for_bit(params: dict, dtype: jnp.dtype):
     unet, inputs = UNet3D(UNET, ExecutionConfig(dtype)), unet_inputs()
     plain = jax.jit(unet.apply)({"params": params}, *inputs)
@@ -115,6 +116,7 @@ def test_edit_touches_its_targets_alone(params: dict):
     assert np.abs(plain[2] - edited[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_edit_of_sharded_frames_equals_that_of_one_device(params: dict):
     frames, edits = 4, {}
     for level, queries in ((0, 128), (1, 32)):

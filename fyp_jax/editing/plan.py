@@ -120,7 +120,13 @@ def make_plan(
             tau[:, k : k + 1] = _with_windows(tau[:, k : k + 1], target, windows, num_inference_steps, tokens)
     words = _blend_words(options, source, targets, tokens) if options.blend_words else None
     tables = text_tables(matrices, alphas, factors, tau)
-    return EditPlan(options, num_inference_steps, levels, tables, words)
+    plan = EditPlan(options, num_inference_steps, levels, tables, words)
+    if options.blend_latents and not any(map(plan.keeps_latents, range(num_inference_steps))):
+        raise UserError(
+            f"blend_start={options.blend_start} blend_end={options.blend_window()[1]} has no step of "
+            f"num_inference_steps={num_inference_steps}: widen the window or take more steps"
+        )
+    return plan
 
 
 def _with_windows(
@@ -134,13 +140,18 @@ def _with_windows(
 
 
 def _check_windows(options: EditOptions, steps: int) -> None:
-    for name, axis in (("cross_replace", steps + 1), ("self_replace", steps)):
-        window = getattr(options, f"{name}_start"), getattr(options, f"{name}_steps")
+    windows = {
+        "cross_replace_steps": (steps + 1, (options.cross_replace_start, options.cross_replace_steps)),
+        "self_replace_steps": (steps, (options.self_replace_start, options.self_replace_steps)),
+    }
+    for phrase, window in word_windows(options.word_replace_steps).items():
+        windows[f"word_replace_steps: {phrase}"] = (steps + 1, window)
+    for name, (axis, window) in windows.items():
         start, end = window_steps(window, axis)
         if window != (0, 0) and start >= end:
             raise UserError(
-                f"{name}_steps={window[1]} from {name}_start={window[0]} has no step of "
-                f"num_inference_steps={steps}: widen the window or take more steps"
+                f"{name}={window[1]} from {window[0]} has no step of num_inference_steps={steps}: "
+                "widen the window or take more steps"
             )
 
 

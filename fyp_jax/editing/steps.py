@@ -73,7 +73,7 @@ def invert_step(
     def predict(params: Params, z: Latents, t: Array, text: Array, poses: Any, edit: LevelEdits) -> Any:
         return _apply(denoiser, params, z, t, text, poses, edit, map_level)
 
-    specs = (FRAMES, P(), P(), FRAMES, P())
+    specs = (FRAMES, P(), P(), None if pose_features is None else FRAMES, P())
     mapped = _on_mesh(predict, params, denoiser.mesh, specs)
     prediction, maps = mapped(params, z, ddim_schedule.t[index], text, pose_features, edit)
     z = ddim.step(lambda z, t: prediction, z, index, ddim_schedule, denoiser.schedule)
@@ -139,10 +139,16 @@ def _guided(
     mesh, guided = denoiser.mesh, len(z)
     split = mesh is not None and mesh.shape["data"] == 2
     rows = z if source is None else jnp.concatenate([source, z])
-    scale = conditions.guidance_scale
 
     def predict(
-        params: Params, rows: Latents, t: Array, text: Array, negative: Array, poses: Any, edit: LevelEdits
+        params: Params,
+        rows: Latents,
+        t: Array,
+        text: Array,
+        negative: Array,
+        poses: Any,
+        scale: Array,
+        edit: LevelEdits,
     ) -> Any:
         negatives = jnp.broadcast_to(negative, (guided, *negative.shape[1:]))
         bare = poses
@@ -171,10 +177,10 @@ def _guided(
         ])
         for level, item in edit.items()
     }  # fmt: skip
-    specs = (FRAMES, P(), P(), P(), FRAMES, edit_specs)
+    text, negative, poses, scale = conditions
+    specs = (FRAMES, P(), P(), P(), None if poses is None else FRAMES, P(), edit_specs)
     mapped = _on_mesh(predict, params, mesh, specs)
-    text, negative, poses = conditions.text, conditions.negative, conditions.pose_features
-    return mapped(params, rows, t, text, negative, poses, edit)
+    return mapped(params, rows, t, text, negative, poses, scale, edit)
 
 
 def _apply(

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -43,12 +44,17 @@ def edit_to_files(config: EditConfig) -> Iterator[Path]:
     checked is checked before the first step.
     """
     initialize(config.mesh)
+    if jax.process_count() > 1:
+        raise UserError("an edit runs in one process: start it on one host, with the devices of that host")
     size = config.num_frames, config.height, config.width
     source_pose = config.source_pose
     if source_pose.path is not None:
         source_pose = dataclasses.replace(source_pose, path=str(find_clip(source_pose.path, ".json")))
     poses = [load_configured_pose(pose, *size) for pose in (source_pose, config.pose)]
     clip = _read_clip(config)
+    if config.video is not None and Path(config.video).exists():
+        # config.yaml names the clip by its whole path, so that the run can be repeated from another folder.
+        config = dataclasses.replace(config, video=str(Path(config.video).absolute()))
     pipeline = FollowYourPosePipeline.from_config(config)
     _check_prompts(config, pipeline)
     inversion = None

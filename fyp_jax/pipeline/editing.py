@@ -79,7 +79,10 @@ def edit_clip(
         )
     noise = None
     if inversion is not None:
-        inversion.check_made_for(_made_for(editor, pose_images[0], options.map_level), "the inversion")
+        made_for = _made_for(editor, pose_images[0], options.map_level)
+        if not options.blend_words:
+            del made_for["map_level"]  # nothing reads the maps
+        inversion.check_made_for(made_for, "the inversion")
         if inversion.prompt != source.text:
             raise UserError(f"the inversion was made with source={inversion.prompt!r}, not {source.text!r}")
     else:
