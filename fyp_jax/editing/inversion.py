@@ -20,7 +20,7 @@ FORMAT = "fyp_jax inversion 1"
 class Inversion:
     """What ten edits of a clip need of its one inversion."""
 
-    latents: Float32[np.ndarray, "steps+1 f h w c"]
+    latents: Float32[np.ndarray, "times f h w c"]
     """The latents of all steps, clean ones first."""
     word_maps: Float32[np.ndarray, "steps f _ _ m"]
     """The attention of each pixel of a level to the prompt's tokens, start token first, in each step."""

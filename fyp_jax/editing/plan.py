@@ -30,7 +30,7 @@ class EditPlan:
     levels: int
     """Number of levels of the UNet."""
     text: TextTables
-    words: Float[np.ndarray, "1+k l 1"] | None
+    words: Float[np.ndarray, "rows l 1"] | None
     """Blend words of the source and the targets; None: no mask."""
 
     @property

@@ -76,7 +76,7 @@ class ClipEditor:
         pose_features: Sequence[FeatureMaps] | None,
         map_level: int,
         on_step: OnStep = None,
-    ) -> tuple[Float32[np.ndarray, "steps+1 f h w c"], Float32[np.ndarray, "steps f _ _ m"]]:
+    ) -> tuple[Float32[np.ndarray, "times f h w c"], Float32[np.ndarray, "steps f _ _ m"]]:
         """The trajectory of DDIM inversion from clean latents, and the maps of all of the prompt's tokens."""
         tokens = len(prompt.ids)
         words = np.eye(text.shape[1], tokens, dtype=np.float32)[None]
