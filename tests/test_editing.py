@@ -55,7 +55,7 @@ def editor(unet: UNet3D, params: dict, **sampling: Any) -> ClipEditor:
 @pytest.fixture(scope="module")
 def model() -> tuple[UNet3D, dict]:
     layout = json.loads((FIXTURES / "small_layout.json").read_text())
-    params = synthetic_model(UNet3DConfig(**layout["config"]), layout)["unet"]
+    params = synthetic_model(UNet3DConfig(**layout["config"]), layout["state_dict"])["unet"]
     return UNet3D(UNet3DConfig(**CASES["edit"]["config"])), params
 
 
@@ -295,6 +295,7 @@ def test_mistake_is_told_before_a_model_is_loaded(
     assert_mistake(run_script(EDIT, *args), message)
 
 
+@pytest.mark.slow
 def test_word_that_no_prompt_has_is_told_before_the_first_step(tmp_path: Path):
     run = run_script(EDIT, "--keep-background", "zebra", "--out", tmp_path / "runs")
     assert_mistake(run, "blend_words: 'zebra' is not a word of the prompt 'A robot, on the beach'")

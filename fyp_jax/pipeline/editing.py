@@ -121,7 +121,8 @@ def tokenize_prompt(encoders: LatentEncoders, text: str) -> TokenizedPrompt:
     spans = encoding.offsets
     for i, (index, (start, stop)) in enumerate(zip(encoding.ids, spans, strict=True)):
         # Of several tokens of one character the last one stands for it, and of several vectors of a token.
-        covered = i + 1 < len(spans) and spans[i + 1][0] < stop
+        # The end token, which comes last, has no span.
+        covered = i + 2 < len(spans) and spans[i + 1][0] < stop
         count = vectors.get(index, 1)
         ids += range(index, index + count)
         strings += [""] * (count - 1) + ["" if covered else text[max(start, end) : stop]]
