@@ -174,9 +174,7 @@ def test_masks_of_a_local_blend_equal_the_published_ones(name: str):
     case, text = CASES[name], tables(CASES[name]).text
     positions, subtracted, sums = case["word_indices"], case["substruct_indices"], None
     for step in range(case["num_steps"]):
-        layers = [
-            layer_maps(name, f"{name}/{step}/{x}", case) for x in ("down2", "down3", "up0", "up1", "up2")
-        ]
+        layers = [layer_maps(f"{name}/{step}/{x}", case) for x in ("down2", "down3", "up0", "up1", "up2")]
         edited = np.stack(layers)
         from_source = np.einsum("nhqi,kij->nkhqj", edited[:, 0], text.source_weights[step])
         edited[:, 1:] = from_source + edited[:, 1:] * text.own_weights[step][:, None, None]
