@@ -34,7 +34,7 @@ def word_mask(
         np.arange(to) * size // to for to, size in zip((height, width), maps.shape[-2:], strict=True)
     )
     maps = maps[..., rows[:, None], columns]
-    return maps / maps.max(axis=(-2, -1), keepdims=True) > threshold
+    return jnp.greater(maps / maps.max(axis=(-2, -1), keepdims=True), threshold)
 
 
 def blend_latents(

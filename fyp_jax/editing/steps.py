@@ -130,7 +130,7 @@ def _guided(
     conditions: Conditions,
     edit: LevelEdits,
     map_level: int | None,
-) -> tuple[Latents, Float[Array, "r f h w m"] | None]:
+) -> tuple[Latents, Float[Array, "r f _ _ m"] | None]:
     """Predictions with guidance for the rows of `z`, and the word maps of source and targets.
 
     All unconditional and conditional rows run as one batch. On a mesh with two devices along `data`, each
@@ -170,13 +170,11 @@ def _guided(
         out = jax.lax.psum(jnp.where(conditional, scale, 1 - scale) * out[-guided:], "data")
         return out, None if maps is None else jax.lax.psum(jnp.where(conditional, maps, 0), "data")
 
-    edit_specs = {
-        level: AttentionEdit(*[
-            None if x is None else (FRAMES if name == "own" else P())
-            for name, x in item._asdict().items()
-        ])
-        for level, item in edit.items()
-    }  # fmt: skip
+    def spec_of(item: AttentionEdit) -> AttentionEdit:
+        spec: Any = AttentionEdit(*[None if x is None else P() for x in item])  # pyright: ignore
+        return spec if item.own is None else spec._replace(own=FRAMES)
+
+    edit_specs = {level: spec_of(item) for level, item in edit.items()}
     text, negative, poses, scale = conditions
     specs = (FRAMES, P(), P(), P(), None if poses is None else FRAMES, P(), edit_specs)
     mapped = _on_mesh(predict, params, mesh, specs)
@@ -192,14 +190,14 @@ def _apply(
     poses: Any,
     edit: LevelEdits,
     map_level: int | None,
-) -> tuple[Latents, Float[Array, "r f h w m"] | None]:
+) -> tuple[Latents, Float[Array, "r f _ _ m"] | None]:
     """The model's prediction in float32, and the word maps of a level."""
     args = batch, jnp.broadcast_to(t, len(batch)), text, poses, edit
     if map_level is None:
         return denoiser.unet.apply({"params": params}, *args).astype(batch.dtype), None  # pyright: ignore
     out, left = denoiser.unet.apply({"params": params}, *args, mutable=[WORDS])
     frames, height, width = batch.shape[1:4]
-    maps = word_maps(left.get(WORDS, {}), frames, height >> map_level, width >> map_level)
+    maps = word_maps(left.get(WORDS) or {}, frames, height >> map_level, width >> map_level)
     return out.astype(batch.dtype), maps
 
 

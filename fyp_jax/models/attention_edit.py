@@ -126,7 +126,7 @@ def word_maps(words: Mapping, frames: int, height: int, width: int) -> Float[Arr
     left = jax.tree.leaves(words)
     if not left:
         raise ValueError("no layer left word maps: the model has no attention to text at this level")
-    mean = sum(left) / len(left)
+    mean = jnp.asarray(sum(left) / len(left))
     return rearrange(mean, "r (f h w) m -> r f h w m", f=frames, h=height, w=width)
 
 

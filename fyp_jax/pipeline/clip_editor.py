@@ -210,7 +210,7 @@ class ClipEditor:
         if plan.options.method == "fatezero":
             # As published, the latents mixed in are one level noisier than those that they are mixed into.
             background = jnp.asarray(inversion.latents[-1 - step])[None]
-            return Blend(active, threshold, background, source_map)
+            return Blend(active, threshold, background, jnp.asarray(source_map))
         return Blend(active, threshold, jnp.asarray(inversion.latents[-2 - step])[None])
 
     def _on_host(self, array: jax.Array) -> np.ndarray:
