@@ -2,6 +2,7 @@
 
     python scripts/compile_tpu.py --config configs/sd14/stage2_motion.yaml --topology v5e:4x4
     python scripts/compile_tpu.py sample --config configs/sd14/sample.yaml --topology v5e:4x4
+    python scripts/compile_tpu.py edit --config configs/sd14/edit_shape.yaml --topology v5e:2x2
 
 Compiles the training step of the config, or the programs of sampling, with the TPU compiler. Prints for one
 chip: HBM in use, hardware and model FLOPs, HBM traffic, collectives, and the roofline's lower bound of the
@@ -18,7 +19,10 @@ from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import wrap_write_errors
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.training.config import TrainConfig
+
+KINDS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "edit": EditConfig}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -26,25 +30,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("what", nargs="?", default="train", help="train (default) or sample")
+    add("what", nargs="?", default="train", help="train (default), sample or edit")
     add("overrides", nargs="*", metavar="a.b=c", help="config fields to override")
-    add("--config", type=Path, required=True, metavar="FILE", help="a config of train.py or sample.py")
+    add(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a config of the same command",
+    )
     add("--topology", default="v5e:4x4", help="CHIP:SHAPE (%(default)s), or `here`: this machine's devices")
     add("--clips-per-chip", type=int, metavar="N", help="train: sets data.batch_size for N clips per chip")
     add("--baseline", action="store_true", help="also compile a plain implementation, to compare with")
     add("--save", type=Path, metavar="FILE", help="save the programs, for aot_path=FILE of the same config")
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
     args = parser.parse_intermixed_args(argv)
-    if args.what not in ("train", "sample"):
+    if args.what not in KINDS:
         args.what, args.overrides = "train", [args.what, *args.overrides]
     return args
 
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    kind = TrainConfig if args.what == "train" else SampleConfig
-    prompt = ["prompt=[any]"] if args.what == "sample" else []  # a config needs one; no program depends on it
-    config: Any = load_config(kind, args.config, [*prompt, *args.overrides])
+    # A config needs prompts and a clip; no program depends on them.
+    needed = {"sample": ["prompt=[any]"], "edit": ["prompt=[any]", "source=any", "video=any"]}
+    overrides = [*needed.get(args.what, []), *args.overrides]
+    config: Any = load_config(KINDS[args.what], args.config, overrides)
     config.check()
     # These imports take seconds, so they come after the arguments are known to be good.
     from fyp_jax.tpu.compile_check import compile_check

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ def fields(kind: type, prefix: str = "") -> set[str]:
     return keys
 
 
-FIELDS = fields(SampleConfig) | fields(TrainConfig)
+FIELDS = fields(SampleConfig) | fields(TrainConfig) | fields(EditConfig)
 GROUPS = {key.split(".")[0] for key in FIELDS if "." in key}
 
 

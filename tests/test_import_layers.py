@@ -19,7 +19,7 @@ LAYERS = (
     ("console", "trees", "versions", "parallel"),
     ("compilation_cache",),
     ("models", "diffusion", "media"),
-    ("pose",),
+    ("editing", "pose"),
     ("synthetic", "convert"),
     ("data",),
     ("checkpoints",),

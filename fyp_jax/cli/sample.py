@@ -18,9 +18,6 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pose.config import POSE_FORMS
 
 DEFAULT_CONFIG = "configs/mini/sample.yaml"
-FIELDS = [line.split("=")[0].strip() for line in help_lines(SampleConfig)]
-FIELD_NAMES = (*FIELDS, *(field.rpartition(".")[2] for field in FIELDS))
-"""Fields with their section and without it: stride=1 is meant for pose.stride."""
 NEAR_A_FIELD = 0.75
 """From this similarity on (difflib), a word of a=b after --prompt is a field that is spelled wrong, and not a
 prompt."""
@@ -43,8 +40,8 @@ def parse_arguments(argv: list[str]) -> tuple[SampleConfig, argparse.Namespace]:
     args = parser.parse_intermixed_args(argv)
     # argparse gives --prompt all words that follow it, a.b=c among them.
     words = args.prompt or []
-    prompts = [text for text in words if not _is_override(text)]
-    overrides = args.overrides + [text for text in words if _is_override(text)]
+    prompts = [text for text in words if not is_override(text)]
+    overrides = args.overrides + [text for text in words if is_override(text)]
     flags = {"pose.path": args.pose, "output_dir": args.out, "seed": args.seed}
     overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
     keys = {text.partition("=")[0] for text in overrides}
@@ -57,11 +54,14 @@ def parse_arguments(argv: list[str]) -> tuple[SampleConfig, argparse.Namespace]:
     return config, args
 
 
-def _is_override(text: str) -> bool:
-    """Whether a word after --prompt sets a field. "style=anime, at night" is a prompt, `gudance_scale=3` a
-    mistake."""
+def is_override(text: str, kind: type = SampleConfig) -> bool:
+    """Whether a word after --prompt sets a field of a config. "style=anime, at night" is a prompt,
+    `gudance_scale=3` a mistake."""
+    fields = [line.split("=")[0].strip() for line in help_lines(kind)]
+    # With their section and without it: stride=1 is meant for pose.stride.
+    names = (*fields, *(field.rpartition(".")[2] for field in fields))
     name, equals, _ = text.partition("=")
-    return bool(equals) and bool(difflib.get_close_matches(name, FIELD_NAMES, n=1, cutoff=NEAR_A_FIELD))
+    return bool(equals) and bool(difflib.get_close_matches(name, names, n=1, cutoff=NEAR_A_FIELD))
 
 
 def main() -> None:

@@ -9,6 +9,15 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from fyp_jax.models.attention_edit import (
+    WORDS,
+    AttentionEdit,
+    Rows,
+    add_frame_rows,
+    add_text_rows,
+    split_frame_rows,
+    split_text_rows,
+)
 from fyp_jax.models.execution import ExecutionConfig, sparse_causal_kv
 
 
@@ -30,11 +39,21 @@ class Attention(nn.Module):
         self.to_out = [nn.Dense(self.width, kernel_init=init, dtype=dtype)]
 
     def __call__(
-        self, x: Float[Array, "*g n c"], context: Float[Array, "*g m d"] | None = None
+        self,
+        x: Float[Array, "*g n c"],
+        context: Float[Array, "*g m d"] | None = None,
+        edit: AttentionEdit | None = None,
     ) -> Float[Array, "*g n c"]:
         context = x if context is None else context
         key, value = (layer(context)[..., None, :, :] for layer in (self.to_k, self.to_v))
-        return self.attend_and_project(self.to_q(x)[..., None, :, :], [key], [value])[..., 0, :, :]
+        q = self.to_q(x)[..., None, :, :]
+        if edit is None or (edit.source_weights is None and edit.words is None):
+            return self.attend_and_project(q, [key], [value])[..., 0, :, :]
+        rows = add_text_rows(edit, q, key, value, self.heads)
+        out, maps = split_text_rows(edit, self.attend(*rows), self.heads)
+        if maps is not None:
+            self.sow(WORDS, "map", maps)
+        return self.to_out[0](out)[..., 0, :, :]
 
     def attend_and_project(
         self,
@@ -44,6 +63,15 @@ class Attention(nn.Module):
     ) -> Float[Array, "*g f n c"]:
         """Projected queries, and parts of projected keys and values (`AttentionFn`) -> the output
         projection."""
+        return self.to_out[0](self.attend(q, keys, values))
+
+    def attend(
+        self,
+        q: Float[Array, "*g f n c"],
+        keys: Sequence[Float[Array, "*g _ _ c"]],
+        values: Sequence[Float[Array, "*g _ _ c"]],
+    ) -> Float[Array, "*g f n c"]:
+        """The same before the output projection."""
 
         def split(t: Array) -> Array:
             return t.reshape(-1, *t.shape[-3:-1], self.heads, self.width // self.heads)
@@ -51,7 +79,7 @@ class Attention(nn.Module):
         heads = split(q), [split(k) for k in keys], [split(v) for v in values]
         if self.execution.attention_hook is not None:
             heads = self.execution.attention_hook("/".join(self.path), *heads)
-        return self.to_out[0](self.execution.attention(*heads).reshape(q.shape))
+        return self.execution.attention(*heads).reshape(q.shape)
 
 
 class CrossFrameAttention(Attention):
@@ -60,10 +88,18 @@ class CrossFrameAttention(Attention):
     cross_frame: bool = True
     """False: each frame attends to itself alone."""
 
-    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
-        if not self.cross_frame:
+    def __call__(
+        self, x: Float[Array, "b f n c"], edit: AttentionEdit | None = None
+    ) -> Float[Array, "b f n c"]:
+        own = None if edit is None else edit.own
+        if not self.cross_frame and own is None:
             return super().__call__(x)
-        keys, values = (
-            sparse_causal_kv(layer(x), self.execution.frame_axis) for layer in (self.to_k, self.to_v)
-        )
-        return self.attend_and_project(self.to_q(x), keys, values)
+        layers = self.to_k, self.to_v
+        if self.cross_frame:
+            keys, values = (sparse_causal_kv(layer(x), self.execution.frame_axis) for layer in layers)
+        else:
+            keys, values = ([layer(x)] for layer in layers)
+        if own is None:
+            return self.attend_and_project(self.to_q(x), keys, values)
+        rows = add_frame_rows(own, Rows(self.to_q(x), keys, values))
+        return self.to_out[0](split_frame_rows(own, self.attend(*rows)))

@@ -1,12 +1,14 @@
 """The three kinds of UNet blocks: down, middle and up.
 
 `heads` is the number of attention heads of the transformer after each ResNet block. None: no transformers.
+`edit` is the edit of the block's attention at one step, or None.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fyp_jax.models.attention_edit import AttentionEdit
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from fyp_jax.models.transformer import Transformer
@@ -36,10 +38,12 @@ class ResnetTransformerStack(nn.Module):
                 transformer(self.config, self.heads, self.width, self.execution) for _ in range(count)
             ]
 
-    def run_layer(self, i: int, x: FeatureMaps, time: Time, text: TextEmbeddings) -> FeatureMaps:
+    def run_layer(
+        self, i: int, x: FeatureMaps, time: Time, text: TextEmbeddings, edit: AttentionEdit | None
+    ) -> FeatureMaps:
         """Apply ResNet block `i` and its transformer."""
         x = self.resnets[i](x, time)
-        return x if self.heads is None else self.attentions[i](x, text)
+        return x if self.heads is None else self.attentions[i](x, text, edit)
 
 
 class DownBlock(ResnetTransformerStack):
@@ -51,13 +55,18 @@ class DownBlock(ResnetTransformerStack):
             self.downsamplers = [Downsample(self.width, self.execution.dtype)]
 
     def __call__(
-        self, x: FeatureMaps, time: Time, text: TextEmbeddings, pose: FeatureMaps | None
+        self,
+        x: FeatureMaps,
+        time: Time,
+        text: TextEmbeddings,
+        pose: FeatureMaps | None,
+        edit: AttentionEdit | None = None,
     ) -> tuple[FeatureMaps, list[FeatureMaps]]:
         """The feature maps, and the skips: one of each layer and one of the downsampler. `pose` is added to
         the output of the last layer."""
         skips = []
         for i in range(len(self.resnets)):
-            x = self.run_layer(i, x, time, text)
+            x = self.run_layer(i, x, time, text, edit)
             if pose is not None and i == len(self.resnets) - 1:
                 x = x + pose.astype(x.dtype)
             skips.append(x)
@@ -81,9 +90,11 @@ class MidBlock(nn.Module):
         self.resnets = [resnet(self.config, self.width, self.execution) for _ in range(2)]
         self.attentions = [transformer(self.config, self.heads, self.width, self.execution)]
 
-    def __call__(self, x: FeatureMaps, time: Time, text: TextEmbeddings) -> FeatureMaps:
+    def __call__(
+        self, x: FeatureMaps, time: Time, text: TextEmbeddings, edit: AttentionEdit | None = None
+    ) -> FeatureMaps:
         x = self.resnets[0](x, time)
-        x = self.attentions[0](x, text)
+        x = self.attentions[0](x, text, edit)
         return self.resnets[1](x, time)
 
 
@@ -96,10 +107,15 @@ class UpBlock(ResnetTransformerStack):
             self.upsamplers = [Upsample(self.width, self.execution.dtype)]
 
     def __call__(
-        self, x: FeatureMaps, skips: list[FeatureMaps], time: Time, text: TextEmbeddings
+        self,
+        x: FeatureMaps,
+        skips: list[FeatureMaps],
+        time: Time,
+        text: TextEmbeddings,
+        edit: AttentionEdit | None = None,
     ) -> FeatureMaps:
         """The feature maps. Each layer pops the last of `skips`, so that the list is empty after the last
         block."""
         for i in range(len(self.resnets)):
-            x = self.run_layer(i, jnp.concatenate([x, skips.pop()], axis=-1), time, text)
+            x = self.run_layer(i, jnp.concatenate([x, skips.pop()], axis=-1), time, text, edit)
         return x if self.last else self.upsamplers[0](x)

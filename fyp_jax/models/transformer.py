@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fyp_jax.models.attention import Attention, CrossFrameAttention
+from fyp_jax.models.attention_edit import AttentionEdit
 from fyp_jax.models.execution import ExecutionConfig, frames_to_tokens_all_to_all, tokens_to_frames_all_to_all
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import TextEmbeddings
@@ -78,12 +79,14 @@ class TransformerBlock(nn.Module):
         self.attn_temp = Attention(self.heads, self.width, self.config.zero_init_temporal, self.execution)
         self.conv_temporal = TemporalConv(dtype)
 
-    def __call__(self, x: Float[Array, "b f n c"], text: TextEmbeddings) -> Float[Array, "b f n c"]:
+    def __call__(
+        self, x: Float[Array, "b f n c"], text: TextEmbeddings, edit: AttentionEdit | None = None
+    ) -> Float[Array, "b f n c"]:
         frames, tokens = x.shape[1:3]
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), edit)
         # All frames of a clip read the same text, so their queries can go into one attention.
         queries = rearrange(self.norm2(x), "b f n c -> b (f n) c")
-        x = x + rearrange(self.attn2(queries, text), "b (f n) c -> b f n c", f=frames)
+        x = x + rearrange(self.attn2(queries, text, edit), "b (f n) c -> b f n c", f=frames)
         x = x + self.ff(self.norm3(x))
 
         x = frames_to_tokens_all_to_all(x, self.execution.frame_axis)
@@ -118,10 +121,12 @@ class Transformer(nn.Module):
             return nn.Dense(self.width, dtype=self.execution.dtype)
         return nn.Conv(self.width, (1, 1), dtype=self.execution.dtype)
 
-    def __call__(self, x: Float[Array, "b f h w c"], text: TextEmbeddings) -> Float[Array, "b f h w c"]:
+    def __call__(
+        self, x: Float[Array, "b f h w c"], text: TextEmbeddings, edit: AttentionEdit | None = None
+    ) -> Float[Array, "b f h w c"]:
         frames, height = x.shape[1:3]
         tokens = self.norm(rearrange(x, "b f h w c -> (b f) h w c"))
         tokens = rearrange(self.proj_in(tokens), "(b f) h w c -> b f (h w) c", f=frames)
         for block in self.transformer_blocks:
-            tokens = block(tokens, text)
+            tokens = block(tokens, text, edit)
         return x + self.proj_out(rearrange(tokens, "b f (h w) c -> b f h w c", h=height))

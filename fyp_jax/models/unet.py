@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fyp_jax.compilation_cache import cached
+from fyp_jax.models.attention_edit import LevelEdits
 from fyp_jax.models.blocks import DownBlock, MidBlock, UpBlock
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.resnet import conv3x3, video_group_norm
@@ -87,13 +88,16 @@ class UNet3D(nn.Module):
         t: Int[Array, "b"],
         text: TextEmbeddings,
         pose_features: Sequence[FeatureMaps] | None = None,
+        edit: LevelEdits | None = None,
     ) -> Latents:
         """The noise (or v) in `latents` at training timesteps `t` (0 to 999), in `execution.dtype`.
 
         `pose_features` are the feature maps of `PoseEncoder`, one for each level; None means a clip from text
-        alone. Raises ValueError where their number is not the number of levels.
+        alone. Raises ValueError where their number is not the number of levels. `edit` edits attention at one
+        step (`AttentionEdit`); None traces to the program without it.
         """
         levels = len(self.config.block_out_channels)
+        edits = [(edit or {}).get(level) for level in range(levels)]
         poses = [None] * levels if pose_features is None else list(pose_features)
         if len(poses) != levels:
             raise ValueError(f"{len(poses)} pose features for {levels} levels")
@@ -101,12 +105,12 @@ class UNet3D(nn.Module):
         time = self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]))
         x = self.conv_in(latents)
         skips = [x]
-        for block, pose in zip(self.down_blocks, poses, strict=True):
-            x, new_skips = block(x, time, text, pose)
+        for block, pose, level_edit in zip(self.down_blocks, poses, edits, strict=True):
+            x, new_skips = block(x, time, text, pose, level_edit)
             skips += new_skips
-        x = self.mid_block(x, time, text)
-        for block in self.up_blocks:
-            x = block(x, skips, time, text)
+        x = self.mid_block(x, time, text, edits[-1])
+        for block, level_edit in zip(self.up_blocks, edits[::-1], strict=True):
+            x = block(x, skips, time, text, level_edit)
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
 

@@ -14,19 +14,22 @@ from jaxtyping import Float32, Int
 from fyp_jax.convert.style_specs import Styles, style_list
 from fyp_jax.diffusion.multistep import History
 from fyp_jax.diffusion.solvers import init_history
+from fyp_jax.editing.inversion import Inversion
+from fyp_jax.editing.options import EditOptions
 from fyp_jax.errors import UserError
 from fyp_jax.media.images import resize_center_crop
 from fyp_jax.media.reading import read_frames
-from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.editing import ClipEditor, EditOutput, edit_clip, invert_clip
 from fyp_jax.pipeline.loading import load_components
 from fyp_jax.pipeline.long_clips import decode_blocks, encode_pose_blocks, window_step
 from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.output import Frames, PipelineOutput
 from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, ddim_params, sampling_params
 from fyp_jax.pipeline.programs import STEP_PARAMS, SamplingPrograms
+from fyp_jax.pipeline.sizes import clip_sizes
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.types import Latents
 
@@ -113,7 +116,7 @@ class FollowYourPosePipeline:
         with a warning. Raises UserError where the pose cannot be read, or where sizes do not fit each other
         or the model.
         """
-        sampling = self._sampling(sampling, changes, self._sizes(frames=(pose,), latents=latents))
+        sampling = self._sampling(sampling, changes, self._sizes((pose,), latents))
         self.programs.check_compiled_for(sampling)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
         noise_key, step_key = jax.random.split(jax.random.key(sampling.seed))
@@ -140,25 +143,64 @@ class FollowYourPosePipeline:
         pose: PoseSource | None = None,
         pose_stride: int = 5,
         pose_start: int = 0,
+        trajectory: bool = False,
+        map_level: int = 2,
         on_step: Callable[[], Any] | None = None,
         **changes: Any,
-    ) -> Float32[np.ndarray, "f h w c"]:
+    ) -> Any:
         """DDIM inversion (Song et al. 2021): the noise from which the pipeline makes about this clip again.
 
         `video` is a file, of which the first num_frames frames are taken, scaled and cropped to the centre,
-        or frames in memory. Give the result as `latents`, with the same prompt, pose and steps. Guidance is
-        off unless guidance_scale is among `changes`, eta is 0, and the solver is DDIM. Other arguments and
-        errors are those of a call.
+        or frames in memory. Give the result, float32 [f h w c], as `latents`, with the same prompt, pose and
+        steps. Guidance is off unless guidance_scale is among `changes`, eta is 0, and the solver is DDIM.
+        Other arguments and errors are those of a call.
+
+        With `trajectory` it gives the latents of all steps, and the maps of the prompt's tokens at a level of
+        the UNet: an `Inversion`, from which `edit` makes any number of edits. It is without guidance.
         """
         changes = {"guidance_scale": 1.0, **changes, "eta": 0.0}
-        sampling = ddim_params(self._sampling(sampling, changes, self._sizes(frames=(video, pose))))
+        sampling = ddim_params(self._sampling(sampling, changes, self._sizes((video, pose))))
         if isinstance(video, (str, os.PathLike)):
             frames = read_frames(video, range(sampling.num_frames))
             video = resize_center_crop(frames, sampling.height, sampling.width)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
         z = self._encode(np.asarray(video))
+        if trajectory:
+            return invert_clip(self._editor(sampling), z, prompt, pose_images, map_level, on_step)
         key = jax.random.key(sampling.seed)
         return self._on_host(self._denoise(z, prompt, pose_images, sampling, key, on_step, inverse=True))
+
+    def edit(
+        self,
+        inversion: Inversion | None,
+        source: str,
+        prompt: str,
+        options: EditOptions | None = None,
+        sampling: SamplingParams | None = None,
+        *,
+        source_pose: PoseSource | None = None,
+        pose: PoseSource | None = None,
+        pose_stride: int = 5,
+        pose_start: int = 0,
+        on_step: Callable[[], Any] | None = None,
+        **changes: Any,
+    ) -> EditOutput:
+        """Change what a clip shows: from the source prompt, which describes it, to another prompt.
+
+        `inversion` is what `invert(..., trajectory=True)` gave for the clip, with the same source prompt and
+        `source_pose`; None for options.method "generate". The edit follows `pose`, or else the source's.
+        Other arguments are those of a call. Raises UserError as a call, where words or prompts do not fit the
+        options, and where the inversion was made for something else.
+        """
+        clip = None if inversion is None else inversion.latents[0]
+        sizes = self._sizes((source_pose, pose), clip)
+        sampling = ddim_params(self._sampling(sampling, {**changes, "eta": 0.0}, sizes))
+        images = [self._pose_images(x, sampling, pose_stride, pose_start) for x in (source_pose, pose)]
+        options = options or EditOptions()
+        return edit_clip(self._editor(sampling), inversion, (source, prompt), options, images, on_step)
+
+    def _editor(self, sampling: SamplingParams) -> ClipEditor:
+        return ClipEditor(self.programs, self.params, sampling, self.weights.get("crc32"))
 
     def encode(self, video: Frames) -> Float32[np.ndarray, "f h w c"]:
         """VAE latents of frames (RGB in 0..255): the posterior's mean, times the scaling factor."""
@@ -185,31 +227,7 @@ class FollowYourPosePipeline:
         return sampling
 
     def _sizes(self, frames: Sequence[Any], latents: Any = None) -> dict[str, int]:
-        """Frames, height and width (in pixels) of what is given in memory.
-
-        Raises UserError where they differ, where frames are not uint8 RGB, or latents not of this model.
-        """
-        shapes = []
-        for clip in frames:
-            if clip is None or isinstance(clip, (str, os.PathLike)):
-                continue
-            if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8:
-                raise UserError(
-                    f"frames in memory are uint8 RGB in 0..255 of the shape [f h w 3], not {_spec(clip)}"
-                )
-            shapes.append(clip.shape[:3])
-        if latents is not None:
-            channels = self.programs.unet.config.in_channels
-            if latents.ndim != 4 or latents.shape[-1] != channels:
-                raise UserError(
-                    f"latents of this model have the shape [f h w {channels}], not {_spec(latents)}"
-                )
-            count, height, width, _ = latents.shape
-            shapes.append((count, DOWNSCALE * height, DOWNSCALE * width))
-        if any(shape != shapes[0] for shape in shapes):
-            listed = " against ".join("{} frames of {}x{}".format(*shape) for shape in shapes)
-            raise UserError(f"pose, video and latents differ in size: {listed} pixels")
-        return dict(zip(("num_frames", "height", "width"), shapes[0], strict=True)) if shapes else {}
+        return clip_sizes(frames, latents, self.programs.unet.config.in_channels)
 
     def _pose_images(
         self, pose: PoseSource | None, sampling: SamplingParams, stride: int, start: int
@@ -279,7 +297,3 @@ class FollowYourPosePipeline:
     def _on_host(self, array: jax.Array) -> Any:
         mesh = self.programs.mesh
         return np.asarray((array if mesh is None else replicate(array, mesh))[0])
-
-
-def _spec(array: Any) -> str:
-    return f"{array.dtype} of the shape {list(array.shape)}"

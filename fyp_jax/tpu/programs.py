@@ -19,6 +19,7 @@ from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
 from fyp_jax.pipeline.abstract_calls import AbstractCall, abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.pipeline.programs import (
     SamplingPrograms,
     devices_of,
@@ -28,6 +29,7 @@ from fyp_jax.pipeline.programs import (
 )
 from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.pipeline.windows import make_windows, window_starts
+from fyp_jax.tpu.edit_programs import edit_calls
 from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initial_shapes
@@ -130,7 +132,11 @@ def batch_shapes(config: TrainConfig, models: Models, clips: int) -> Batch:
 
 def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bool = False) -> Programs:
     """The programs that make one clip, with a pose or without, on a config's mesh; `baseline` as for a
-    step."""
+    step.
+
+    For a config of scripts/edit.py, the steps of inversion and edit come after those of sampling, so that one
+    table shows both.
+    """
     if baseline:
         config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.num_frames)
     folder, mesh = open_pipeline(config.pretrained, (), options_of(config)), sampling_mesh(config, devices)
@@ -172,6 +178,16 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
         return Program(name, lowered, runs.get(name, 1), model_flops, resident)
 
     found = [program(name, call) for name, call in abstract_calls(programs, config, params, used).items()]
+    if isinstance(config, EditConfig):
+        others = [tree for part, tree in params.items() if part != "unet"]
+        resident = sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(others))
+        for name, (step, denoiser, call) in edit_calls(config, programs, params["unet"], used).items():
+            alone = denoiser._replace(unet=on_one_device.unet, mesh=None)
+            flops = total_flops(
+                count_products(functools.partial(step.__wrapped__, alone, **call.static), *call.args)
+            )
+            lowered = functools.partial(step.lower, denoiser, *call.args, **call.static)
+            found.append(Program(name, lowered, config.num_inference_steps, flops, resident))
     return Programs(found, len(used), sampling_fingerprint(config, programs, used))
 
 

@@ -1,0 +1,69 @@
+"""Edit a clip: python scripts/edit.py --video FILE --source "a man skiing" --prompt "spider man skiing".
+
+The source prompt says what the clip shows, each prompt what an edit of it shows."""
+
+import dataclasses
+import sys
+
+from tqdm import tqdm
+
+from fyp_jax.cli.sample import is_override
+from fyp_jax.config import load_config, make_parser
+from fyp_jax.console import run_console
+from fyp_jax.errors import printable
+from fyp_jax.pipeline.edit_config import EditConfig
+
+DEFAULT_CONFIG = "configs/mini/edit.yaml"
+
+
+def parse(argv: list[str]) -> EditConfig:
+    """The config of a command line. Raises UserError."""
+    parser = make_parser(EditConfig, __doc__, DEFAULT_CONFIG)
+    add = parser.add_argument
+    add("--video", metavar="FILE", help="same as video=FILE: the clip to edit")
+    add("--source", metavar="TEXT", help="same as source=TEXT: what the clip shows")
+    add("--prompt", nargs="+", action="extend", metavar="TEXT", help="texts; each makes one edit")
+    add("--method", metavar="NAME", help="same as edit.method=NAME: fatezero, p2p or generate")
+    words = "words of the part that changes, of the source and (if others) of the prompts; the rest is kept"
+    add("--keep-background", nargs="+", metavar="WORDS", help=words)
+    add("--emphasise", nargs="+", metavar="WORDS=N", help="factors of words of the prompt: 'Van Gogh=5'")
+    add("--pose", metavar="FILE", help="same as pose.path=FILE: the edit follows this pose")
+    add("--out", metavar="DIR", help="same as output_dir=DIR")
+    add("--seed", metavar="N", help="same as seed=N")
+    args = parser.parse_intermixed_args(argv)
+    words = args.prompt or []
+    prompts = [text for text in words if not is_override(text, EditConfig)]
+    overrides = args.overrides + [text for text in words if is_override(text, EditConfig)]
+    flags = {"source": args.source, "edit.method": args.method, "pose.path": args.pose}
+    flags |= {"video": args.video, "output_dir": args.out, "seed": args.seed}
+    if args.method == "generate" and args.video is None:
+        flags["video"] = "null"
+    overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    config = load_config(EditConfig, args.config, overrides)
+    edit = config.edit
+    if args.emphasise:
+        edit = dataclasses.replace(edit, equalizer=args.emphasise)
+    if args.keep_background:
+        clip = config.edit.method != "generate"
+        kept = {"blend_words": args.keep_background, "blend_latents": True, "blend_self_attention": clip}
+        edit = dataclasses.replace(edit, **kept)
+    config = dataclasses.replace(config, edit=edit, **({"prompt": prompts} if prompts else {}))
+    config.check()
+    return config
+
+
+def main() -> None:
+    """Run scripts/edit.py on the arguments of this process. Raises UserError."""
+    config = parse(sys.argv[1:])
+    # These imports take seconds, so they come after the arguments are known to be good.
+    from fyp_jax.compilation_cache import enable_compilation_cache
+    from fyp_jax.pipeline.edit_files import edit_to_files
+
+    enable_compilation_cache()
+    for clip in edit_to_files(config):
+        tqdm.write(printable(str(clip)))
+
+
+def console() -> None:
+    """The command fyp-edit, and scripts/edit.py."""
+    run_console(main)

@@ -1,0 +1,144 @@
+"""What a run of scripts/edit.py leaves behind: as sample.py's, with a sheet of source, reconstruction and
+edit."""
+
+import dataclasses
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fyp_jax.config import save_config
+from fyp_jax.editing.inversion import Inversion
+from fyp_jax.editing.plan import make_plan
+from fyp_jax.errors import UserError, printable
+from fyp_jax.media.images import image_grid, resize_center_crop
+from fyp_jax.media.reading import frame_indices, read_frames
+from fyp_jax.media.writing import write_png
+from fyp_jax.models.pose_encoder import DOWNSCALE
+from fyp_jax.parallel.cluster import initialize
+from fyp_jax.pipeline.edit_config import EditConfig
+from fyp_jax.pipeline.editing import EditOutput, tokenize_prompt
+from fyp_jax.pipeline.files import new_run_folder, write_clip
+from fyp_jax.pipeline.output import Frames
+from fyp_jax.pipeline.params import sampling_params
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+from fyp_jax.pose.loading import load_configured_pose
+from fyp_jax.versions import versions
+
+
+def find_clip(name: str, suffix: str = ".mp4") -> Path:
+    """The path of a clip: a file, or else the bundled clip of this name; with .json, that of its pose."""
+    bundled = Path(str(resources.files("fyp_jax").joinpath("assets", "clips"))) / f"{name}{suffix}"
+    return bundled if bundled.is_file() and not Path(name).exists() else Path(name)
+
+
+def edit_to_files(config: EditConfig) -> Iterator[Path]:
+    """Make the edits of a config, one for each prompt, in a new folder below `config.output_dir`.
+
+    Yields the mp4 of each edit when its files are written. Raises UserError as its parts do; what can be
+    checked is checked before the first step.
+    """
+    initialize(config.mesh)
+    if jax.process_count() > 1:
+        raise UserError("an edit runs in one process: start it on one host, with the devices of that host")
+    size = config.num_frames, config.height, config.width
+    source_pose = config.source_pose
+    if source_pose.path is not None:
+        source_pose = dataclasses.replace(source_pose, path=str(find_clip(source_pose.path, ".json")))
+    poses = [load_configured_pose(pose, *size) for pose in (source_pose, config.pose)]
+    clip = _read_clip(config)
+    if config.video is not None and Path(config.video).exists():
+        # config.yaml names the clip by its whole path, so that the run can be repeated from another folder.
+        config = dataclasses.replace(config, video=str(Path(config.video).absolute()))
+    pipeline = FollowYourPosePipeline.from_config(config)
+    _check_prompts(config, pipeline)
+    inversion = None
+    if config.inversion is not None and Path(config.inversion).exists():
+        inversion = Inversion.load(config.inversion)
+    elif clip is None and config.edit.method != "generate":
+        raise UserError(f"{config.inversion}: no such file, and there is no video to make it from")
+    invert = clip is not None and inversion is None
+    folder = new_run_folder(Path(config.output_dir))
+    save_config(config, folder / "config.yaml")
+    record = {"weights": pipeline.weights, "versions": versions(), "config": dataclasses.asdict(config)}
+    edits = len(config.prompt) + (config.edit.method != "generate")
+    total = config.num_inference_steps * (invert + edits * (1 + config.edit.null_text))
+    with tqdm(total=total, unit="step") as bar, logging_redirect_tqdm():
+        if invert and clip is not None:
+            inversion = _invert(config, pipeline, clip, poses[0], bar)
+        reconstruction = None
+        if inversion is not None:
+            reconstruction = _reconstruct(config, pipeline, inversion, poses[0], bar)
+        for number, prompt in enumerate(config.prompt):
+            bar.set_description(printable(prompt[:32]))
+            args = inversion, config.source, prompt, config.edit, sampling_params(config)
+            output = pipeline.edit(*args, source_pose=poses[0], pose=poses[1], on_step=bar.update)
+            own = {"prompt": prompt, "source": config.source, "seed": config.seed}
+            path = write_clip(folder, number, prompt, output, config.fps, own | record)
+            write_png(path.with_suffix(".png"), sheet(output, clip, reconstruction))
+            yield path
+
+
+def _invert(
+    config: EditConfig, pipeline: FollowYourPosePipeline, clip: Frames, pose: Frames | None, bar: tqdm
+) -> Inversion:
+    """The inversion of the clip, written to the file of the config if it names one."""
+    bar.set_description("inversion")
+    sampling = dataclasses.replace(sampling_params(config), guidance_scale=1.0)
+    options = {"trajectory": True, "map_level": config.edit.map_level, "on_step": bar.update}
+    inversion: Any = pipeline.invert(clip, config.source, sampling, pose=pose, **options)
+    if config.inversion is not None:
+        inversion.save(config.inversion)
+    return inversion
+
+
+def _reconstruct(
+    config: EditConfig,
+    pipeline: FollowYourPosePipeline,
+    inversion: Inversion,
+    pose: Frames | None,
+    bar: tqdm,
+) -> Frames:
+    """The edit into the source prompt itself, which shows what the method alone loses of the clip."""
+    bar.set_description("reconstruction")
+    words = config.edit.blend_words[:1]
+    plain = {"controller": "auto", "equalizer": [], "word_replace_steps": [], "blend_words": words}
+    edit = dataclasses.replace(config.edit, **plain)
+    args = inversion, config.source, config.source, edit, sampling_params(config)
+    return pipeline.edit(*args, source_pose=pose, on_step=bar.update).frames
+
+
+def sheet(output: EditOutput, clip: Frames | None, reconstruction: Frames | None) -> np.ndarray:
+    """A grid with the rows source, reconstruction, edit, and the mask of the blend words where there is one.
+
+    A source that was generated is its own reconstruction, and makes one row.
+    """
+    source = output.source if clip is None else clip
+    rows = [source, *([] if reconstruction is None else [reconstruction]), output.frames]
+    if output.mask is not None:
+        grey = (255 * output.mask[..., None]).astype(np.uint8).repeat(3, axis=-1)
+        rows.append(grey.repeat(DOWNSCALE, axis=1).repeat(DOWNSCALE, axis=2))
+    return image_grid(rows)
+
+
+def _read_clip(config: EditConfig) -> Frames | None:
+    if config.video is None:
+        return None
+    indices = frame_indices(config.num_frames, config.video_stride, config.video_start)
+    frames = read_frames(find_clip(config.video), indices)
+    return resize_center_crop(frames, config.height, config.width)
+
+
+def _check_prompts(config: EditConfig, pipeline: FollowYourPosePipeline) -> None:
+    """Raise UserError for prompts that do not fit the options, before the first step runs."""
+    encoders, levels = pipeline.programs.encoders, len(pipeline.programs.unet.config.block_out_channels)
+    pipeline.programs.schedule.timesteps(config.num_inference_steps)
+    source = tokenize_prompt(encoders, config.source)
+    for prompt in config.prompt:
+        targets = [tokenize_prompt(encoders, prompt)]
+        make_plan(config.edit, source, targets, config.num_inference_steps, levels, encoders.spec.tokens)
