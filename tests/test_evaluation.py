@@ -147,6 +147,7 @@ def models_of(**models: Callable) -> Any:
     return mock.patch.object(evaluate, "sample_functions", return_value=models)
 
 
+@pytest.mark.slow
 def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, tmp_path: Path):
     rendering = {ablations.FULL_MODEL: lambda case, seed: render_frames(case.scene, case.keypoints)}
     skeletons = {"skeletons": lambda case, seed: case.pose_images}

@@ -163,6 +163,7 @@ def test_native_round_trip_is_bitwise(
     assert_same(again, params)
 
 
+@pytest.mark.slow
 def test_diffusers_formats_round_trip_is_bitwise(exported: Path, params: dict[str, Any], tmp_path: Path):
     """They hold the UNet without temporal layers, and the pose encoder."""
     adapter, pipeline = exported / "diffusers-t2i-adapter", exported / "diffusers-unet2d"

@@ -129,6 +129,7 @@ def test_window_of_the_whole_clip_is_the_clip_in_one_piece(pipeline: FollowYourP
     np.testing.assert_array_equal(pipeline(PROMPT, short, window=4, **four).latents, without.latents)
 
 
+@pytest.mark.slow
 def test_predictions_of_windows_are_those_of_the_unet_with_frame_0_of_the_clip():
     """A clip whose frames are all alike: a window with the key frame is the window at the clip's start."""
     unet = UNet3D(tiny_models.UNET)

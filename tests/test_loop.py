@@ -111,6 +111,7 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
     return flatten_dict(params, sep="/")
 
 
+@pytest.mark.slow
 def test_run_resumed_after_two_steps_equals_whole_run_bit_for_bit(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,6 +197,7 @@ def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tu
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
+@pytest.mark.slow
 def test_step_donates_the_whole_state(stepped: tuple, one_device: jax.sharding.Mesh):
     """The memory of the old state is reused for the new one."""
     state, step, _ = stepped

@@ -41,6 +41,7 @@ def test_weight_out_of_range_is_refused(field: str):
         dataclasses.replace(LossConfig(), **{name: float(value)}).check()
 
 
+@pytest.mark.slow
 def test_edge_weight_adds_the_error_of_differences_between_neighbouring_pixels():
     rng = np.random.default_rng(0)
     models = tiny_models.models("autoencoder", ExecutionConfig())

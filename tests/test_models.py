@@ -112,6 +112,7 @@ def test_number_of_heads_changes_the_prediction_of_the_same_weights():
     assert jnp.abs(run(config, latents, text) - run(TINY, latents, text)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_prediction_depends_on_text_timestep_and_pose():
     latents, text = normal(0, 1, 1, 4, 4, 4), normal(1, 1, 5, 6)
     eps = run(TINY, latents, text)

@@ -265,6 +265,7 @@ def test_inversion_does_not_run_the_programs_compiled_for_sampling(
     assert programs.run("denoise", num_inference_steps=4, inverse=True) == "jitted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "scheduler"),
     [("dpm++2m", "DPMSolverMultistepScheduler"), slow("unipc", "UniPCMultistepScheduler")],

@@ -132,6 +132,7 @@ def test_single_file_is_imported_and_its_checkpoint_finds_it_again(tmp_path: Pat
     assert given.weights["crc32"] == pipeline.weights["crc32"]
 
 
+@pytest.mark.slow
 def test_single_file_trains(tmp_path: Path):
     """The start of a stage has the file's weights, and its provenance names what the file needs."""
     arrays = single_files.single_file(SINGLE)

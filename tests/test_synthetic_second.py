@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cli_utils import SCRIPTS, run_script
+from conftest import slow
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.datasets import open_records
@@ -290,7 +291,7 @@ def tokenize(text: str) -> np.ndarray:
     return np.frombuffer(text.encode().ljust(60)[:60], np.uint8).astype(np.int32)
 
 
-@pytest.mark.parametrize(("path", "frames"), [(IMAGES, 1), pytest.param(VIDEOS, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("path", "frames"), [slow(IMAGES, 1), slow(VIDEOS, 3)])
 def test_stream_is_the_same_with_any_workers_and_resumes_by_its_step(path: str, frames: int):
     def batches(workers: int, start: int, count: int) -> list:
         config = DataConfig(

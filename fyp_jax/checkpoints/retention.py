@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 DAMAGED = ".damaged"
 """What the name of a step's folder ends in after a run has found that it is not whole."""
 UNFINISHED = "*.orbax-checkpoint-tmp*"
+ATTEMPTS, SECONDS_BETWEEN_ATTEMPTS = 20, 0.1
 STEP_METADATA = "_CHECKPOINT_METADATA"  # Orbax writes it beside the items of a step
 
 
@@ -67,10 +69,20 @@ def remove_unfinished(folder: epath.Path, step: int | None) -> None:
     if step is not None and not _is_whole(folder / str(step)):
         left.append(folder / str(step))
     for path in left:
+        _remove(path)
+
+
+def _remove(path: epath.Path) -> None:
+    """Remove a folder in which threads may still be writing, or warn that it stays."""
+    for attempts_left in reversed(range(ATTEMPTS)):
         try:
             path.rmtree(missing_ok=True)
         except OSError as error:
-            log.warning("%s: cannot be removed (%s)", path, reason(error))
+            if not attempts_left:
+                log.warning("%s: cannot be removed (%s)", path, reason(error))
+            time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        else:
+            return
 
 
 def _is_whole(folder: epath.Path) -> bool:
