@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from conftest import slow
@@ -136,7 +137,7 @@ def test_edit_of_sharded_frames_equals_that_of_one_device(params: dict):
         own = {level: edit.own for level, edit in edits.items()}
         if execution.frame_axis is None:
             return jax.jit(apply)(params, inputs[0], own)
-        mesh, by_frames = jax.make_mesh((2,), ("frame",), devices=jax.devices()[:2]), P(None, "frame")
+        mesh, by_frames = Mesh(np.array(jax.devices()[:2]), ("frame",)), P(None, "frame")
         specs = (P(), by_frames, by_frames)
         mapped = jax.shard_map(apply, mesh=mesh, in_specs=specs, out_specs=by_frames, check_vma=False)
         return jax.jit(mapped)(params, inputs[0], own)

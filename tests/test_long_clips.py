@@ -172,6 +172,7 @@ def test_mesh_of_windows_makes_the_same_clip(config: SampleConfig, latents: np.n
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cache_folder")
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
 def test_compiled_programs_make_the_same_clip(
     config: SampleConfig, pipeline: FollowYourPosePipeline, solver: str

@@ -56,7 +56,7 @@ class EditPlan:
         before = self.num_inference_steps + 1 if end is None else int(end * self.num_inference_steps)
         return self.options.blend_latents and after < step + 1 < before
 
-    def level_edits(self, step: int, own: Mapping[int, Bool[Array, "k f _"]]) -> LevelEdits:
+    def level_edits(self, step: int, own: Mapping[int, Bool[Array | np.ndarray, "k f _"]]) -> LevelEdits:
         """The edit of one step; `own` has the mask of each level of which it is edited (`AttentionEdit`)."""
         options, a, b = self.options, self.text.source_weights[step], self.text.own_weights[step]
         highest = options.cross_level

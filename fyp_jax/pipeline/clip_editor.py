@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Array, Bool, Float, Float32
 
 from fyp_jax.editing.inversion import Inversion
 from fyp_jax.editing.masks import Blend, word_mask
@@ -94,10 +94,10 @@ class ClipEditor:
         self,
         plan: EditPlan,
         text: TextEmbeddings,
-        negative: TextEmbeddings,
+        negative: Float[Array, "1 l d"],
         pose_features: Sequence[FeatureMaps] | None,
         inversion: Inversion | None,
-        noise: Latents | None = None,
+        noise: Float[Array, "1 f h w c"] | None = None,
         on_step: OnStep = None,
     ) -> EditRun:
         """Run a plan. `text` are the embeddings of source and targets, `pose_features` have as many rows.
@@ -154,7 +154,7 @@ class ClipEditor:
         self,
         inversion: Inversion,
         text: TextEmbeddings,
-        negative: TextEmbeddings,
+        negative: Float[Array, "1 l d"],
         pose_features: Sequence[FeatureMaps] | None,
         on_step: OnStep = None,
     ) -> list[TextEmbeddings]:
