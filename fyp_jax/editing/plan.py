@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Float
 
 from fyp_jax.editing.options import EditOptions, word_values, word_windows
 from fyp_jax.editing.tables import (
@@ -56,8 +56,9 @@ class EditPlan:
         before = self.num_inference_steps + 1 if end is None else int(end * self.num_inference_steps)
         return self.options.blend_latents and after < step + 1 < before
 
-    def level_edits(self, step: int, own: Mapping[int, Bool[Array | np.ndarray, "k f _"]]) -> LevelEdits:
-        """The edit of one step; `own` has the mask of each level of which it is edited (`AttentionEdit`)."""
+    def level_edits(self, step: int, own: Mapping[int, Any]) -> LevelEdits:
+        """The edit of one step; `own` has the mask of each level whose self-attention is edited, bool [k f q]
+        or [k f 1] (`AttentionEdit`)."""
         options, a, b = self.options, self.text.source_weights[step], self.text.own_weights[step]
         highest = options.cross_level
         if highest is None:
