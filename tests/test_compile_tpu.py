@@ -77,7 +77,7 @@ def test_a_product_over_a_sharded_axis_has_its_flops_divided_and_one_all_reduce(
     assert stats.argument_size_in_bytes == 4 * (256 + 128) * 1024 / 4
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.tpu_compile
 def test_a_larger_pod_needs_the_same_memory_per_chip_and_reduces_only_trainable_gradients(check_motion: Any):
     (small,), (large,) = (check_motion(name).variants["config"].programs for name in ("v5e:2x2", "v5e:4x4"))
@@ -92,7 +92,7 @@ def test_a_larger_pod_needs_the_same_memory_per_chip_and_reduces_only_trainable_
     assert large.hardware_flops == pytest.approx(small.hardware_flops, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.tpu_compile
 def test_rematerialised_layers_gather_fsdp_parameters_again_and_compute_the_same(check_motion: Any):
     replicated, sharded = (
@@ -104,7 +104,7 @@ def test_rematerialised_layers_gather_fsdp_parameters_again_and_compute_the_same
     assert set(sharded.collectives) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_all_chips_have_the_same_argument_size_and_flops(check_motion: Any, topology: str):

@@ -129,7 +129,7 @@ def test_edit_equals_the_published_one(model: tuple[UNet3D, dict], inversion: In
     assert relative_error(ours, theirs) < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_null_text_inversion_equals_the_published_one(model: tuple[UNet3D, dict], inversion: Inversion):
     case, (unet, params) = CASES["edit/null_text"], model
     denoiser = Denoiser(unet, ScheduleConfig(), STEPS)

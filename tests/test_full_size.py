@@ -16,7 +16,7 @@ from fyp_jax.models.unet import UNet3D, UNet3DConfig
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 def test_image_unet_equals_pytorch_diffusers():

@@ -133,6 +133,7 @@ def test_run_started_after_its_process_group_was_killed_leaves_no_shared_memory(
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.release
 def test_run_that_is_resumed_again_and_again_keeps_few_checkpoints(world: Path, tmp_path: Path):
     for steps in (7, 13, 17):
         finish(start(world, tmp_path, [f"num_train_steps={steps}"]))
@@ -191,6 +192,7 @@ def test_run_killed_while_saving_resumes_from_the_whole_checkpoint(
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.release
 def test_two_processes_have_the_losses_of_one_and_resume_after_a_kill(
     world: Path, undisturbed: Path, tmp_path: Path
 ):

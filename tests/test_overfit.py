@@ -19,7 +19,7 @@ from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import COLUMNS
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_overfit_script_learns_one_clip(tmp_path: Path):
     """With half of the frames and steps that the script's config has."""
     options = ["data.num_frames=4", "num_train_steps=300", "log.log_interval=10"]

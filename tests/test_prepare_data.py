@@ -579,7 +579,7 @@ def test_ingest_killed_at_some_steps_resumes_to_the_same_files(tmp_path):
     assert_resumes(tmp_path, (0.3, 0.7, 0.9, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_ingest_killed_at_any_step_resumes_to_the_same_files(tmp_path):
     assert_resumes(tmp_path, [i / 100 for i in range(1, 101)])
 

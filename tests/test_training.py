@@ -282,7 +282,7 @@ def test_mistake_in_train_ends_with_one_line_and_status_2(
     assert message.format(world=world) in errors[0]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_autoencoder_then_image_stage_train_their_own_models(
     pose_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
