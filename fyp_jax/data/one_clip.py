@@ -3,19 +3,15 @@
 Tune-A-Video (Wu et al. 2023) trains on such a clip. `data.video` and `data.caption` name it.
 """
 
-import os
 import zlib
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fyp_jax.data.config import ONE_CLIP, DataConfig
 from fyp_jax.data.decoding import Record, Sample
-from fyp_jax.media.errors import MissingFileError
-from fyp_jax.media.images import Frames, resize_center_crop
-from fyp_jax.media.reading import frame_indices, read_frames
+from fyp_jax.media.clips import find_clip, read_clip
+from fyp_jax.media.images import Frames
 
 
 class OneClipSource:
@@ -57,21 +53,12 @@ def open_one_clip(config: DataConfig) -> OneClipSource:
     config.check_source(ONE_CLIP)
     assert config.video is not None
     assert config.caption is not None
-    frames = read_frames(
-        find_clip(config.video), frame_indices(config.num_frames, config.stride, config.start)
+    frames = read_clip(
+        find_clip(config.video),
+        num_frames=config.num_frames,
+        stride=config.stride,
+        start=config.start,
+        height=config.height,
+        width=config.width,
     )
-    return OneClipSource(resize_center_crop(frames, config.height, config.width), config.caption)
-
-
-def find_clip(name: str) -> Path:
-    """The path of a clip: a file, or else the bundled clip of this name, e.g. "skater".
-
-    Raises MissingFileError where there is neither.
-    """
-    if os.path.exists(name):
-        return Path(name)
-    bundled = Path(str(resources.files("fyp_jax").joinpath("assets", "clips")))
-    if Path(name).name == name and (bundled / f"{name}.mp4").is_file():
-        return bundled / f"{name}.mp4"
-    names = ", ".join(sorted(file.stem for file in bundled.glob("*.mp4")))
-    raise MissingFileError(name, f"no such file, and no bundled clip (bundled: {names})")
+    return OneClipSource(frames, config.caption)

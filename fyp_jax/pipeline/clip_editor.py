@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
@@ -15,7 +14,6 @@ from fyp_jax.editing.null_text import null_text_step
 from fyp_jax.editing.plan import EditPlan
 from fyp_jax.editing.steps import Conditions, Denoiser, EditState, edit_step, invert_step
 from fyp_jax.editing.words import TokenizedPrompt
-from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.programs import SamplingPrograms
 from fyp_jax.types import FeatureMaps, Latents, TextEmbeddings
@@ -66,7 +64,7 @@ class ClipEditor:
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The frames (RGB in 0..255) of the latents of one clip."""
         chunk = self.sampling.decode_chunk_size
-        return self._on_host(self.programs.decode(self.params, jnp.asarray(z)[None], chunk=chunk))[0]
+        return self.programs.on_host(self.programs.decode(self.params, jnp.asarray(z)[None], chunk=chunk))[0]
 
     def invert(
         self,
@@ -80,12 +78,12 @@ class ClipEditor:
         """The trajectory of DDIM inversion from clean latents, and the maps of all of the prompt's tokens."""
         tokens = len(prompt.ids)
         words = np.eye(text.shape[1], tokens, dtype=np.float32)[None]
-        trajectory, maps = [self._on_host(z)[0]], []
+        trajectory, maps = [self.programs.on_host(z)[0]], []
         for index in range(self.sampling.num_inference_steps):
             args = np.int32(index), text, pose_features, words, map_level
             z, step_maps = invert_step(self.denoiser, self.params["unet"], z, *args)
-            trajectory.append(self._on_host(z)[0])
-            maps.append(self._on_host(step_maps[None])[0])
+            trajectory.append(self.programs.on_host(z)[0])
+            maps.append(self.programs.on_host(step_maps[None])[0])
             if on_step is not None:
                 on_step()
         return np.stack(trajectory), np.stack(maps)
@@ -142,7 +140,7 @@ class ClipEditor:
             if on_step is not None:
                 state.z.block_until_ready()
                 on_step()
-        clean = self._on_host(state.z)
+        clean = self.programs.on_host(state.z)
         shown = self._source_map(plan, inversion, self.sampling.num_inference_steps // 2)
         masks = None
         if shown is not None:
@@ -212,7 +210,3 @@ class ClipEditor:
             background = jnp.asarray(inversion.latents[-1 - step])[None]
             return Blend(active, threshold, background, jnp.asarray(source_map))
         return Blend(active, threshold, jnp.asarray(inversion.latents[-2 - step])[None])
-
-    def _on_host(self, array: jax.Array) -> np.ndarray:
-        mesh = self.programs.mesh
-        return np.asarray(array if mesh is None else replicate(array, mesh))

@@ -3,7 +3,6 @@ edit."""
 
 import dataclasses
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from fyp_jax.config import save_config
 from fyp_jax.editing.inversion import Inversion
 from fyp_jax.editing.plan import make_plan
 from fyp_jax.errors import UserError, printable
-from fyp_jax.media.images import image_grid, resize_center_crop
-from fyp_jax.media.reading import frame_indices, read_frames
+from fyp_jax.media.clips import bundled_clip, find_clip, read_clip
+from fyp_jax.media.images import image_grid
 from fyp_jax.media.writing import write_png
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.cluster import initialize
@@ -31,12 +30,6 @@ from fyp_jax.pose.loading import load_configured_pose
 from fyp_jax.versions import versions
 
 
-def find_clip(name: str, suffix: str = ".mp4") -> Path:
-    """The path of a clip: a file, or else the bundled clip of this name; with .json, that of its pose."""
-    bundled = Path(str(resources.files("fyp_jax").joinpath("assets", "clips"))) / f"{name}{suffix}"
-    return bundled if bundled.is_file() and not Path(name).exists() else Path(name)
-
-
 def edit_to_files(config: EditConfig) -> Iterator[Path]:
     """Make the edits of a config, one for each prompt, in a new folder below `config.output_dir`.
 
@@ -48,8 +41,8 @@ def edit_to_files(config: EditConfig) -> Iterator[Path]:
         raise UserError("an edit runs in one process: start it on one host, with the devices of that host")
     size = config.num_frames, config.height, config.width
     source_pose = config.source_pose
-    if source_pose.path is not None:
-        source_pose = dataclasses.replace(source_pose, path=str(find_clip(source_pose.path, ".json")))
+    if source_pose.path is not None and (bundled := bundled_clip(source_pose.path, ".json")) is not None:
+        source_pose = dataclasses.replace(source_pose, path=str(bundled))
     poses = [load_configured_pose(pose, *size) for pose in (source_pose, config.pose)]
     clip = _read_clip(config)
     if config.video is not None and Path(config.video).exists():
@@ -129,9 +122,14 @@ def sheet(output: EditOutput, clip: Frames | None, reconstruction: Frames | None
 def _read_clip(config: EditConfig) -> Frames | None:
     if config.video is None:
         return None
-    indices = frame_indices(config.num_frames, config.video_stride, config.video_start)
-    frames = read_frames(find_clip(config.video), indices)
-    return resize_center_crop(frames, config.height, config.width)
+    return read_clip(
+        find_clip(config.video),
+        num_frames=config.num_frames,
+        stride=config.video_stride,
+        start=config.video_start,
+        height=config.height,
+        width=config.width,
+    )
 
 
 def _check_prompts(config: EditConfig, pipeline: FollowYourPosePipeline) -> None:

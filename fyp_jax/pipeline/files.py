@@ -18,8 +18,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
 from fyp_jax.convert.style_specs import embedding_spec, lora_spec
-from fyp_jax.data.one_clip import find_clip
 from fyp_jax.errors import UserError, printable, reason, wrap_write_errors
+from fyp_jax.media.clips import find_clip
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.inversions import INVERSION_PROMPT, Inversion, read_source, save_inversion

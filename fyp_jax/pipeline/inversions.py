@@ -13,10 +13,9 @@ from jaxtyping import Float32
 from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.torch_files import PICKLE_SUFFIXES
 from fyp_jax.convert.torch_load import read_pickle
-from fyp_jax.data.one_clip import find_clip
 from fyp_jax.errors import UserError, reason, wrap_write_errors
-from fyp_jax.media.images import Frames, resize_center_crop
-from fyp_jax.media.reading import frame_indices, read_frames
+from fyp_jax.media.clips import find_clip, read_clip
+from fyp_jax.media.images import Frames
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
@@ -98,8 +97,8 @@ def read_source(config: SampleConfig, pipeline: FollowYourPosePipeline) -> Inver
         tuned_on = pipeline.weights.get("provenance", {}).get("clip", {})
         stride = config.invert_stride or tuned_on.get("stride", 1)
         start = tuned_on.get("start", 0) if config.invert_start is None else config.invert_start
-        frames = read_frames(file, frame_indices(config.num_frames, stride, start))
-        return resize_center_crop(frames, config.height, config.width)
+        size = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
+        return read_clip(file, stride=stride, start=start, **size)
     inversion = read_inversion(file)
     if inversion.num_inference_steps not in (None, config.num_inference_steps):
         raise UserError(

@@ -17,10 +17,8 @@ from fyp_jax.diffusion.solvers import init_history
 from fyp_jax.editing.inversion import Inversion
 from fyp_jax.editing.options import EditOptions
 from fyp_jax.errors import UserError
-from fyp_jax.media.images import resize_center_crop
-from fyp_jax.media.reading import read_frames
+from fyp_jax.media.clips import read_clip
 from fyp_jax.parallel.config import MeshConfig
-from fyp_jax.parallel.mesh import replicate
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.editing import ClipEditor, EditOutput, edit_clip, invert_clip
 from fyp_jax.pipeline.loading import load_components
@@ -161,8 +159,8 @@ class FollowYourPosePipeline:
         changes = {"guidance_scale": 1.0, **changes, "eta": 0.0}
         sampling = ddim_params(self._sampling(sampling, changes, self._sizes((video, pose))))
         if isinstance(video, (str, os.PathLike)):
-            frames = read_frames(video, range(sampling.num_frames))
-            video = resize_center_crop(frames, sampling.height, sampling.width)
+            size = {name: getattr(sampling, name) for name in ("num_frames", "height", "width")}
+            video = read_clip(video, stride=1, start=0, **size)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
         z = self._encode(np.asarray(video))
         if trajectory:
@@ -295,5 +293,4 @@ class FollowYourPosePipeline:
         return input_ids
 
     def _on_host(self, array: jax.Array) -> Any:
-        mesh = self.programs.mesh
-        return np.asarray((array if mesh is None else replicate(array, mesh))[0])
+        return self.programs.on_host(array)[0]

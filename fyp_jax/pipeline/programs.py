@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
@@ -21,7 +22,7 @@ from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
-from fyp_jax.parallel.mesh import make_mesh
+from fyp_jax.parallel.mesh import make_mesh, replicate
 from fyp_jax.parallel.sharded_params import fsdp_shard_map
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.guidance import cfg_denoiser
@@ -85,6 +86,10 @@ class SamplingPrograms:
         return solvers.make_solver_schedule(
             self.schedule, sampling.num_inference_steps, sampling.solver, sampling.timestep_spacing
         )
+
+    def on_host(self, array: jax.Array) -> np.ndarray:
+        """What a program gave, whole in each process of a mesh."""
+        return np.asarray(array if self.mesh is None else replicate(array, self.mesh))
 
     def check_compiled_for(self, sampling: SamplingParams) -> None:
         """Raise UserError where `compiled` is for other sampling options."""
