@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 
 from fyp_jax.models.attention_kernels.tpu_blocks import Blocks
 from fyp_jax.models.attention_kernels.tpu_spec import (
+    CONTRACT_DEPTH,
+    CONTRACT_KEYS,
+    CONTRACT_QUERIES,
     LOG2E,
     KernelSpec,
     block_bytes,
@@ -27,10 +30,6 @@ from fyp_jax.models.attention_kernels.tpu_spec import (
     part_row,
     scaled_queries,
 )
-
-CONTRACT_DEPTH = (((1,), (1,)), ((), ()))
-CONTRACT_KEYS = (((0,), (0,)), ((), ()))
-CONTRACT_QUERIES = (((0,), (1,)), ((), ()))
 
 
 def attention_backward(

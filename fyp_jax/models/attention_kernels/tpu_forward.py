@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 
 from fyp_jax.models.attention_kernels.tpu_blocks import Blocks
 from fyp_jax.models.attention_kernels.tpu_spec import (
+    CONTRACT_DEPTH,
+    CONTRACT_KEYS,
     KernelSpec,
     block_bytes,
     compiler_params,
@@ -27,8 +29,6 @@ from fyp_jax.models.attention_kernels.tpu_spec import (
     scaled_queries,
 )
 
-CONTRACT_DEPTH = (((1,), (1,)), ((), ()))
-CONTRACT_KEYS = (((0,), (0,)), ((), ()))
 SUBLANES = 16
 """Rows of a bfloat16 tile."""
 

@@ -19,6 +19,11 @@ LOG2E = math.log2(math.e)
 MASKED = -1e30
 """The score of a key that is padding: exp2 of it is 0, and no difference of it is NaN."""
 
+CONTRACT_DEPTH = (((1,), (1,)), ((), ()))
+CONTRACT_KEYS = (((0,), (0,)), ((), ()))
+CONTRACT_QUERIES = (((0,), (1,)), ((), ()))
+"""Dimension numbers of `dot`: which axis of either operand is summed."""
+
 dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
