@@ -103,10 +103,7 @@ def make_plan(
             raise UserError(
                 "an edit needs a source prompt, which says what the clip shows: give --source TEXT"
             )
-        if len(prompt.ids) > tokens:
-            raise UserError(
-                f"prompt {prompt.text!r} has {len(prompt.ids)} tokens, more than {tokens}: shorten it"
-            )
+        prompt.check_length(tokens)
     for name in ("cross_level", "self_level", "map_level"):
         if (getattr(options, name) or 0) >= levels and (name != "map_level" or options.blend_words):
             raise UserError(f"{name}={getattr(options, name)}: this model has levels 0 to {levels - 1}")

@@ -22,6 +22,13 @@ class TokenizedPrompt(NamedTuple):
     def words(self) -> list[str]:
         return self.text.split(" ")
 
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError for a prompt of more tokens than a text encoder takes."""
+        if len(self.ids) > tokens:
+            raise UserError(
+                f"prompt {self.text!r} has {len(self.ids)} tokens, more than {tokens}: shorten it"
+            )
+
 
 def word_positions(prompt: TokenizedPrompt, word: str | int) -> list[int]:
     """Positions in the text (0 is the start token) of a word: of one by its number, or of all equal ones.

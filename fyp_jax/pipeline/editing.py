@@ -127,11 +127,9 @@ def tokenize_prompt(encoders: LatentEncoders, text: str) -> TokenizedPrompt:
         ids += range(index, index + count)
         strings += [""] * (count - 1) + ["" if covered else text[max(start, end) : stop]]
         end = end if covered else max(stop, end)
-    if len(ids) > encoders.spec.tokens:
-        raise UserError(
-            f"prompt {text!r} has {len(ids)} tokens, more than {encoders.spec.tokens}: shorten it"
-        )
-    return TokenizedPrompt(text, tuple(ids), tuple(strings[1:-1]))
+    prompt = TokenizedPrompt(text, tuple(ids), tuple(strings[1:-1]))
+    prompt.check_length(encoders.spec.tokens)
+    return prompt
 
 
 def stack_rows(
