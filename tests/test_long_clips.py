@@ -68,16 +68,14 @@ def test_noise_of_a_long_clip_begins_as_that_of_a_window_and_has_the_same_frames
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SampleConfig:
-    return SampleConfig(
-        pretrained=str(tiny_models.write_pipeline(tmp_path_factory.mktemp("tiny"))),
-        random_init=True,
+    return tiny_models.sample_config(
+        tmp_path_factory.mktemp("tiny"),
         prompt=[PROMPT],
         num_frames=FRAMES,
         window=WINDOW,
         height=SIDE,
         width=SIDE,
         num_inference_steps=2,
-        guidance_scale=2.0,
     )
 
 

@@ -43,15 +43,13 @@ PROMPT = "a robot"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SampleConfig:
-    return SampleConfig(
-        pretrained=str(tiny_models.write_pipeline(tmp_path_factory.mktemp("tiny"))),
-        random_init=True,
+    return tiny_models.sample_config(
+        tmp_path_factory.mktemp("tiny"),
         prompt=[PROMPT],
         num_frames=FRAMES,
         height=HEIGHT,
         width=WIDTH,
         num_inference_steps=4,
-        guidance_scale=2.0,
     )
 
 

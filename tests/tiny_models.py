@@ -26,6 +26,7 @@ from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
 from fyp_jax.parallel.mesh import shard_params
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.training.losses import Models
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState, init_state
@@ -57,6 +58,12 @@ TEXT_ENCODER = {
     "num_attention_heads": 2,
     "max_position_embeddings": 77,
 }
+
+
+def sample_config(folder: Path, **fields: Any) -> SampleConfig:
+    """A config that samples from its models with random weights; its pipeline goes into the folder."""
+    pretrained = str(write_pipeline(folder))
+    return SampleConfig(pretrained=pretrained, random_init=True, guidance_scale=2.0, **fields)
 
 
 def write_pipeline(folder: Path, unet: UNet3DConfig = UNET) -> Path:
