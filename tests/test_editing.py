@@ -25,6 +25,7 @@ from fyp_jax.models.unet import UNet3D, UNet3DConfig
 from fyp_jax.pipeline.clip_editor import ClipEditor
 from fyp_jax.pipeline.editing import tokenize_prompt
 from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.programs import SamplingPrograms
 from tiny_models import encoders
 
 STEPS, TOKENS = 5, 77
@@ -42,6 +43,8 @@ class Programs:
 
     def __init__(self, unet: UNet3D):
         self.unet, self.schedule, self.mesh = unet, ScheduleConfig(), None
+
+    on_host = SamplingPrograms.on_host
 
 
 def editor(unet: UNet3D, params: dict, **sampling: Any) -> ClipEditor:
@@ -280,6 +283,10 @@ def test_published_configs_are_read(kind: str):
         (["--video", "missing.mp4"], "missing.mp4: no such file"),
         (["num_frames=16"], "num_frames=16"),
         (["eta=0.5"], "needs eta=0"),
+        (["solver=unipc"], "solver=unipc: an edit is made by DDIM"),
+        (["timestep_spacing=trailing"], "timestep_spacing=trailing: an edit is made by DDIM"),
+        (["window=4"], "window=4: an edit is made by DDIM, all frames together"),
+        (["num_frames=12", "mesh.frame=8"], "num_frames=12 is not a multiple of mesh.frame=8"),
         (["--emphasise", "panda"], "not of the form WORDS=NUMBER"),
         (["edit.method=generate"], "exclude each other"),
         (["edit.cross_replace_steps=1.5"], "fractions of the steps are between 0 and 1"),

@@ -41,6 +41,12 @@ class EditConfig(SampleConfig):
             raise UserError("there is no clip: give --video FILE, or --method generate")
         if self.eta:
             raise UserError(f"eta={self.eta}: an edit takes the steps of its source, which needs eta=0")
+        for name in ("solver", "timestep_spacing", "window", "window_overlap"):
+            value = getattr(self, name)
+            if value != getattr(SampleConfig, name):
+                raise UserError(f"{name}={value}: an edit is made by DDIM, all frames together; leave it out")
+        if self.num_frames % self.mesh.frame:
+            raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
         if self.aot_path is not None:
             raise UserError(f"aot_path={self.aot_path}: programs compiled before are for sample.py alone")
         if self.edit.null_text and self.mesh.data * self.mesh.frame > 1:
