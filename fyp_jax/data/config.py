@@ -7,6 +7,8 @@ from fyp_jax.errors import UserError
 
 ONE_CLIP = "one_clip"
 """Kind of a source that is a single clip, `video`, and no folder of records."""
+SYNTHETIC = "synthetic://"
+"""Paths that start with it are rendered (`data.synthetic_source`)."""
 RECORDS = "records"
 """Folder of the records where `path` is null."""
 
@@ -34,6 +36,11 @@ class DataConfig:
         None, "train on a random square of so many pixels of each clip; null: on whole frames"
     )
     batch_size: int = config_field(8, "clips per batch, over all processes")
+    pool_size: int | None = config_field(
+        None,
+        "synthetic://...: render so many clips once, keep them in memory, and train on them again in a new "
+        "order, as GPUs and TPUs train faster than workers render; null: render a new one each time",
+    )
     workers: int = config_field(2, "decoding processes per host; 0 decodes in the training process")
     max_corrupt_fraction: float = config_field(
         0.01, "fraction of the records that may be corrupt before the run stops"
@@ -85,6 +92,13 @@ class DataConfig:
         ):
             if getattr(self, name) < minimum:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {minimum}")
+        if self.pool_size is not None:
+            if self.pool_size < 1:
+                raise UserError(f"data.pool_size={self.pool_size} must be at least 1, or null")
+            if not self.source.startswith(SYNTHETIC):
+                raise UserError(
+                    f"data.pool_size={self.pool_size}: {self.source} is not {SYNTHETIC}...; leave it out"
+                )
         if self.random_crop is not None and not 1 <= self.random_crop <= min(self.height, self.width):
             raise UserError(
                 f"data.random_crop={self.random_crop} is not between 1 and {min(self.height, self.width)}, "

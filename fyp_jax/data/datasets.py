@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
-from fyp_jax.data.synthetic_source import SCHEME, SyntheticRecordSource, open_synthetic
+from fyp_jax.data.config import SYNTHETIC
+from fyp_jax.data.synthetic_source import SyntheticRecordSource, open_synthetic
 from fyp_jax.errors import UserError, reason
 
 SPLIT = "train"
@@ -140,7 +141,7 @@ def open_records(path: str | os.PathLike[str]) -> TfdsRecordSource | SyntheticRe
     UserError where that has no such kind, RecordsError where there is no dataset or several, where it has
     another kind or format, and where a shard is missing or incomplete.
     """
-    if os.fspath(path).startswith(SCHEME):
+    if os.fspath(path).startswith(SYNTHETIC):
         return open_synthetic(os.fspath(path))
     if "://" in os.fspath(path):
         raise RecordsError(path, "records must be in a local folder; mount the bucket first")

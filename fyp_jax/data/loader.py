@@ -17,6 +17,7 @@ from jaxtyping import Int32
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.decoding import Sample
 from fyp_jax.data.example_source import Example, ExampleSource, RecordSource
+from fyp_jax.data.pool import Pool
 from fyp_jax.data.shared_memory import owner_prefix, remove_orphans, use_prefix
 from fyp_jax.data.worker_process import exit_with_parent
 from fyp_jax.errors import UserError, reason
@@ -77,6 +78,7 @@ class Loader(Iterator[Batch]):
             "seed": source.seed,
             "batch_size": source.config.batch_size,
             "records": source.records.fingerprint,
+            **({"pool_size": source.config.pool_size} if source.config.pool_size else {}),
         }
 
     def restore(self, state: dict[str, int | str]) -> None:
@@ -105,6 +107,8 @@ class Loader(Iterator[Batch]):
     def _start(self) -> Iterator[Example]:
         workers, rows = self._source.config.workers, self._rows
         first = self._step * len(rows)
+        if self._source.config.pool_size is not None:
+            return Pool(self._source, partial(_example_index, self._source.config.batch_size, rows), first)
         dataset = grain.MapDataset.range(first, sys.maxsize).map(partial(_example_at, self._source, rows))
         # no threads beside a decoder: there is a process for each core
         stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -159,8 +163,12 @@ class Loader(Iterator[Batch]):
 
 def _example_at(source: ExampleSource, rows: range, position: int) -> Example:
     """The example at a position in the sequence of this process, which has only its rows of each batch."""
+    return source[_example_index(source.config.batch_size, rows, position)]
+
+
+def _example_index(batch_size: int, rows: range, position: int) -> int:
     step, row = divmod(position, len(rows))
-    return source[step * source.config.batch_size + rows[row]]
+    return step * batch_size + rows[row]
 
 
 def _close(running: list[Any]) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fyp_jax.data.config import DataConfig
+from fyp_jax.data.config import SYNTHETIC, DataConfig
 from fyp_jax.data.decoding import Record, Sample
 from fyp_jax.errors import UserError
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.second.scenes import FIRST_HELD_OUT_SEED, SIZE_MULTIPLE, render_clip, training_scene
 
-SCHEME = "synthetic://"
 KINDS = ("pose_images", "captioned_videos")
 VERSION = "second edition 1"
 """Part of the fingerprint. Change it along with the drawing, so that no run resumes with other pictures."""
@@ -67,8 +66,8 @@ class SyntheticRecordSource:
 
 
 def open_synthetic(path: str) -> SyntheticRecordSource:
-    """The source of a path that starts with SCHEME. Raises UserError where there is no such kind."""
-    kind = path.removeprefix(SCHEME).rstrip("/")
+    """The source of a path that starts with SYNTHETIC. Raises UserError where there is no such kind."""
+    kind = path.removeprefix(SYNTHETIC).rstrip("/")
     if kind not in KINDS:
-        raise UserError(f"{path}: the synthetic world has {' and '.join(SCHEME + kind for kind in KINDS)}")
+        raise UserError(f"{path}: the synthetic world has {' and '.join(SYNTHETIC + kind for kind in KINDS)}")
     return SyntheticRecordSource(kind)
