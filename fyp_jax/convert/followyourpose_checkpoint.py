@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fyp_jax.convert.pipeline_folder import find_folder
+from fyp_jax.convert.folders import find_folder
+from fyp_jax.convert.hub import find_file
 from fyp_jax.convert.recognise import FATEZERO, FATEZERO_ARRAYS
 from fyp_jax.convert.t2i_adapter import from_t2i, is_t2i, read_t2i_folder
 from fyp_jax.convert.torch_files import WEIGHT_SUFFIXES, WeightsError, find_weights, read_weights
@@ -28,10 +29,12 @@ POSE_ENCODER_FILES = tuple(
 
 
 def find_pose_encoder(name: str) -> Path:
-    """The path of a pose encoder: of a weight file, or of a T2I-Adapter's folder, which `name` may give by
-    its Hub id. Raises UserError where there is none."""
+    """The path of a pose encoder: of a weight file, or of a T2I-Adapter's folder. `name` is a path, or a file
+    or repository of the Hub. Raises UserError where there is none."""
     path = Path(name)
-    return path if path.exists() or path.suffix in WEIGHT_SUFFIXES else find_folder(name, (".",))
+    if path.exists() or path.suffix in WEIGHT_SUFFIXES:
+        return find_file(name)
+    return find_folder(name, (".",))
 
 
 def read_followyourpose(

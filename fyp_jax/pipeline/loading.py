@@ -18,6 +18,7 @@ from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open
 from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.convert.delta_weights import read_delta_weights
+from fyp_jax.convert.folders import SAMPLING_DEFAULTS
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of, recorded_options
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline
@@ -43,10 +44,6 @@ from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.types import Params
 
 log = logging.getLogger(__name__)
-
-SAMPLING_DEFAULTS = "sampling_params.json"
-"""A file of a pipeline folder: the SamplingParams that suit its model, where they are not the published
-ones."""
 
 
 class Components(NamedTuple):
