@@ -1,4 +1,4 @@
-"""Names of the arrays of VAE and text encoder: those of PyTorch today, of old files, and of the Flax models."""
+"""Names of the arrays of VAE and text encoder: those of PyTorch today, of old files, of the Flax models."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.folders import SAMPLING_DEFAULTS
-from fyp_jax.convert.open_pipeline import open_pipeline, options_of, recorded_options
+from fyp_jax.convert.open_pipeline import base_pipeline, open_pipeline, options_of, recorded_options
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline
 from fyp_jax.errors import UserError
@@ -133,11 +133,6 @@ def resolve_checkpoint(config: SampleConfig) -> SampleConfig:
     given = {name: x for name, x in options_of(config)._asdict().items() if x is not None}
     options = recorded_options(provenance)._asdict() | given
     return dataclasses.replace(config, pretrained=base, checkpoint=config.pretrained, **options)
-
-
-def base_pipeline(provenance: dict[str, Any]) -> str | None:
-    """The pipeline that a checkpoint's VAE and text encoder come from, by the checkpoint's own words."""
-    return provenance.get("pretrained") or provenance.get("pipeline")
 
 
 def checksum(params: Params) -> int:
