@@ -31,7 +31,7 @@ from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.parallel.mesh import AXES, shard_params
 from fyp_jax.pipeline.abstract_calls import abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
-from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.params import SamplingParams, trained_frames
 from fyp_jax.pipeline.programs import (
     STATIC_PARAMS,
     SamplingPrograms,
@@ -92,7 +92,9 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     check_finite(flatten_dict(params, sep="/"), config.checkpoint or config.pretrained)
     params, style_record = styles.merge(params, with_tokens)
     params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
-    programs = make_programs(config, with_tokens, folder.schedule(), unet_config, mesh, attention)
+    programs = make_programs(
+        *(config, with_tokens, folder.schedule(), unet_config, mesh, attention), trained_frames(provenance)
+    )
     record = {
         "pretrained": config.pretrained,
         "folder": str(folder.path),
