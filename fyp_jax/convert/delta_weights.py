@@ -87,5 +87,7 @@ def read_delta_weights(
     unet = image | flatten_dict(delta["unet"], sep="/")
     params = {"unet": unflatten_dict(unet, sep="/"), "pose_encoder": delta["pose_encoder"]}
     shapes = {"unet": unet_shapes(config), "pose_encoder": pose_encoder_shapes(config)}
-    trees.check_same(flatten_dict(params, sep="/"), flatten_dict(shapes, sep="/"), str(folder.path / DELTA))
+    trees.check_same(
+        flatten_dict(params, sep="/"), flatten_dict(shapes, sep="/"), str(folder.path / DELTA_FILE)
+    )
     return config, params, json.loads(metadata.get("provenance", "{}"))
