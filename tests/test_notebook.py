@@ -46,8 +46,13 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     for cell in notebook.cells:
         if "parameters" in tags(cell):
             cell.source = FEW_STEPS
+    command = tmp_path / "bin" / "fyp-export"  # as an installed wheel has it
+    command.parent.mkdir()
+    main = "from fyp_jax.cli.export_pytorch import console"
+    command.write_text(f"#!{sys.executable}\n{main}\nconsole()\n")
+    command.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(command.parent), os.environ["PATH"]]))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
