@@ -336,6 +336,12 @@ def test_options_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path, a
 # ---- loading by name
 
 
+def test_one_module_downloads():
+    package = SCRIPTS.parent / "fyp_jax"
+    found = {path.name for path in package.rglob("*.py") if "huggingface_hub" in path.read_text()}
+    assert found == {"hub.py", "hub_upload.py", "model_card.py"}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
