@@ -306,6 +306,7 @@ def test_card_names_the_base_model_and_takes_its_license(
     header, body = card(alice.repositories["alice/clips"].files["README.md"].decode())
     assert header["license"] == "creativeml-openrail-m"
     assert header["base_model"] == "CompVis/stable-diffusion-v1-4"
+    assert "model-index" not in header, "there are no scores"
     assert 'FollowYourPosePipeline.from_pretrained("alice/clips")' in body
 
 

@@ -215,6 +215,9 @@ def check_formats(weights: Weights, names: Sequence[str]) -> None:
                 f"{name}: the pose encoder was never trained (stage: {weights.provenance.get('stage')}), so "
                 f"its feature maps are 0; use a format that does not need it: {', '.join(usable)}"
             )
+        keeps_untrained = export_format.keeps_pose_encoder and not pose_encoder_is_trained
+        if export_format.needs_pipeline and keeps_untrained:
+            log.warning("%s: the pose encoder was never trained, so poses have no effect", name)
         if export_format.is_video_model and not weights.config.cross_frame_attention:
             raise UserError(
                 f"{name}: the UNet was trained without cross-frame attention, but this format's model has it"

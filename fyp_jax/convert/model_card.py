@@ -163,18 +163,18 @@ def model_card(
 
     title = name.rpartition("/")[2]
     header = ModelCardData(
-        model_name=title,
+        model_name=title if scores else None,
         license=license_id,
         base_model=base,
         library_name=usage.library,
         pipeline_tag=usage.task,
         tags=TAGS,
         language="en",
-        eval_results=list(_eval_results(usage.task, scores)),
+        eval_results=list(_eval_results(usage.task, scores)) or None,
     )
     without_base = "" if base else " BASE is the Stable Diffusion that it was trained with."
     needs_base = without_base if "BASE" in usage.fyp_jax + usage.pytorch else ""
-    evaluation = score_table or "It was exported without scores. `python scripts/evaluate.py` measures them."
+    evaluation = score_table or "It was exported without scores."
     return f"""---
 {header.to_yaml()}
 ---
