@@ -21,7 +21,7 @@ from cli_utils import SCRIPTS, Run, assert_mistake, assert_same, run_script
 from fake_hub import FakeHub
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
-from fyp_jax.convert.followyourpose_checkpoint import find_pose_encoder
+from fyp_jax.convert.followyourpose_checkpoint import find_checkpoint, find_pose_encoder
 from fyp_jax.convert.hub import HubName, parse_hub_name
 from fyp_jax.convert.hub_upload import without_places
 from fyp_jax.convert.model_card import USAGE
@@ -418,6 +418,38 @@ def test_pose_encoder_of_the_hub_is_downloaded(fake_hub: FakeHub, tmp_path: Path
     content = (tmp_path / "pose.safetensors").read_bytes()
     fake_hub.add("somebody/poses", {"pose_encoder.safetensors": content})
     assert find_pose_encoder("somebody/poses/pose_encoder.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "expected"),
+    [
+        (
+            ["model.safetensors", "pytorch_model.bin", "../pose_encoder.safetensors", "../vae.bin"],
+            "a/b/checkpoint-7",
+            ["checkpoint-7/model.safetensors", "pose_encoder.safetensors"],
+        ),
+        (
+            ["pytorch_model.bin", "pose_encoder.pth", "random.pkl"],
+            "a/b/checkpoint-7",
+            ["checkpoint-7/pose_encoder.pth", "checkpoint-7/pytorch_model.bin"],
+        ),
+        (
+            ["../unet.safetensors", "../pose_encoder.safetensors", "../README.md"],
+            "a/b",
+            ["pose_encoder.safetensors", "unet.safetensors"],
+        ),
+    ],
+)
+def test_checkpoint_on_the_hub_is_downloaded_without_what_is_not_needed(
+    fake_hub: FakeHub, files: list[str], name: str, expected: list[str]
+):
+    paths = [os.path.normpath(f"checkpoint-7/{file}") for file in files]
+    fake_hub.add("a/b", {path: path.encode() for path in paths})
+    folder = find_checkpoint(name)
+    assert fake_hub.downloads("a/b") == expected
+    assert folder.name == ("checkpoint-7" if name.endswith("7") else folder.name)
+    for file in expected:
+        assert (folder.parent if name.endswith("7") else folder).joinpath(file).is_file()
 
 
 DIFFUSERS = """

@@ -104,8 +104,7 @@ pipeline = StableDiffusionAdapterPipeline.from_pretrained("BASE", adapter=adapte
         "fyp_jax",
         "text-to-video",
         "the video UNet and the pose encoder under the names of fyp_jax",
-        """    hf download NAME --local-dir downloaded
-    python scripts/import_pytorch.py --checkpoint downloaded --out imported""",
+        "    python scripts/import_pytorch.py --checkpoint NAME --out imported",
         "Import it as above. `python scripts/export_pytorch.py --checkpoint imported --format followyourpose "
         "--out checkpoints` then writes what the original PyTorch code reads.",
     ),
