@@ -6,7 +6,7 @@ attention_tpu  implementations of attention, by what the TPU compiler makes of t
 motion         a training step of the motion stage against its baseline
 start          the first start of sample.py against the second, which finds its programs in the cache
 data           the data loader against plain PyAV decoding
-long_clips     clips in windows: time, appearance, pose accuracy, flicker at seams
+long_clips     clips in windows: time, memory, appearance, pose accuracy, flicker at seams
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
 
 `python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark

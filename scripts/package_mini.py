@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.console import run_console
 from fyp_jax.convert.delta_weights import delta_weights
+from fyp_jax.convert.folders import SAMPLING_DEFAULTS
 from fyp_jax.convert.lazy import to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
 from fyp_jax.convert.weight_writer import WeightWriter
-from fyp_jax.pipeline.loading import SAMPLING_DEFAULTS
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+from fake_hub import FakeHub  # noqa: E402
 from fyp_jax.compilation_cache import cache_file, cached, enable_compilation_cache  # noqa: E402
 from fyp_jax.convert.torch_key_mapping import from_torch  # noqa: E402
 from fyp_jax.models import encoders, pose_encoder, unet  # noqa: E402
@@ -206,3 +207,25 @@ def fill_torch(model: Any) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(synthesise(name, tuple(parameter.shape))))
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub of this test's own, which huggingface_hub asks in this process. Nobody is logged in."""
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import reset_sessions
+
+    with FakeHub() as hub:
+        for name, value in {
+            "ENDPOINT": hub.endpoint,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hub cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        reset_sessions()  # an open one may be offline
+        yield hub
+    reset_sessions()

@@ -606,7 +606,7 @@ def test_untrained_pose_encoder_is_refused_by_formats_that_need_it(
     args = "--checkpoint", folder, "--out", tmp_path / "out", "--format"
     for form in ("diffusers-t2i-adapter", "followyourpose", "followyourpose-safetensors"):
         run = export_pytorch(*args, "safetensors", form)
-        others = "diffusers-unet2d, tuneavideo, safetensors"
+        others = "pipeline, diffusers-unet2d, tuneavideo, safetensors"
         assert_mistake(run, form, "never trained", "motion", f"does not need it: {others}")
     assert not (tmp_path / "out").exists()
     assert export_pytorch(*args, "diffusers-unet2d", "safetensors").status == 0

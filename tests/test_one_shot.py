@@ -183,6 +183,7 @@ def test_run_on_one_clip_trains_its_layers_and_is_sampled_from(
     loop.train(config)
     _, params, provenance = load_inference(tmp_path / "run")
     assert provenance["clip"]["stride"] == 3
+    assert provenance["num_frames"] == FRAMES
     before = begin.trainable | begin.frozen
     changed = {p for p, x in flatten_dict(params, sep="/").items() if not np.array_equal(x, before[p])}
     assert changed

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPTokenizerFast
 
 from conftest import fill_torch, tagged
+from fake_hub import FakeHub
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
@@ -329,38 +330,34 @@ def test_hub_id_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
         PipelineFolder("nobody/nothing")
 
 
-class Hub:
-    """A repository on the Hub, and a local cache with the files that were downloaded."""
+class Hub(NamedTuple):
+    """A Hub with the repository `somebody/diffusion`, and the folder that this is a copy of."""
 
-    def __init__(self, repository: Path, cache: Path):
-        self.repository, self.cache = repository, cache
+    server: FakeHub
+    repository: Path
 
-    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
-        from huggingface_hub.utils import filter_repo_objects
-
-        files = (file for file in self.repository.rglob("*") if file.is_file())
-        names = [str(file.relative_to(self.repository)) for file in files]
-        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
-            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.repository / name, self.cache / name)
-        return str(self.cache)
+    def publish(self) -> None:
+        """The repository has the files of the folder from now on."""
+        self.server.add("somebody/diffusion", self.repository)
 
     def weights(self) -> set[str]:
-        files = (file.relative_to(self.cache) for file in self.cache.rglob("*"))
-        return {str(file) for file in files if file.suffix in {".safetensors", ".bin"}}
+        """The weight files that were downloaded since the last call."""
+        found = self.server.downloads("somebody/diffusion")
+        return {file for file in found if file.endswith((".safetensors", ".bin"))}
 
 
 @pytest.fixture
-def hub(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub(pipeline_folder: Path, tmp_path: Path, fake_hub: FakeHub) -> Hub:
     """A repository with more weight files than a pipeline needs, as real ones have."""
     repository = shutil.copytree(pipeline_folder, tmp_path / "repository")
     for part in ("vae", "text_encoder", "unet"):
         (weights,) = (repository / part).glob("*.safetensors")
         for suffix in (".bin", ".fp16.safetensors", ".fp16.bin", ".non_ema.safetensors"):
-            weights.with_name(weights.stem + suffix).write_bytes(b"not needed")
+            other = weights.with_name(weights.stem + suffix)
+            other.write_bytes(f"not needed: {part} {suffix}".encode())  # one content is downloaded once
     (repository / "v1-5-pruned.safetensors").write_bytes(b"not needed")
-    hub = Hub(repository, tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    hub = Hub(fake_hub, repository)
+    hub.publish()
     return hub
 
 
@@ -389,6 +386,7 @@ def test_download_takes_fp16_if_there_is_nothing_else(hub: Hub):
     for file in hub.repository.rglob("*"):
         if file.name.endswith(("model.safetensors", "model.bin")):
             file.unlink()
+    hub.publish()
     PipelineFolder("somebody/diffusion")
     assert hub.weights() == {
         "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"
@@ -401,6 +399,7 @@ def test_download_has_all_shards(hub: Hub, pipeline_folder: Path, variant: str |
     shutil.rmtree(hub.repository / "unet")
     unet = diffusers.UNet2DConditionModel.from_pretrained(pipeline_folder / "unet")
     unet.save_pretrained(hub.repository / "unet", max_shard_size="1MB", variant=variant)
+    hub.publish()
     folder = PipelineFolder("somebody/diffusion", parts=("unet",))
     assert len(hub.weights()) > 1, "not sharded"
     assert len(folder._read("unet")) == len(unet.state_dict())
@@ -409,6 +408,7 @@ def test_download_has_all_shards(hub: Hub, pipeline_folder: Path, variant: str |
 def test_download_of_repository_without_weights_is_refused(hub: Hub):
     for file in hub.repository.rglob("*model*"):
         file.unlink()
+    hub.publish()
     with pytest.raises(UserError, match=r"somebody/diffusion: .*no weights for vae, text_encoder"):
         PipelineFolder("somebody/diffusion")
 

@@ -1,5 +1,6 @@
 """FollowYourPosePipeline.from_pretrained: bundled name, folder, checkpoint of ours; and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from fyp_jax.convert.delta_weights import DELTA_FILE
 from fyp_jax.errors import UserError
 from fyp_jax.models.random_params import random_params
 from fyp_jax.parallel.config import MeshConfig
-from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.params import SamplingParams, trained_frames
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initialize_weights
@@ -99,6 +100,32 @@ def test_step_of_a_run_is_chosen(saved: Saved, tmp_path: Path):
     assert FollowYourPosePipeline.from_pretrained(run).weights["provenance"]["step"] == 20
     with pytest.raises(UserError, match=r"has no step 8 \(there are: 20, 7\)"):
         FollowYourPosePipeline.from_pretrained(saved.base, checkpoint=run, step=8)
+
+
+def save_with_frames(saved: Saved, folder: Path, frames: int) -> Path:
+    provenance = {"stage": "motion", "pretrained": str(saved.base), "num_frames": frames}
+    save_inference(folder, STEP, tiny_models.UNET, saved.params, provenance)
+    return folder
+
+
+def test_clips_of_training_give_the_window_of_sampling(saved: Saved, tmp_path: Path):
+    pipeline = FollowYourPosePipeline.from_pretrained(save_with_frames(saved, tmp_path / "five", 5))
+    assert pipeline.programs.window(pipeline.defaults) == 5
+    assert pipeline.programs.window(dataclasses.replace(pipeline.defaults, window=6)) == 6
+    assert trained_frames({"stage": "motion"}) == 8, "where a checkpoint does not say it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "frames", "expected"), [("pose", 1, 5), ("motion", 7, 7)])
+def test_checkpoint_says_how_many_frames_its_temporal_layers_saw(
+    saved: Saved, tmp_path: Path, stage: str, frames: int, expected: int
+):
+    """A stage on images leaves the number as it was."""
+    start = str(save_with_frames(saved, tmp_path / "five", 5))
+    config = TrainConfig(stage=stage, pretrained=str(saved.base), init_checkpoint=start)
+    config.data.num_frames = frames
+    begin = initialize_weights(config, get_stage(stage), frame_axis=None)
+    assert begin.provenance["num_frames"] == expected
 
 
 SINGLE = Sizes(vae_widths=(32,) * 4)

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 import style_files
 import tiny_models
 from cli_utils import assert_same
+from fake_hub import FakeHub
 from faults import TIMEOUT, time_limit
 from fyp_jax.checkpoints.inference import save_inference
 from fyp_jax.cli.sample import main, parse
@@ -171,27 +171,22 @@ def test_training_takes_no_lora(tmp_path: Path):
 
 
 def test_hub_id_is_downloaded_by_its_usual_name_or_its_only_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    repositories = {
+    for name, files in {
         "o/usual": ["README.md", "other.safetensors", LORA_NAMES[0]],
         "o/only": ["README.md", "ink.safetensors", "images/x.bin"],
         "o/two": ["ink.safetensors", "oil.safetensors"],
         "o/none": ["README.md"],
-    }
-
-    def download(repository: str, name: str) -> str:
-        if name not in repositories[repository]:
-            response = type("Response", (), {"headers": {}, "request": None})()
-            raise EntryNotFoundError(name, response=response)
-        return f"/cache/{repository}/{name}"
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", repositories.__getitem__)
+    }.items():
+        fake_hub.add(name, {file: f"{name}/{file}".encode() for file in files})
     monkeypatch.chdir(tmp_path)
-    assert find_style_file("o/usual", LORA_NAMES) == Path(f"/cache/o/usual/{LORA_NAMES[0]}")
-    assert find_style_file("o/only", LORA_NAMES) == Path("/cache/o/only/ink.safetensors")
-    assert find_style_file("o/two/oil.safetensors", LORA_NAMES) == Path("/cache/o/two/oil.safetensors")
+    for name, file in {
+        "o/usual": f"o/usual/{LORA_NAMES[0]}",
+        "o/only": "o/only/ink.safetensors",
+        "o/two/oil.safetensors": "o/two/oil.safetensors",
+    }.items():
+        assert find_style_file(name, LORA_NAMES).read_bytes() == file.encode()
     with pytest.raises(UserError, match="o/two: holds several weight files .*name one of them: o/two/ink"):
         find_style_file("o/two", LORA_NAMES)
     with pytest.raises(UserError, match="o/none: holds no file of a style"):

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from transformers import CLIPTextModel
 
-from fyp_jax.convert.pipeline_folder import VAE_ATTENTION, PipelineFolder, PipelineOptions
+from fyp_jax.convert.encoder_names import VAE_ATTENTION
+from fyp_jax.convert.pipeline_folder import PipelineFolder, PipelineOptions
 from fyp_jax.convert.torch_files import WeightsError, find_weights, read_weights
 from fyp_jax.errors import UserError
 from fyp_jax.trees import TreeMismatch

@@ -29,7 +29,11 @@ import jax
 from fyp_jax.checkpoints.inference import check_new_step, save_inference
 from fyp_jax.console import run_console
 from fyp_jax.convert.delta_weights import read_delta_weights
-from fyp_jax.convert.followyourpose_checkpoint import find_pose_encoder, read_followyourpose
+from fyp_jax.convert.followyourpose_checkpoint import (
+    find_checkpoint,
+    find_pose_encoder,
+    read_followyourpose,
+)
 from fyp_jax.convert.native_safetensors import is_native, read_native
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
@@ -53,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--pipeline", metavar="NAME", help="pipeline folder, Hub id, bundled model or single file")
-    add("--checkpoint", type=Path, metavar="DIR", help="published checkpoint, or native safetensors")
+    add("--checkpoint", metavar="DIR", help="published checkpoint or native safetensors, also on the Hub")
     add("--pose-encoder", metavar="NAME", help="path of a pose_encoder.pth, or a T2I-Adapter")
     add("--variant", metavar="NAME", help=VARIANT_HELP)
     add("--tokenizer", metavar="NAME", help=TOKENIZER_HELP.replace("null", "none"))
@@ -86,13 +90,14 @@ def read_weights(args: argparse.Namespace) -> tuple[UNet3DConfig, dict[str, Any]
     if args.pipeline is not None:
         parts = PARTS_WITH_WEIGHTS if args.checkpoint is None else ENCODERS
         folder = open_pipeline(args.pipeline, parts, options_of(args))
-    if args.checkpoint is not None and is_native(args.checkpoint):
-        config, params, earlier = read_native(args.checkpoint)
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    if checkpoint is not None and is_native(checkpoint):
+        config, params, earlier = read_native(checkpoint)
         provenance = earlier | {key: value for key, value in provenance.items() if value is not None}
         params |= read_followyourpose(None, pose_file, config)
     elif folder is None:
         raise UserError("give --pipeline: these weights do not contain the config of their UNet")
-    elif args.checkpoint is None:
+    elif checkpoint is None:
         config, params, earlier = read_pipeline(folder, args.seed)
         provenance = earlier | provenance
         params |= read_followyourpose(None, pose_file, config)
@@ -100,7 +105,7 @@ def read_weights(args: argparse.Namespace) -> tuple[UNet3DConfig, dict[str, Any]
             print("The pose encoder is untrained: poses have no effect until it is trained.")
     else:
         config = folder.unet_config()
-        params = read_followyourpose(args.checkpoint, pose_file, config, args.variant)
+        params = read_followyourpose(checkpoint, pose_file, config, args.variant)
     if "pose_encoder" not in params:
         params["pose_encoder"] = init_pose_encoder(config, jax.random.key(args.seed))
     if folder is not None:

@@ -10,6 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from fyp_jax import trees
+from fyp_jax.convert.delta_weights import exported_delta
+from fyp_jax.convert.folders import SAMPLING_DEFAULTS
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.native_safetensors import native_plan
 from fyp_jax.convert.pipeline_folder import (
@@ -65,6 +67,17 @@ def pipeline_plan(weights: Weights, pipeline: PipelineFolder, suffix: str = ".sa
     return pipeline.export_plan(pipeline_state_dicts(trained), {"unet": unet_changes}, suffix)
 
 
+def _whole_plan(weights: Weights, pipeline: PipelineFolder) -> ExportPlan:
+    """The pipeline with the UNet's spatial layers, and all other layers beside it; and the options of
+    sampling that suit the model, where the pipeline has some."""
+    plan = pipeline_plan(weights, pipeline)
+    defaults = pipeline.path / SAMPLING_DEFAULTS
+    texts = {SAMPLING_DEFAULTS: defaults.read_text()} if defaults.is_file() else {}
+    return plan._replace(
+        weights=[*plan.weights, exported_delta(weights)], text_files={**plan.text_files, **texts}
+    )
+
+
 def _followyourpose_plan(weights: Weights, pipeline: PipelineFolder, suffix: str) -> ExportPlan:
     """What the published sampling code reads: the video UNet, the pose encoder (twice), Stable Diffusion."""
     unet_file = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
@@ -114,6 +127,12 @@ class ExportFormat(NamedTuple):
 
 
 EXPORT_FORMATS = {
+    "pipeline": ExportFormat(
+        "a StableDiffusionPipeline folder with temporal layers and pose encoder beside it: diffusers opens "
+        "the image part, fyp_jax all of it",
+        lambda weights, pipeline: _whole_plan(weights, pipeline),
+        needs_pipeline=True,
+    ),
     "followyourpose": ExportFormat(
         "checkpoint-N/pytorch_model.bin, pose_encoder.pth and a stable-diffusion folder, for the published "
         "sampling code",
@@ -196,6 +215,9 @@ def check_formats(weights: Weights, names: Sequence[str]) -> None:
                 f"{name}: the pose encoder was never trained (stage: {weights.provenance.get('stage')}), so "
                 f"its feature maps are 0; use a format that does not need it: {', '.join(usable)}"
             )
+        keeps_untrained = export_format.keeps_pose_encoder and not pose_encoder_is_trained
+        if export_format.needs_pipeline and keeps_untrained:
+            log.warning("%s: the pose encoder was never trained, so poses have no effect", name)
         if export_format.is_video_model and not weights.config.cross_frame_attention:
             raise UserError(
                 f"{name}: the UNet was trained without cross-frame attention, but this format's model has it"

@@ -6,32 +6,71 @@ The pose encoder may also be a T2I-Adapter of PyTorch's diffusers.
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from fyp_jax.convert.pipeline_folder import find_folder
+from fyp_jax.convert.folders import find_folder
+from fyp_jax.convert.hub import download_files, find_file, parse_hub_name
 from fyp_jax.convert.recognise import FATEZERO, FATEZERO_ARRAYS
+from fyp_jax.convert.safetensors_files import MANIFEST
 from fyp_jax.convert.t2i_adapter import from_t2i, is_t2i, read_t2i_folder
-from fyp_jax.convert.torch_files import WEIGHT_SUFFIXES, WeightsError, find_weights, read_weights
+from fyp_jax.convert.torch_files import (
+    WEIGHT_SUFFIXES,
+    WeightsError,
+    find_weights,
+    has_weights,
+    read_weights,
+    weight_formats,
+)
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, from_torch
 from fyp_jax.convert.weight_writer import index_name
 from fyp_jax.errors import UserError
+from fyp_jax.models.encoders import ENCODERS
 from fyp_jax.models.unet_config import UNet3DConfig
 
 log = logging.getLogger(__name__)
 
+POSE_ENCODER = "pose_encoder"
 POSE_ENCODER_FILES = tuple(
-    name for file in ("pose_encoder.safetensors", "pose_encoder.pth") for name in (file, index_name(file))
+    name
+    for file in (f"{POSE_ENCODER}.safetensors", f"{POSE_ENCODER}.pth")
+    for name in (file, index_name(file))
 )
 
 
+def find_checkpoint(name: str) -> Path:
+    """The folder of a published checkpoint, or of native safetensors.
+
+    `name` is a path, or OWNER/NAME or OWNER/NAME/FOLDER of the Hub; of these the weights are downloaded, as
+    safetensors where there are some. A path is given back whether it is there or not. Raises UserError.
+    """
+    path = Path(name).expanduser()
+    hub = None if path.exists() else parse_hub_name(name)
+    if hub is None:
+        return path
+    inside = PurePosixPath(hub.file or ".")
+    # The pose encoder's file is in the folder or beside it, and is small.
+    pose = [str(place / f"{POSE_ENCODER}*") for place in (inside, inside.parent)]
+    native = [f"{model}*.safetensors*" for model in ("unet", *ENCODERS)]
+    folder = path
+    for weight_format in weight_formats():
+        names = [*weight_format.files, *weight_format.shards, *native]
+        patterns = [MANIFEST, *pose, *(str(inside / file) for file in names)]
+        folder = download_files(name, patterns, f"{name}: no such folder") / inside
+        if has_weights(folder) or any(folder.glob("unet*.safetensors")):
+            return folder
+    raise WeightsError(f"{name}: no weights there in the Hub repository (offline: in its local cache)")
+
+
 def find_pose_encoder(name: str) -> Path:
-    """The path of a pose encoder: of a weight file, or of a T2I-Adapter's folder, which `name` may give by
-    its Hub id. Raises UserError where there is none."""
+    """The path of a pose encoder: of a weight file, or of a T2I-Adapter's folder. `name` is a path, or a file
+    or repository of the Hub. Raises UserError where there is none."""
     path = Path(name)
-    return path if path.exists() or path.suffix in WEIGHT_SUFFIXES else find_folder(name, (".",))
+    if path.exists() or path.suffix in WEIGHT_SUFFIXES:
+        return find_file(name)
+    return find_folder(name, (".",))
 
 
 def read_followyourpose(

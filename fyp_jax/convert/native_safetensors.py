@@ -50,7 +50,7 @@ def _metadata(weights: Weights, model: str) -> dict[str, str]:
 
 def is_native(folder: Path) -> bool:
     """Whether a folder has a UNet in the native format, by its file name."""
-    return any((folder / name).is_file() for name in (f"unet{SUFFIX}", index_name(f"unet{SUFFIX}")))
+    return has_safetensors(folder, "unet")
 
 
 def open_native(folder: Path) -> Weights:
@@ -61,8 +61,8 @@ def open_native(folder: Path) -> Weights:
     """
     models, configs, provenances = {}, {}, {}
     for model in MODELS:
-        if model in REQUIRED or (folder / (model + SUFFIX)).exists() or _has_index(folder, model):
-            flat, metadata = _open_model(folder, model)
+        if model in REQUIRED or has_safetensors(folder, model):
+            flat, metadata = open_sharded(folder, model)
             models[model] = unflatten_dict(flat, sep="/")
             try:
                 if (metadata["format"], metadata["model"]) != (FORMAT, model):
@@ -92,13 +92,17 @@ def read_native(
     return weights.config, read_tree(weights.models, dtype), weights.provenance
 
 
-def _has_index(folder: Path, model: str) -> bool:
-    return (folder / index_name(model + SUFFIX)).exists()
+def has_safetensors(folder: Path, model: str) -> bool:
+    """Whether a folder has MODEL.safetensors, or the index of its shards."""
+    return any((folder / name).is_file() for name in (model + SUFFIX, index_name(model + SUFFIX)))
 
 
-def _open_model(folder: Path, model: str) -> tuple[Mapping[str, LazyArray], dict[str, str]]:
-    if not _has_index(folder, model):
+def open_sharded(folder: Path, model: str) -> tuple[Mapping[str, LazyArray], dict[str, str]]:
+    """The arrays of MODEL.safetensors or of its shards, not read yet, and the metadata. Raises
+    WeightsError."""
+    index = folder / index_name(model + SUFFIX)
+    if not index.exists():
         return open_safetensors(folder / (model + SUFFIX))
-    shards = [open_safetensors(file) for file in shard_files(folder / index_name(model + SUFFIX))]
+    shards = [open_safetensors(file) for file in shard_files(index)]
     arrays = {name: array for shard, _ in shards for name, array in shard.items()}
     return arrays, shards[0][1]

@@ -33,3 +33,8 @@ def options_of(config: Any) -> PipelineOptions:
 def recorded_options(provenance: Mapping[str, Any]) -> PipelineOptions:
     """The options that a checkpoint's provenance tells of its base pipeline."""
     return PipelineOptions(**{name: provenance.get(name) for name in PipelineOptions._fields})
+
+
+def base_pipeline(provenance: Mapping[str, Any]) -> str | None:
+    """The pipeline that a checkpoint's VAE and text encoder come from, by the checkpoint's own words."""
+    return provenance.get("pretrained") or provenance.get("pipeline")

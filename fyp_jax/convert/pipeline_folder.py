@@ -19,6 +19,12 @@ import tokenizers
 from jax.typing import DTypeLike
 
 from fyp_jax import trees
+from fyp_jax.convert.encoder_names import (
+    as_dense_kernel,
+    flax_vae_name,
+    present_text_names,
+    torch_vae_name,
+)
 from fyp_jax.convert.folders import find_folder, find_tokenizer
 from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
 from fyp_jax.convert.recognise import FATEZERO_CLASS, describe_content, describe_folder
@@ -36,9 +42,6 @@ from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.unet_config import UNet3DConfig, with_image_blocks
-
-VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""Names in the VAE's attention: in PyTorch today, and in old PyTorch files and the Flax model."""
 
 WEIGHT_FILES = {
     ("vae", ".safetensors"): "diffusion_pytorch_model.safetensors",
@@ -89,6 +92,13 @@ class PipelineFolder:
             if not any(variant in found for found in there.values()):
                 listed = "; ".join(f"{part}: {', '.join(found)}" for part, found in there.items() if found)
                 raise UserError(f"{name}: no part has the variant {variant} (there are: {listed or 'none'})")
+
+    def download(self, parts: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+        """Have also the weights of `parts`, and the top folder's files that match the patterns `optional`.
+
+        A folder of this machine has all that it will ever have. Raises UserError as the constructor.
+        """
+        self.path = find_folder(self.name, parts, self.options.variant, optional)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -170,7 +180,7 @@ class PipelineFolder:
     def _encoder_arrays(self, part: str) -> dict[str, LazyArray]:
         """The weights of an encoder, not read yet, under the names that our models have in PyTorch."""
         arrays = self.lazy_state_dict(part)
-        return {_flax_vae_name(name): x for name, x in arrays.items()} if part == "vae" else arrays
+        return {flax_vae_name(name): x for name, x in arrays.items()} if part == "vae" else arrays
 
     def _what(self, part: str) -> str:
         return f"{self.name}, {part.replace('_', ' ')}"
@@ -241,7 +251,7 @@ class PipelineFolder:
         """The weights of a part under PyTorch's present names, not read yet. Raises WeightsError."""
         state_dict = self._open(part)
         if part == "vae":
-            return {_torch_vae_name(name): _as_dense_lazy(name, x) for name, x in state_dict.items()}
+            return {torch_vae_name(name): as_dense_kernel(name, x) for name, x in state_dict.items()}
         if part == "text_encoder":
             return present_text_names(state_dict)
         return state_dict
@@ -254,18 +264,6 @@ class PipelineFolder:
         return {name: x.astype(np.float32, name).read() for name, x in self.lazy_state_dict(part).items()}
 
 
-def present_text_names(state_dict: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
-    """The arrays of a text encoder under the names of `CLIPTextModel` today.
-
-    Old files also hold the position ids, which are constants. New files may lack the prefix `text_model.`.
-    """
-    return {
-        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": x
-        for name, x in state_dict.items()
-        if not name.endswith("position_ids")
-    }
-
-
 def pipeline_state_dicts(models: Mapping[str, Any]) -> dict[str, dict[str, LazyArray]]:
     """The state dicts, with PyTorch's names, of nested parameters of "vae", "text_encoder" and "unet".
 
@@ -273,26 +271,7 @@ def pipeline_state_dicts(models: Mapping[str, Any]) -> dict[str, dict[str, LazyA
     """
     state_dicts = {name: params_to_torch(tree) for name, tree in models.items() if name == "text_encoder"}
     if "vae" in models:
-        state_dicts["vae"] = {_torch_vae_name(name): x for name, x in params_to_torch(models["vae"]).items()}
+        state_dicts["vae"] = {torch_vae_name(name): x for name, x in params_to_torch(models["vae"]).items()}
     if "unet" in models:
         state_dicts["unet"] = image_unet_to_torch(models["unet"])
     return state_dicts
-
-
-def _flax_vae_name(name: str) -> str:
-    for new, old in VAE_ATTENTION.items():
-        name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
-    return name
-
-
-def _torch_vae_name(name: str) -> str:
-    for new, old in VAE_ATTENTION.items():
-        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
-    return name
-
-
-def _as_dense_lazy(name: str, value: LazyArray) -> LazyArray:
-    """The kernel of a dense layer: old files hold the VAE's attention as 1x1 convolutions."""
-    is_convolution = len(value.shape) > 2 and set(value.shape[2:]) == {1}
-    shape = value.shape[:2] if ".attentions." in name and is_convolution else value.shape
-    return LazyArray(shape, value.dtype, lambda: value.read().reshape(shape))

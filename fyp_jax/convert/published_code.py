@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fyp_jax.convert.pipeline_folder import VAE_ATTENTION
+from fyp_jax.convert.encoder_names import VAE_ATTENTION
 from fyp_jax.convert.torch_files import find_weights, open_weights
 from fyp_jax.convert.weight_writer import ExportPlan
 from fyp_jax.errors import UserError

@@ -16,13 +16,14 @@ from typing import Any
 
 from fyp_jax import trees
 from fyp_jax.convert import ldm_names, single_file_configs
+from fyp_jax.convert.encoder_names import present_text_names
 from fyp_jax.convert.folders import find_folder, find_tokenizer
+from fyp_jax.convert.hub import find_file
 from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.pipeline_folder import (
     PARTS_WITH_WEIGHTS,
     PipelineFolder,
     PipelineOptions,
-    present_text_names,
 )
 from fyp_jax.convert.recognise import describe_arrays
 from fyp_jax.convert.safetensors_files import WeightsError, is_safetensors, open_safetensors
@@ -51,13 +52,13 @@ class SingleFile(PipelineFolder):
     """A pipeline in one file, which is read part by part, as a `PipelineFolder` is."""
 
     def __init__(self, name: str, parts: tuple[str, ...] = ENCODERS, options: PipelineOptions | None = None):
-        """Open the file `name`; no array is read yet.
+        """Open the file `name`, which may be OWNER/NAME/FILE of the Hub; no array is read yet.
 
         Raises WeightsError where the file is missing, damaged, or something else than a whole Stable
         Diffusion, and UserError where `options` do not suit it.
         """
         self.name = name
-        self.path = Path(name)
+        self.path = find_file(name)
         self.options = options or PipelineOptions()
         if self.options.variant not in (None, *VARIANTS):
             raise UserError(
@@ -69,6 +70,9 @@ class SingleFile(PipelineFolder):
         self._check_parts()
         self.is_sd2 = any(key.startswith(OPEN_CLIP_PREFIX) for key in self._arrays)
         self._opened: dict[str, dict[str, LazyArray]] = {}
+
+    def download(self, parts: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+        """Nothing: a single file has all parts."""
 
     def _check_parts(self) -> None:
         """Raise UserError unless the file is a whole Stable Diffusion; warn of what is left out of it."""

@@ -21,6 +21,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
+from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.export_formats import EXPORT_FORMATS, STABLE_DIFFUSION, checkpoint_name
 from fyp_jax.convert.followyourpose_checkpoint import read_followyourpose
 from fyp_jax.convert.lazy import Weights, as_bytes, read_tree
@@ -69,6 +70,11 @@ def verify(
     if format_name == "safetensors":
         found = _clip_noise(*read_native(folder)[:2])
         yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
+    if format_name == "pipeline":
+        found = read_delta_weights(PipelineFolder(str(folder), ()))
+        assert found is not None
+        expected = _clip_noise(weights.config, params)
+        yield Comparison("noise of a clip, read back", _error(_clip_noise(*found[:2]), expected))
     if format_name == "tuneavideo":
         yield Comparison(*_names_taken(folder))
     if format_name == "tuneavideo" and with_torch:

@@ -18,7 +18,8 @@ from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open
 from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.convert.delta_weights import read_delta_weights
-from fyp_jax.convert.open_pipeline import open_pipeline, options_of, recorded_options
+from fyp_jax.convert.folders import SAMPLING_DEFAULTS
+from fyp_jax.convert.open_pipeline import base_pipeline, open_pipeline, options_of, recorded_options
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline
 from fyp_jax.errors import UserError
@@ -30,7 +31,7 @@ from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.parallel.mesh import AXES, shard_params
 from fyp_jax.pipeline.abstract_calls import abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
-from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.params import SamplingParams, trained_frames
 from fyp_jax.pipeline.programs import (
     STATIC_PARAMS,
     SamplingPrograms,
@@ -43,10 +44,6 @@ from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.types import Params
 
 log = logging.getLogger(__name__)
-
-SAMPLING_DEFAULTS = "sampling_params.json"
-"""A file of a pipeline folder: the SamplingParams that suit its model, where they are not the published
-ones."""
 
 
 class Components(NamedTuple):
@@ -95,7 +92,9 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     check_finite(flatten_dict(params, sep="/"), config.checkpoint or config.pretrained)
     params, style_record = styles.merge(params, with_tokens)
     params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
-    programs = make_programs(config, with_tokens, folder.schedule(), unet_config, mesh, attention)
+    programs = make_programs(
+        *(config, with_tokens, folder.schedule(), unet_config, mesh, attention), trained_frames(provenance)
+    )
     record = {
         "pretrained": config.pretrained,
         "folder": str(folder.path),
@@ -136,11 +135,6 @@ def resolve_checkpoint(config: SampleConfig) -> SampleConfig:
     given = {name: x for name, x in options_of(config)._asdict().items() if x is not None}
     options = recorded_options(provenance)._asdict() | given
     return dataclasses.replace(config, pretrained=base, checkpoint=config.pretrained, **options)
-
-
-def base_pipeline(provenance: dict[str, Any]) -> str | None:
-    """The pipeline that a checkpoint's VAE and text encoder come from, by the checkpoint's own words."""
-    return provenance.get("pretrained") or provenance.get("pipeline")
 
 
 def checksum(params: Params) -> int:

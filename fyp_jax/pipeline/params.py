@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fyp_jax.config import config_field
@@ -73,6 +74,13 @@ class SamplingParams:
             raise UserError(f"eta={self.eta}: only solver=ddim adds noise, not {self.solver}; leave one out")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} is not between 0 and {2**32 - 1}")
+
+
+def trained_frames(provenance: Mapping[str, Any]) -> int:
+    """Frames of the clips that weights were trained on, by their provenance; `TRAINED_FRAMES` where it does
+    not say."""
+    found = provenance.get("num_frames")
+    return found if isinstance(found, int) and found > 0 else TRAINED_FRAMES
 
 
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))

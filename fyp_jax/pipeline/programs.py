@@ -240,12 +240,14 @@ def make_programs(
     unet_config: UNet3DConfig,
     mesh: Mesh | None,
     attention: AttentionFn = blockwise_attention,
+    trained_frames: int = TRAINED_FRAMES,
 ) -> SamplingPrograms:
     """The programs of a config, on a mesh or on one device."""
     dtype = jnp.dtype(config.dtype)
     frame_axis = "frame" if mesh is not None and mesh.shape["frame"] > 1 else None
     unet = UNet3D(unet_config, ExecutionConfig(dtype, frame_axis=frame_axis, attention=attention))
-    return SamplingPrograms(encoders, schedule, unet, PoseEncoder(unet_config, dtype), mesh)
+    pose_encoder = PoseEncoder(unet_config, dtype)
+    return SamplingPrograms(encoders, schedule, unet, pose_encoder, mesh, trained_frames=trained_frames)
 
 
 def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:

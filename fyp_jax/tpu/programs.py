@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from fyp_jax.checkpoints.inference import inference_shapes
+from fyp_jax.checkpoints.inference import inference_shapes, open_inference
 from fyp_jax.compilation_cache import Fingerprint
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.models.attention_functions import AttentionFn, plain_attention
@@ -20,6 +20,7 @@ from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_sp
 from fyp_jax.pipeline.abstract_calls import AbstractCall, abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.edit_config import EditConfig
+from fyp_jax.pipeline.params import TRAINED_FRAMES, trained_frames
 from fyp_jax.pipeline.programs import (
     SamplingPrograms,
     devices_of,
@@ -143,9 +144,12 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
     attention = _attention(config, devices, baseline)
-    programs = make_programs(config, *parts, mesh, attention)
+    frames = TRAINED_FRAMES
+    if config.checkpoint is not None:  # no weights are read
+        frames = trained_frames(open_inference(config.checkpoint, config.step).provenance)
+    programs = make_programs(config, *parts, mesh, attention, frames)
     # The same programs on one device: what the model needs is counted on these.
-    on_one_device = make_programs(config, *parts, None, plain_attention)
+    on_one_device = make_programs(config, *parts, None, plain_attention, frames)
     used = devices_of(mesh, devices)
     runs = {"encode_text": 2, "denoise": config.num_inference_steps, "solve": config.num_inference_steps}
     if config.num_frames > (window := programs.window(config)):

@@ -72,7 +72,7 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         params = random_params(inference_shapes(unet_config) | encoders.spec.shapes, config.seed)
         saved_models, provenance = MODELS[:2], provenance | {"random": True}
     else:
-        saved_config, saved = _starting_weights(config)
+        saved_config, saved, frames = _starting_weights(config)
         kept = {name: tree for name, tree in saved.items() if name not in config.reinit}
         missing = tuple(part for part in MODELS if part not in config.reinit and part not in kept)
         parts = tuple(part for part in missing if part in PARTS_WITH_WEIGHTS)
@@ -95,6 +95,9 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         )
         saved_models = tuple(name for name in MODELS if name not in read)
         provenance |= {"reinit": list(config.reinit)}
+        if stage.dataset != "pose_images":  # the temporal layers see clips of so many frames
+            frames = config.data.num_frames
+        provenance |= {} if frames is None else {"num_frames": frames}
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     trained = stage.trains(flat)
     check_finite(flat, config.init_checkpoint or config.pretrained)
@@ -166,20 +169,22 @@ def _unet_and_pose_encoder(
     return {"unet": unet, "pose_encoder": kept.get("pose_encoder") or init_pose_encoder(unet_config, key)}
 
 
-def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[str, Any]]:
+def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[str, Any], int | None]:
     """The UNet's config and the parameters of `init_checkpoint`, or else of a pipeline that was trained on
-    videos, as the bundled model was; (None, {}) for an image model."""
+    videos, as the bundled model was, and the frames of those where they are known; (None, {}, None) for an
+    image model."""
     if config.init_checkpoint is not None:
-        return load_inference(config.init_checkpoint, verify=config.checkpoint.verify)[:2]
+        found, params, provenance = load_inference(config.init_checkpoint, verify=config.checkpoint.verify)
+        return found, params, provenance.get("num_frames")
     if "unet" in config.reinit:
-        return None, {}
+        return None, {}, None
     options = options_of(config)
     folder = open_pipeline(config.pretrained, (), options)
     if folder.has_video_unet:
-        found = read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options))
-    else:
-        found = read_delta_weights(folder)
-    return (None, {}) if found is None else found[:2]
+        video = read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options))
+        return (None, {}, None) if video is None else (*video, None)
+    delta = read_delta_weights(folder)
+    return (None, {}, None) if delta is None else (*delta[:2], delta[2].get("num_frames"))
 
 
 def _temporal_untrained(unet: dict[str, Any]) -> bool:

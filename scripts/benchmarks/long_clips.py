@@ -1,26 +1,33 @@
-"""Measure clips that are made in windows: time, appearance, pose accuracy, flicker at seams. The model is the
-bundled one.
+"""Measure clips that are made in windows: time, memory, appearance, pose accuracy, flicker at seams.
 
     python scripts/benchmark.py long_clips [--clips 4] [--frames 24 48 96] [--gif clip.gif]
 
-The scenes and poses are those of scripts/evaluate.py. Time is a ratio to 8 frames, of interleaved runs.
-Appearance is the fraction of clips whose first, and whose last 8 frames look most like the character of the
-prompt. Flicker is that of docs/synthetic_world.md, between frames on two sides of a seam of any step, and
-between all others.
+The model is the bundled one; the scenes and poses are those of scripts/evaluate.py. Time is a ratio to 8
+frames, of interleaved runs. Memory is what XLA allots to the largest program of a clip, beside the weights:
+its temporaries, and the clip's arrays that it is given. Appearance is the fraction of clips whose first, and
+whose last 8 frames look most like the character of the prompt. Flicker is that of docs/synthetic_world.md,
+between frames on two sides of a seam of any step, and between all others.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks.timing import interleaved_times
+from fyp_jax.config import load_config
 from fyp_jax.evaluation.eval_set import EvalCase, make_eval_cases
 from fyp_jax.evaluation.synthetic_metrics import pose_scores, temporal_consistency, text_scores
 from fyp_jax.media.writing import write_gif
+from fyp_jax.pipeline.abstract_calls import abstract_calls, lower
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.windows import window_starts
 from fyp_jax.synthetic.scenes import caption
+
+CONFIG = "configs/mini/sample.yaml"
 
 
 def seam_flicker(video: np.ndarray, case: EvalCase, window: int, overlap: int) -> tuple[float, float]:
@@ -40,6 +47,30 @@ def seam_flicker(video: np.ndarray, case: EvalCase, window: int, overlap: int) -
     ]
     at = [i in seams for i in range(1, frames)]
     return float(np.mean(np.compress(at, changes))), float(np.mean(np.compress(np.invert(at), changes)))
+
+
+class Memory(NamedTuple):
+    """Bytes of the largest program of a clip, without weights."""
+
+    temporaries: int
+    clip: int
+    """Latents, pose features and text embeddings."""
+
+    def __str__(self) -> str:
+        return f"{self.temporaries / 1e6:.1f}, {self.clip / 1e6:.2f}"
+
+
+def largest_program(frames: int) -> Memory:
+    """The memory of a clip of so many frames, from the programs that the compiler makes."""
+    config = load_config(SampleConfig, CONFIG, [f"num_frames={frames}"])
+    pipeline = FollowYourPosePipeline.from_config(config)
+    calls = abstract_calls(pipeline.programs, config, pipeline.params, jax.devices())
+    found = []
+    for name, call in calls.items():
+        analysis: Any = lower(pipeline.programs, name, call).compile().memory_analysis()
+        clip = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(call.args[1:]) if x.ndim)
+        found.append(Memory(analysis.temp_size_in_bytes, clip))
+    return max(found, key=sum)
 
 
 def main() -> None:
@@ -65,8 +96,12 @@ def main() -> None:
     times = interleaved_times(
         {str(frames): lambda case=case: sample(case) for frames, case in poses.items()}, args.runs
     )
-    print("| frames | time | pose accuracy | character, first and last 8 | flicker at seams | elsewhere |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| frames | time | MB of temporaries, of the clip | pose accuracy | character, first and last 8 | "
+        "flicker at seams | elsewhere |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    print(f"| {window} | 1 | {largest_program(window)} | | | | |", flush=True)
     for frames in args.frames:
         ratio = np.median(np.divide(times[str(frames)], times[str(window)]))
         rows = []
@@ -82,7 +117,7 @@ def main() -> None:
                 write_gif(args.gif, video, 8)
         accuracy, first, last, at_seams, elsewhere = np.mean(rows, axis=0)
         print(
-            f"| {frames} | {ratio:.1f} | {accuracy:.3f} | {first:.2f}, {last:.2f} | {at_seams:.2f} | "
-            f"{elsewhere:.2f} |",
+            f"| {frames} | {ratio:.1f} | {largest_program(frames)} | {accuracy:.3f} | "
+            f"{first:.2f}, {last:.2f} | {at_seams:.2f} | {elsewhere:.2f} |",
             flush=True,
         )
