@@ -25,7 +25,9 @@ def progress(status: Status) -> str:
     if not status.total:
         return _box("running", f"{what}preparing")
     text = f"{what}step {status.done} of {status.total}"
-    if status.done == 0:
+    if status.done >= status.total:
+        text += ", writing the files"
+    elif status.done == 0:
         text += " (the first clip of a size also compiles)"
     elif status.seconds_left is not None:
         text += f", about {duration(status.seconds_left)} left"
@@ -33,7 +35,7 @@ def progress(status: Status) -> str:
     return _box("running", text, bar)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A rounded time, such as "4 s" or "2 min"."""
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 

@@ -121,4 +121,5 @@ def _numbers(config: Any, fields: tuple[tuple[str, str], ...], tab: str = "sampl
 
 def _number(name: str, label: str, value: float, tab: str = "sample") -> gr.Number:
     number = name.replace(".", "-").replace("_", "-")
-    return gr.Number(value, label=label, info=name, min_width=90, elem_id=f"{tab}-{number}")
+    info = None if label.lower() == name else name  # messages call the input by its field
+    return gr.Number(value, label=label, info=info, min_width=105, elem_id=f"{tab}-{number}")

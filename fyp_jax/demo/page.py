@@ -104,7 +104,7 @@ class Page:
             session, same = None, (gr.skip(), gr.skip())
             try:
                 session = self._session(request)
-                job = start(session, dict(zip(names, values, strict=True)))
+                job = await asyncio.to_thread(start, session, dict(zip(names, values, strict=True)))
             except UserError as error:
                 yield self._line(error), *IDLE, *same
                 return

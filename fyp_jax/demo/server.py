@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -62,6 +63,8 @@ def serve(
     before = tempfile.tempdir
     try:
         with _gradio_settings(sessions):
+            # Gradio trips over a name that Starlette has since changed; it tells every user so.
+            warnings.filterwarnings("ignore", message="'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated")
             from fyp_jax.demo.page import Page  # gradio reads its settings when it is imported
 
             tempfile.tempdir = str(sessions.incoming)  # gradio puts uploads there while they come

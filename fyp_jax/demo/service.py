@@ -1,6 +1,7 @@
 """What the buttons of a page do: previews of poses, clips and edits, made by one loaded pipeline."""
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,7 +128,12 @@ class ClipService:
 
     def _write(self, session: Session, run: SampleRun | EditingRun, title: str, job: Job) -> Clip:
         job.start_count(run.total)
-        (mp4,) = run.clips(job)
+        try:
+            (mp4,) = run.clips(job)
+        except BaseException:  # cancelled, mostly
+            if run.folder is not None:
+                shutil.rmtree(run.folder, ignore_errors=True)
+            raise
         record = mp4.with_suffix(".json")
         record.write_text(without_folder(record.read_text(), session.folder))
         return session.add_clip(mp4, title)

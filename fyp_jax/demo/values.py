@@ -104,9 +104,9 @@ def _with_numbers(base: Config, values: Mapping[str, Any], others: tuple[str, ..
     numbers = {name: value for name, value in values.items() if name not in others}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UserError(f"{name} is empty: give a number")
+            raise UserError(f"{name} has no number: give one")
     return override_config(base, [f"{name}={_plain(value)}" for name, value in numbers.items()])
 
 
-def _plain(number: float) -> str:
+def _plain(number: float | int) -> str:
     return str(int(number)) if math.isfinite(number) and number == int(number) else repr(number)
