@@ -78,7 +78,7 @@ def chunks(megabytes: int) -> Iterator[bytes]:
 def do_request(server: Server, number: int, folder: Path) -> str:
     """One request of a kind that the number says, by a page of its own."""
     kind, page = KINDS[number % len(KINDS)], Page(server.url)
-    with page.http:
+    with contextlib.closing(page.http):
         if kind == "clip":
             check_clip(page, f"prompt {number}", folder)
         elif kind == "broken":
@@ -120,7 +120,7 @@ def test_page_under_load_mixes_no_clips_and_leaves_no_file(server: Server, tmp_p
         time.sleep(0.5)
     print(f"{dict(done)}; MB: {[round(x / 1e6) for x in used]}, then {memory(server) / 1e6:.0f}")  # noqa: T201
     assert memory(server) < 1.15 * used[0]
-    with Page(server.url).http as http:
+    with contextlib.closing(Page(server.url).http) as http:
         assert http.get("/").status_code == 200
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -167,26 +167,31 @@ class LocalOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        refusal = PlainTextResponse(f"This page takes {self.most_bytes // 1_000_000} MB at most.", 413)
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not length.isdigit() or int(length) > self.most_bytes:
-            refusal = PlainTextResponse(f"This page takes {self.most_bytes // 1_000_000} MB at most.", 413)
             return await refusal(scope, receive, send)
-        received = 0
+        received, begun = 0, False
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.most_bytes:  # of a request that does not say its length
-                return {"type": "http.disconnect"}
-            return message
+            # Of a request that does not say its length.
+            return message if received <= self.most_bytes else {"type": "http.disconnect"}
 
         async def with_policy(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 headers["content-security-policy"] = CONTENT_SECURITY_POLICY
                 headers["referrer-policy"] = "no-referrer"
                 headers["x-content-type-options"] = "nosniff"
             await send(message)
 
-        return await self.app(scope, counted, with_policy)
+        try:
+            await self.app(scope, counted, with_policy)
+        except ClientDisconnect:  # in the middle of an upload
+            if received > self.most_bytes and not begun:
+                await refusal(scope, receive, send)
