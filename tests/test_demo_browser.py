@@ -212,12 +212,24 @@ def test_upload_is_shown_as_skeletons_and_removed_when_the_page_is_closed(
     other.leave()
 
 
-def test_real_clip_is_edited_on_the_second_tab(visitor: Visitor):
+def open_edit_tab(visitor: Visitor) -> None:
     visitor.page.get_by_role("tab", name="Edit a clip").click()
     visitor.expect("#edit-preview img.fyp-grid").to_be_visible()
+
+
+def test_second_tab_shows_the_clip_and_the_line_of_a_mistake(visitor: Visitor):
+    open_edit_tab(visitor)
+    visitor.ask_for_clip("A panda, on the beach", "edit", num_inference_steps=2)
+    visitor.says("error: self_replace_steps=0.3 from 0.0 has no step of num_inference_steps=2", "edit")
+
+
+@pytest.mark.release
+def test_real_clip_is_edited_on_the_second_tab(visitor: Visitor):
+    """Compiles inversion, reconstruction and edit, which takes minutes on a slow machine."""
+    open_edit_tab(visitor)
     visitor.ask_for_clip("A panda, on the beach", "edit", num_inference_steps=4)
     visitor.says("inversion", "edit")
-    visitor.says("Done.", "edit")
+    visitor.expect("#edit-status").to_contain_text("Done.", timeout=5 * WAIT_MS)
     visitor.expect("#edit-result video").to_be_visible()
     visitor.expect("#edit-result figcaption").to_contain_text("A robot, on the beach → A panda, on the beach")
     visitor.expect("#gallery li").to_have_count(1)

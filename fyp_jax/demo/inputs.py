@@ -121,5 +121,5 @@ def _numbers(config: Any, fields: tuple[tuple[str, str], ...], tab: str = "sampl
 
 def _number(name: str, label: str, value: float, tab: str = "sample") -> gr.Number:
     number = name.replace(".", "-").replace("_", "-")
-    info = None if label.lower() == name else name  # messages call the input by its field
-    return gr.Number(value, label=label, info=info, min_width=105, elem_id=f"{tab}-{number}")
+    # Messages call the input by its field, so the page shows that name, too.
+    return gr.Number(value, label=label, info=name, min_width=130, elem_id=f"{tab}-{number}")
