@@ -19,6 +19,21 @@ from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
+VALUES: dict[str, Any] = {
+    "prompt": "a robot",
+    "negative_prompt": "",
+    "pose": "dance",
+    "pose.size": "",
+    "pose.start": 0,
+    "pose.stride": 5,
+    "num_frames": 2,
+    "height": 64,
+    "width": 64,
+    "num_inference_steps": 3,
+    "guidance_scale": 3.0,
+    "seed": 0,
+}
+
 
 def colour(prompt: str) -> tuple[int, int, int]:
     """A grey of the prompt, which survives compression."""

@@ -78,20 +78,7 @@ def steps_until(event: threading.Event, ran: list[str] | None = None, name: str 
     return work
 
 
-VALUES: dict[str, Any] = {
-    "prompt": "a robot",
-    "negative_prompt": "",
-    "pose": "dance",
-    "pose.size": "",
-    "pose.start": 0,
-    "pose.stride": 5,
-    "num_frames": 2,
-    "height": 64,
-    "width": 64,
-    "num_inference_steps": 3,
-    "guidance_scale": 3.0,
-    "seed": 0,
-}
+VALUES = page_server.VALUES
 EDIT_VALUES: dict[str, Any] = {
     "video": "robot",
     "source": "A robot, on the beach",
