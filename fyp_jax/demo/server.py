@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fyp_jax.demo.service import ClipService
-from fyp_jax.demo.sessions import Sessions
+from fyp_jax.demo.sessions import MOST_SESSIONS, Sessions
 from fyp_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ def _launch_options(
         "prevent_thread_lock": True,
         "max_file_size": limit,
         "enable_monitoring": False,
+        "state_session_capacity": MOST_SESSIONS,
         "ssr_mode": False,
         "footer_links": [],
         "theme": theme,
