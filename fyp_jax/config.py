@@ -63,6 +63,17 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
         config = OmegaConf.merge(config, _as_lists(kind, _without_interpolation(OmegaConf.load(file))))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: {_reason(kind, error)}") from error
+    return _overridden(kind, config, overrides, str(file))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """A copy of a config with each `a.b=c` in turn. Raises UserError as `load_config` does."""
+    kind = type(config)
+    merged = OmegaConf.merge(OmegaConf.structured(kind), _literal(dataclasses.asdict(config)))  # pyright: ignore
+    return _overridden(kind, merged, overrides, kind.__name__)
+
+
+def _overridden(kind: type[Config], config: Any, overrides: Sequence[str], name: str) -> Config:
     for override in overrides:
         if "=" not in override:
             raise UserError(f"{override!r} is not of the form a.b=c")
@@ -73,7 +84,7 @@ def load_config(kind: type[Config], file: str | os.PathLike[str], overrides: Seq
     try:
         return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
     except OmegaConfBaseException as error:
-        raise UserError(f"{file}: {_reason(kind, error)}") from error
+        raise UserError(f"{name}: {_reason(kind, error)}") from error
 
 
 def save_config(config: Any, file: Path) -> None:

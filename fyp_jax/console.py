@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from fyp_jax.errors import UserError, printable
+from fyp_jax.errors import UserError, error_line, printable
 from fyp_jax.interrupts import STATUS, interruptible
 from fyp_jax.platforms import choose_platform
 
@@ -44,8 +44,7 @@ def run_cli(main: Callable[[], None]) -> int:
         with interruptible():
             main()
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

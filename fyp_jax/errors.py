@@ -17,6 +17,11 @@ def reason(error: BaseException, length: int = 200) -> str:
     return lines[0] if len(lines[0]) <= length else lines[0][:length] + "..."
 
 
+def error_line(error: BaseException) -> str:
+    """The message of an error as one printable line."""
+    return printable(" ".join(str(error).split()))
+
+
 @contextmanager
 def wrap_write_errors(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Make the folder of `path` and give the path; an OSError inside becomes a UserError with the path."""

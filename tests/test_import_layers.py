@@ -27,6 +27,7 @@ LAYERS = (
     ("evaluation",),
     ("training",),
     ("tpu",),
+    ("demo",),
     ("cli",),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import urllib.error
 from pathlib import Path
 
@@ -13,11 +14,15 @@ pytest.importorskip("onnx", reason="the tests of [pose] make their networks with
 
 import film_networks as networks
 
+import page_server
 from cli_utils import SCRIPTS, assert_mistake, run_script
+from fyp_jax.demo.jobs import Job, State
+from fyp_jax.demo.sessions import Session
 from fyp_jax.errors import UserError
 from fyp_jax.media.reading import read_frames
 from fyp_jax.media.writing import write_mp4
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.film_poses import FilmOptions
 from fyp_jax.pose.extraction import extract_poses, frame_ranges
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.networks import find_networks, load_networks
@@ -206,6 +211,36 @@ def test_a_clip_is_sampled_with_the_poses_of_a_film(models: Path, film: Path, tm
     record = json.loads((tmp_path / "0000" / "00-a-robot.json").read_text())
     assert record["pose"]["file"] == str(file)
     assert read_frames(tmp_path / "0000" / "00-a-robot.mp4", range(2)).shape == (2, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_poses_of_a_film_and_makes_a_clip_of_them(
+    models: Path, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fyp_jax.pipeline.files.unused_tokens", lambda encoders, texts: [])
+    options = FilmOptions(detector=models / "yolox.onnx", estimator=models / "rtmpose.onnx")
+    service, session = page_server.service(page_server.painter(), film=options), Session("a", tmp_path)
+    service.take_upload(session, "pose", film)
+    values = page_server.VALUES | {"pose": "film", "pose.stride": 3}
+    shown = service.film_preview(session, values)
+    ended(shown)
+    assert (shown.done, shown.total) == (9, 9)  # 4 frames that are needed, 5 that may fill a gap
+    assert shown.notes == [f"{session.uploads['pose']}: 9 of 9 frames have a person (100%)"]
+    (file,) = (session.folder / "poses").iterdir()
+    poses = load_pose(file, num_frames=2, stride=3, start=0, height=64, width=64)
+    preview = read_frames(shown.result.gif, range(2)).astype(int)
+    assert np.abs(preview - poses).mean() < 2
+    clip = service.sample(session, values)
+    ended(clip)
+    assert json.loads(clip.result.files["json"].read_text())["pose"]["file"] == file.name
+    service.queue.close()
+
+
+def ended(job: Job) -> None:
+    end = time.monotonic() + 60
+    while not job.ended and time.monotonic() < end:
+        time.sleep(0.01)
+    assert job.state is State.DONE, job.error
 
 
 def test_a_clip_in_whose_frames_nobody_is_is_refused(models: Path, tmp_path: Path):

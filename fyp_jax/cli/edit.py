@@ -10,6 +10,7 @@ from tqdm import tqdm
 from fyp_jax.cli.sample import is_override
 from fyp_jax.config import load_config, make_parser
 from fyp_jax.console import run_console
+from fyp_jax.editing.options import keep_background
 from fyp_jax.errors import printable
 from fyp_jax.pipeline.edit_config import EditConfig
 
@@ -44,9 +45,7 @@ def parse(argv: list[str]) -> EditConfig:
     if args.emphasise:
         edit = dataclasses.replace(edit, equalizer=args.emphasise)
     if args.keep_background:
-        clip = config.edit.method != "generate"
-        kept = {"blend_words": args.keep_background, "blend_latents": True, "blend_self_attention": clip}
-        edit = dataclasses.replace(edit, **kept)
+        edit = keep_background(edit, args.keep_background)
     config = dataclasses.replace(config, edit=edit, **({"prompt": prompts} if prompts else {}))
     config.check()
     return config

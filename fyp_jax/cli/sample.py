@@ -14,7 +14,7 @@ from fyp_jax.cli.film_arguments import add_film_arguments, check_film_arguments
 from fyp_jax.config import help_lines, load_config, make_parser
 from fyp_jax.console import run_console
 from fyp_jax.errors import printable
-from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.config import RANDOM_WEIGHTS, SampleConfig
 from fyp_jax.pose.config import POSE_FORMS
 
 DEFAULT_CONFIG = "configs/mini/sample.yaml"
@@ -68,11 +68,12 @@ def main() -> None:
     """Run sample.py on the arguments of this process. Raises UserError."""
     config, args = parse_arguments(sys.argv[1:])
     if args.pose_from is not None:
-        from fyp_jax.cli.pose_from_film import with_poses_of_film
+        from fyp_jax.pipeline.film_poses import FilmOptions, with_poses_of_film
 
-        config = with_poses_of_film(config, args)
+        options = {field.name: getattr(args, field.name) for field in dataclasses.fields(FilmOptions)}
+        config = with_poses_of_film(config, args.pose_from, FilmOptions(**options))
     if config.random_init:
-        print("The weights are random: this clip shows that everything runs, not what a trained model makes.")
+        print(RANDOM_WEIGHTS)
     # These imports take seconds, so they come after the arguments are known to be good.
     from fyp_jax.compilation_cache import enable_compilation_cache
     from fyp_jax.pipeline.files import sample_to_files

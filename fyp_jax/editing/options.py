@@ -90,6 +90,12 @@ class EditOptions:
         return self.blend_start, end
 
 
+def keep_background(options: EditOptions, words: list[str]) -> EditOptions:
+    """The options with which an edit changes what the words name, and keeps the rest of the source."""
+    clip = options.method != "generate"
+    return dataclasses.replace(options, blend_words=words, blend_latents=True, blend_self_attention=clip)
+
+
 def check_window(what: str, start: float, end: float) -> None:
     """Raise UserError for fractions that are no part of a run; an empty window from 0 to 0 turns it off."""
     if not 0 <= start <= 1 or not 0 <= end <= 1:

@@ -18,6 +18,10 @@ VARIANT_HELP = "which weights, where there are several: fp16, bf16, non_ema, ...
 TOKENIZER_HELP = "folder or Hub id of the tokenizer, which single files lack; null: CLIP's"
 PREDICTION_TYPE_HELP = "what the UNet predicts: epsilon, v_prediction, sample; null: as the pipeline says"
 
+RANDOM_WEIGHTS = (
+    "The weights are random: this clip shows that everything runs, not what a trained model makes."
+)
+
 
 @dataclass
 class SampleConfig(SamplingParams):

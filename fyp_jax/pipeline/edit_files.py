@@ -4,7 +4,7 @@ edit."""
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.pipeline.editing import EditOutput, tokenize_prompt
-from fyp_jax.pipeline.files import new_run_folder, write_clip
+from fyp_jax.pipeline.files import Bar, new_run_folder, write_clip
 from fyp_jax.pipeline.output import Frames
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -39,71 +39,112 @@ def edit_to_files(config: EditConfig) -> Iterator[Path]:
     initialize(config.mesh)
     if jax.process_count() > 1:
         raise UserError("an edit runs in one process: start it on one host, with the devices of that host")
+    source = read_edit_source(config)
+    run = EditingRun.prepare(config, FollowYourPosePipeline.from_config(config), source)
+    with tqdm(total=run.total, unit="step") as bar, logging_redirect_tqdm():
+        yield from run.clips(bar)
+
+
+class EditSource(NamedTuple):
+    """What an edit is made of, read from the files of its config."""
+
+    clip: Frames | None
+    poses: tuple[Frames | None, Frames | None]
+    """The pose of the clip, and the one that the edit follows."""
+
+
+def read_edit_source(config: EditConfig) -> EditSource:
+    """Read the clip and the poses of a config. Raises UserError."""
     size = config.num_frames, config.height, config.width
     source_pose = config.source_pose
     if source_pose.path is not None and (bundled := bundled_clip(source_pose.path, ".json")) is not None:
         source_pose = dataclasses.replace(source_pose, path=str(bundled))
-    poses = [load_configured_pose(pose, *size) for pose in (source_pose, config.pose)]
-    clip = _read_clip(config)
-    if config.video is not None and Path(config.video).exists():
-        # config.yaml names the clip by its whole path, so that the run can be repeated from another folder.
-        config = dataclasses.replace(config, video=str(Path(config.video).absolute()))
-    pipeline = FollowYourPosePipeline.from_config(config)
-    _check_prompts(config, pipeline)
-    inversion = None
-    if config.inversion is not None and Path(config.inversion).exists():
-        inversion = Inversion.load(config.inversion)
-    elif clip is None and config.edit.method != "generate":
-        raise UserError(f"{config.inversion}: no such file, and there is no video to make it from")
-    invert = clip is not None and inversion is None
-    folder = new_run_folder(Path(config.output_dir))
-    save_config(config, folder / "config.yaml")
-    record = {"weights": pipeline.weights, "versions": versions(), "config": dataclasses.asdict(config)}
-    edits = len(config.prompt) + (config.edit.method != "generate")
-    total = config.num_inference_steps * (invert + edits * (1 + config.edit.null_text))
-    with tqdm(total=total, unit="step") as bar, logging_redirect_tqdm():
-        if invert and clip is not None:
-            inversion = _invert(config, pipeline, clip, poses[0], bar)
-        reconstruction = None
+    poses = load_configured_pose(source_pose, *size), load_configured_pose(config.pose, *size)
+    return EditSource(_read_clip(config), poses)
+
+
+class EditingRun(NamedTuple):
+    """The edits of a config that are about to be made, by a pipeline that is loaded."""
+
+    config: EditConfig
+    pipeline: FollowYourPosePipeline
+    source: EditSource
+    inversion: Inversion | None
+    """The inversion of the clip, where a file had it."""
+    record: dict[str, Any]
+    folder: Path
+
+    @classmethod
+    def prepare(
+        cls, config: EditConfig, pipeline: FollowYourPosePipeline, source: EditSource
+    ) -> "EditingRun":
+        """Check the config against the pipeline, and make the run's folder with config.yaml.
+
+        Nothing is edited yet, and a mistake leaves no folder. Raises UserError.
+        """
+        if config.video is not None and Path(config.video).exists():
+            # config.yaml names the clip by its whole path, so that the run can be repeated from another
+            # folder.
+            config = dataclasses.replace(config, video=str(Path(config.video).absolute()))
+        _check_prompts(config, pipeline)
+        inversion = None
+        if config.inversion is not None and Path(config.inversion).exists():
+            inversion = Inversion.load(config.inversion)
+        elif source.clip is None and config.edit.method != "generate":
+            raise UserError(f"{config.inversion}: no such file, and there is no video to make it from")
+        folder = new_run_folder(Path(config.output_dir))
+        save_config(config, folder / "config.yaml")
+        record = {"weights": pipeline.weights, "versions": versions(), "config": dataclasses.asdict(config)}
+        return cls(config, pipeline, source, inversion, record, folder)
+
+    @property
+    def total(self) -> int:
+        """Number of steps of inversion, reconstruction and all edits."""
+        invert = self.source.clip is not None and self.inversion is None
+        edits = len(self.config.prompt) + (self.config.edit.method != "generate")
+        return self.config.num_inference_steps * (invert + edits * (1 + self.config.edit.null_text))
+
+    def clips(self, bar: Bar) -> Iterator[Path]:
+        """Make the edits, and yield the mp4 of each when its files are written.
+
+        `bar.update` is called after each step; what it raises ends the run. Raises UserError.
+        """
+        config, clip, poses = self.config, self.source.clip, self.source.poses
+        inversion, reconstruction = self.inversion, None
+        if clip is not None and inversion is None:
+            inversion = self._invert(clip, bar)
         if inversion is not None:
-            reconstruction = _reconstruct(config, pipeline, inversion, poses[0], bar)
+            reconstruction = self._reconstruct(inversion, bar)
         for number, prompt in enumerate(config.prompt):
             bar.set_description(printable(prompt[:32]))
             args = inversion, config.source, prompt, config.edit, sampling_params(config)
-            output = pipeline.edit(*args, source_pose=poses[0], pose=poses[1], on_step=bar.update)
+            output = self.pipeline.edit(*args, source_pose=poses[0], pose=poses[1], on_step=bar.update)
             own = {"prompt": prompt, "source": config.source, "seed": config.seed}
-            path = write_clip(folder, number, prompt, output, config.fps, own | record)
+            path = write_clip(self.folder, number, prompt, output, config.fps, own | self.record)
             write_png(path.with_suffix(".png"), sheet(output, clip, reconstruction))
             yield path
 
+    def _invert(self, clip: Frames, bar: Bar) -> Inversion:
+        """The inversion of the clip, written to the file of the config if it names one."""
+        config = self.config
+        bar.set_description("inversion")
+        sampling = dataclasses.replace(sampling_params(config), guidance_scale=1.0)
+        options = {"trajectory": True, "map_level": config.edit.map_level, "on_step": bar.update}
+        pose = self.source.poses[0]
+        inversion: Any = self.pipeline.invert(clip, config.source, sampling, pose=pose, **options)
+        if config.inversion is not None:
+            inversion.save(config.inversion)
+        return inversion
 
-def _invert(
-    config: EditConfig, pipeline: FollowYourPosePipeline, clip: Frames, pose: Frames | None, bar: tqdm
-) -> Inversion:
-    """The inversion of the clip, written to the file of the config if it names one."""
-    bar.set_description("inversion")
-    sampling = dataclasses.replace(sampling_params(config), guidance_scale=1.0)
-    options = {"trajectory": True, "map_level": config.edit.map_level, "on_step": bar.update}
-    inversion: Any = pipeline.invert(clip, config.source, sampling, pose=pose, **options)
-    if config.inversion is not None:
-        inversion.save(config.inversion)
-    return inversion
-
-
-def _reconstruct(
-    config: EditConfig,
-    pipeline: FollowYourPosePipeline,
-    inversion: Inversion,
-    pose: Frames | None,
-    bar: tqdm,
-) -> Frames:
-    """The edit into the source prompt itself, which shows what the method alone loses of the clip."""
-    bar.set_description("reconstruction")
-    words = config.edit.blend_words[:1]
-    plain = {"controller": "auto", "equalizer": [], "word_replace_steps": [], "blend_words": words}
-    edit = dataclasses.replace(config.edit, **plain)
-    args = inversion, config.source, config.source, edit, sampling_params(config)
-    return pipeline.edit(*args, source_pose=pose, on_step=bar.update).frames
+    def _reconstruct(self, inversion: Inversion, bar: Bar) -> Frames:
+        """The edit into the source prompt itself, which shows what the method alone loses of the clip."""
+        config = self.config
+        bar.set_description("reconstruction")
+        words = config.edit.blend_words[:1]
+        plain = {"controller": "auto", "equalizer": [], "word_replace_steps": [], "blend_words": words}
+        edit = dataclasses.replace(config.edit, **plain)
+        args = inversion, config.source, config.source, edit, sampling_params(config)
+        return self.pipeline.edit(*args, source_pose=self.source.poses[0], on_step=bar.update).frames
 
 
 def sheet(output: EditOutput, clip: Frames | None, reconstruction: Frames | None) -> np.ndarray:

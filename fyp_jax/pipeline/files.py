@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from fyp_jax.media.clips import find_clip
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.inversions import INVERSION_PROMPT, Inversion, read_source, save_inversion
-from fyp_jax.pipeline.output import PipelineOutput
+from fyp_jax.pipeline.output import Frames, PipelineOutput
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.styles import style_lines, unused_tokens
@@ -34,6 +34,15 @@ from fyp_jax.versions import versions
 log = logging.getLogger(__name__)
 
 NAME_LENGTH = 48
+
+
+@runtime_checkable
+class Bar(Protocol):
+    """What counts the steps of a run: tqdm, or the progress of a web page."""
+
+    def set_description(self, desc: str, /) -> object: ...
+
+    def update(self) -> object: ...
 
 
 def sample_to_files(config: SampleConfig) -> Iterator[Path]:
@@ -48,49 +57,91 @@ def sample_to_files(config: SampleConfig) -> Iterator[Path]:
         find_clip(config.invert)  # a wrong name is told before seconds are spent on the weights
     poses = load_configured_pose(config.pose, config.num_frames, config.height, config.width)
     pipeline = FollowYourPosePipeline.from_config(config, use_cache=True)
-    pipeline.programs.check(config)  # a mistake is told before a folder is made
-    source = read_source(config, pipeline)
+    run = SampleRun.prepare(config, pipeline, poses)
     if jax.process_index() == 0 and (lines := style_lines(pipeline.weights)):
         tqdm.write(printable("\n".join(lines)), file=sys.stderr)
-    unused = unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])
-    if unused:
-        log.warning("no prompt has the token of an embedding: %s", list_names(unused))
-    folder = new_run_folder(Path(config.output_dir)) if jax.process_index() == 0 else None
-    pose, pose_record = config.pose, None
-    if pose.path is not None and poses is not None:
-        pose_file = find_pose(pose.path).absolute()
-        pose_record = {"file": str(pose_file), "crc32": zlib.crc32(poses.data)}
-        # config.yaml names files by their whole paths, so that the run can be repeated from another folder.
-        bundled = not Path(pose.path).exists()
-        pose = pose if bundled else dataclasses.replace(pose, path=str(pose_file))
-    if folder is not None:
-        styles = {
-            "lora": [str(lora_spec(text)) for text in config.lora],
-            "embedding": [str(embedding_spec(text)) for text in config.embedding],
+    with tqdm(total=run.total, unit="step") as bar, logging_redirect_tqdm():
+        yield from run.clips(bar)
+
+
+class SampleRun(NamedTuple):
+    """The clips of a config that are about to be made, by a pipeline that is loaded."""
+
+    config: SampleConfig
+    pipeline: FollowYourPosePipeline
+    poses: Frames | None
+    source: Inversion | Frames | None
+    """What `config.invert` names."""
+    record: dict[str, Any]
+    folder: Path | None
+    """The run's own folder; None in a process that writes nothing."""
+
+    @classmethod
+    def prepare(
+        cls, config: SampleConfig, pipeline: FollowYourPosePipeline, poses: Frames | None
+    ) -> "SampleRun":
+        """Check the config against the pipeline, and make the run's folder with config.yaml.
+
+        Nothing is sampled yet, and a mistake leaves no folder. Raises UserError.
+        """
+        pipeline.programs.check(config)
+        source = read_source(config, pipeline)
+        unused = unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])
+        if unused:
+            log.warning("no prompt has the token of an embedding: %s", list_names(unused))
+        folder = new_run_folder(Path(config.output_dir)) if jax.process_index() == 0 else None
+        pose, pose_record = config.pose, None
+        if pose.path is not None and poses is not None:
+            pose_file = find_pose(pose.path).absolute()
+            pose_record = {"file": str(pose_file), "crc32": zlib.crc32(poses.data)}
+            # config.yaml names files by their whole paths, so that the run can be repeated from another
+            # folder.
+            bundled = not Path(pose.path).exists()
+            pose = pose if bundled else dataclasses.replace(pose, path=str(pose_file))
+        if folder is not None:
+            styles = {
+                "lora": [str(lora_spec(text)) for text in config.lora],
+                "embedding": [str(embedding_spec(text)) for text in config.embedding],
+            }
+            invert = config.invert and str(find_clip(config.invert).absolute())
+            save_config(
+                dataclasses.replace(config, pose=pose, invert=invert, **styles), folder / "config.yaml"
+            )
+        record = {
+            "pose": pose_record,
+            "weights": pipeline.weights,
+            "versions": versions(),
+            "config": dataclasses.asdict(config),
         }
-        invert = config.invert and str(find_clip(config.invert).absolute())
-        save_config(dataclasses.replace(config, pose=pose, invert=invert, **styles), folder / "config.yaml")
-    record = {
-        "pose": pose_record,
-        "weights": pipeline.weights,
-        "versions": versions(),
-        "config": dataclasses.asdict(config),
-    }
-    total = config.num_inference_steps * (len(config.prompt) + isinstance(source, np.ndarray))
-    with tqdm(total=total, unit="step") as bar, logging_redirect_tqdm():
+        return cls(config, pipeline, poses, source, record, folder)
+
+    @property
+    def total(self) -> int:
+        """Number of steps of the inversion, if there is one, and of all clips."""
+        return self.config.num_inference_steps * (
+            len(self.config.prompt) + isinstance(self.source, np.ndarray)
+        )
+
+    def clips(self, bar: Bar) -> Iterator[Path]:
+        """Make the clips, and yield the mp4 of each when its files are written.
+
+        `bar.update` is called after each step; what it raises ends the run. Raises UserError.
+        """
+        config, folder, source = self.config, self.folder, self.source
+        sampling = sampling_params(config)
         if isinstance(source, np.ndarray):
             bar.set_description("inversion")
-            latents = pipeline.invert(source, INVERSION_PROMPT, sampling_params(config), on_step=bar.update)
+            latents = self.pipeline.invert(source, INVERSION_PROMPT, sampling, on_step=bar.update)
             source = Inversion(latents, config.num_inference_steps)
             if folder is not None:
                 save_inversion(folder / "inverted.npz", source)
         latents = None if source is None else source.latents
         for number, prompt in enumerate(config.prompt):
             bar.set_description(printable(prompt[:32]))
-            output = pipeline(prompt, poses, sampling_params(config), latents=latents, on_step=bar.update)
+            output = self.pipeline(prompt, self.poses, sampling, latents=latents, on_step=bar.update)
             if folder is not None:
                 own = {"prompt": prompt, "seed": config.seed}
-                yield write_clip(folder, number, prompt, output, config.fps, own | record)
+                yield write_clip(folder, number, prompt, output, config.fps, own | self.record)
 
 
 def new_run_folder(output_dir: Path) -> Path:
