@@ -42,7 +42,10 @@ def reverse(solver_schedule: SolverSchedule) -> DDIMSchedule:
 
 
 def init_history(z: Float[Array, "*clips b f h w c"], solver: str) -> tuple[Any, ...]:
-    """The history (of each clip of a batch) before the first step: as many arrays of zeros as the solver keeps, none for DDIM."""
+    """The history before the first step: as many arrays of zeros as the solver keeps, none for DDIM.
+
+    Latents of a batch of clips have an axis of clips in front, and so has their history.
+    """
     return tuple(jnp.zeros_like(z) for _ in range(history_length(solver)))
 
 

@@ -48,9 +48,9 @@ class ClipRequest(NamedTuple):
     sampling: SamplingParams
 
 
-def shape_of(request: ClipRequest) -> tuple[Any, ...]:
+def shape_of(sampling: SamplingParams, has_pose: bool) -> tuple[Any, ...]:
     """What clips of one batch have in common: they share a program."""
-    return (request.pose_images is not None, *(getattr(request.sampling, name) for name in SHAPE_PARAMS))
+    return (has_pose, *(getattr(sampling, name) for name in SHAPE_PARAMS))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +133,8 @@ class BatchSampler:
         Raises ValueError for clips of several shapes and for more clips than that.
         """
         size = self.programs.devices.size * clips_per_device
-        if len({shape_of(request) for request in requests}) != 1 or len(requests) > size:
+        shapes = {shape_of(request.sampling, request.pose_images is not None) for request in requests}
+        if len(shapes) != 1 or len(requests) > size:
             raise ValueError(f"{len(requests)} clips are no batch of at most {size} clips of one shape")
         filled = [*requests, *[requests[-1]] * (size - len(requests))]
         encoders, sampling = self.pipeline.programs.encoders, requests[0].sampling
