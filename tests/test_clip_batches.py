@@ -16,6 +16,11 @@ from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 SIDE, FRAMES = 64, 3
 
 
+def release(*values: Any) -> Any:
+    """Values of a parametrized test that only a release runs."""
+    return pytest.param(*values, marks=pytest.mark.release)
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> FollowYourPosePipeline:
     config = tiny_models.sample_config(
@@ -54,15 +59,25 @@ def assert_made_alone(pipeline: FollowYourPosePipeline, made: list[Any], asked: 
         assert output.pose_images is request.pose_images
 
 
+@pytest.mark.parametrize("pose", [False, slow(True)])
+def test_clips_of_a_frame_equal_those_made_alone(pipeline: FollowYourPosePipeline, pose: bool):
+    """With poses and without are two shapes: each has a program of its own."""
+    sampling = dataclasses.replace(
+        sampling_params(pipeline.defaults), num_frames=1, num_inference_steps=1, decode_chunk_size=1
+    )
+    asked = requests(sampling, 3, pose)[1:]
+    assert_made_alone(pipeline, BatchSampler(pipeline, jax.devices()[:2])(asked), asked)
+
+
 @pytest.mark.parametrize(
     ("count", "devices", "clips_per_device", "changes"),
     [
-        (3, 2, 2, {}),  # the last place is filled up
-        slow(2, 2, 1, {"eta": 0.7}),
-        slow(2, 2, 1, {"num_frames": 7, "window": 3}),
+        release(3, 2, 2, {}),  # the last place is filled up
+        release(2, 2, 1, {"eta": 0.7}),
+        release(2, 2, 1, {"num_frames": 7, "window": 3}),
         slow(4, 2, 2, {"num_frames": 7, "window": 3, "solver": "unipc"}),
-        slow(8, 8, 1, {"solver": "dpm++2m", "pose_guidance": True}),
-        slow(5, 8, 4, {}),
+        release(8, 8, 1, {"solver": "dpm++2m", "pose_guidance": True}),
+        release(5, 8, 4, {}),
     ],
 )
 def test_clips_of_a_batch_equal_those_made_alone(
@@ -74,7 +89,7 @@ def test_clips_of_a_batch_equal_those_made_alone(
     assert_made_alone(pipeline, sampler(asked, clips_per_device), asked)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_clips_of_text_alone_equal_those_made_alone_in_any_order(pipeline: FollowYourPosePipeline):
     asked = requests(sampling_params(pipeline.defaults), 3, pose=False)
     sampler = BatchSampler(pipeline, jax.devices()[:4])

@@ -21,7 +21,7 @@ def output(seed: int) -> PipelineOutput:
 def test_clips_are_listed_as_they_were_added(tmp_path: Path, form: str):
     for number in (1, 0):  # a run, and another one
         store = open_store(form, tmp_path, 0, 1)
-        store.add(f"{number:05d}", output(number), 8, {"prompt": f"number {number}"})
+        store.add(f"{number:05d}", output(number), 8.0, {"prompt": f"number {number}"})
         store.close()
     assert sorted(open_store(form, tmp_path, 0, 1).records()) == ["00000", "00001"]
     clips = list_clips(tmp_path)
@@ -37,7 +37,7 @@ def test_clips_are_listed_as_they_were_added(tmp_path: Path, form: str):
 def test_clip_of_the_same_name_replaces_the_first_one(tmp_path: Path, form: str):
     store = open_store(form, tmp_path, 0, 1)
     for number in range(2):
-        store.add("00000", output(number), 8, {"number": number})
+        store.add("00000", output(number), 8.0, {"number": number})
     store.close()
     assert [clip.record["number"] for clip in list_clips(tmp_path)] == [1]
 
@@ -45,7 +45,7 @@ def test_clip_of_the_same_name_replaces_the_first_one(tmp_path: Path, form: str)
 def test_clip_without_all_of_its_files_is_no_clip(tmp_path: Path):
     store = ClipFolder(tmp_path)
     for number in range(6):
-        store.add(f"{number}", output(number), 8, {})
+        store.add(f"{number}", output(number), 8.0, {})
     (tmp_path / "1.json").unlink()
     (tmp_path / "2.json").write_text((tmp_path / "2.json").read_text()[:-9])
     (tmp_path / "3.gif").unlink()
@@ -57,7 +57,7 @@ def test_clip_without_all_of_its_files_is_no_clip(tmp_path: Path):
 def test_tar_that_is_cut_off_anywhere_keeps_its_whole_clips_and_takes_more(tmp_path: Path):
     store = ClipTars(tmp_path, 0, 1)
     for number in range(3):
-        store.add(f"{number}", output(number), 8, {"number": number})
+        store.add(f"{number}", output(number), 8.0, {"number": number})
     store.close()
     file = tmp_path / "clips-00000.tar"
     whole = file.read_bytes()
@@ -78,7 +78,7 @@ def test_tar_that_is_cut_off_anywhere_keeps_its_whole_clips_and_takes_more(tmp_p
         assert len(list_clips(tmp_path)) == kept, place
         again = ClipTars(tmp_path, 0, 1)
         assert sorted(again.records()) == [str(number) for number in range(kept)], place
-        again.add("new", output(9), 8, {})
+        again.add("new", output(9), 8.0, {})
         again.close()
         with tarfile.open(file) as tar:  # as any program reads it
             assert len(tar.getnames()) == (kept + 1) * (len(SUFFIXES) + 1), place
@@ -88,7 +88,7 @@ def test_tar_that_is_cut_off_anywhere_keeps_its_whole_clips_and_takes_more(tmp_p
 def test_tar_of_another_process_that_was_killed_is_closed_by_the_next_run(tmp_path: Path):
     for process in range(2):
         store = ClipTars(tmp_path, process, 2)
-        store.add(f"{process}", output(process), 8, {})
+        store.add(f"{process}", output(process), 8.0, {})
         store.close()
     file = tmp_path / "clips-00001.tar"
     file.write_bytes(file.read_bytes() + b"half of an entry")
@@ -100,11 +100,11 @@ def test_tar_of_another_process_that_was_killed_is_closed_by_the_next_run(tmp_pa
 
 def test_second_run_into_a_tar_is_refused(tmp_path: Path):
     first, second = ClipTars(tmp_path, 0, 1), ClipTars(tmp_path, 0, 1)
-    first.add("0", output(0), 8, {})
+    first.add("0", output(0), 8.0, {})
     with pytest.raises(UserError, match="another process writes clips into it"):
-        second.add("0", output(0), 8, {})
+        second.add("0", output(0), 8.0, {})
     first.close()
-    second.add("1", output(0), 8, {})
+    second.add("1", output(0), 8.0, {})
     second.close()
     assert len(list_clips(tmp_path)) == 2
 
@@ -112,7 +112,7 @@ def test_second_run_into_a_tar_is_refused(tmp_path: Path):
 def test_folder_keeps_one_form(tmp_path: Path):
     for form, other in (("folder", "tar"), ("tar", "folder")):
         store = open_store(form, tmp_path / form, 0, 1)
-        store.add("0", output(0), 8, {})
+        store.add("0", output(0), 8.0, {})
         store.close()
         with pytest.raises(UserError, match=f"give --format {form}"):
             open_store(other, tmp_path / form, 0, 1)
