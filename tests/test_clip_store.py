@@ -29,7 +29,7 @@ def test_clips_are_listed_as_they_were_added(tmp_path: Path, form: str):
         ("00000", "number 0"),
         ("00001", "number 1"),
     ]
-    (tmp_path / "copy.mp4").write_bytes(clips[0].read())
+    (tmp_path / "copy.mp4").write_bytes(clips[0].mp4.read())
     assert np.abs(read_frames(tmp_path / "copy.mp4", range(2)).astype(int) - output(0).frames).mean() < 60
 
 

@@ -11,7 +11,7 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -32,8 +32,21 @@ class StoredClip(NamedTuple):
     where: str
     """Its path, or TAR/NAME, for messages."""
     record: dict[str, Any]
-    read: Callable[[], bytes]
-    """Gives the bytes of its mp4."""
+    mp4: "FileRange"
+
+
+class FileRange(NamedTuple):
+    """Bytes of a file."""
+
+    file: Path
+    offset: int = 0
+    size: int = -1
+    """-1: to the end of the file."""
+
+    def read(self) -> bytes:
+        with self.file.open("rb") as opened:
+            opened.seek(self.offset)
+            return opened.read(self.size)
 
 
 def save_files(stem: Path, output: PipelineOutput, fps: float, record: Mapping[str, Any]) -> dict[str, Path]:
@@ -166,7 +179,7 @@ def _scan_folder(folder: Path, needed: tuple[str, ...]) -> Iterator[StoredClip]:
         if record is None:
             log.warning("%s: its record (.json) or its files are missing or damaged: no whole clip", file)
         else:
-            yield StoredClip(file.stem, str(file), record, file.read_bytes)
+            yield StoredClip(file.stem, str(file), record, FileRange(file))
 
 
 def _record(file: Path, checksums: Mapping[str, int]) -> dict[str, Any] | None:
@@ -183,12 +196,12 @@ def _scan_tar(file: Path) -> tuple[list[StoredClip], int]:
                 if entry.offset_data + entry.size > size:
                     break
                 name, suffix = os.path.splitext(entry.name)
-                read = _reader(file, entry.offset_data, entry.size)
+                part = FileRange(file, entry.offset_data, entry.size)
                 if suffix != ".json":
-                    parts.setdefault(name, {})[suffix] = read
+                    parts.setdefault(name, {})[suffix] = part
                     continue
                 found = parts.pop(name, {})
-                record = _whole_record(read(), {x: zlib.crc32(one()) for x, one in found.items()})
+                record = _whole_record(part.read(), {x: zlib.crc32(one.read()) for x, one in found.items()})
                 if record is None or not set(SUFFIXES) <= set(found):
                     log.warning("%s: %s is no whole clip", file, name)
                     continue
@@ -207,15 +220,6 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         return tar.next()
     except tarfile.TarError:
         return None
-
-
-def _reader(file: Path, offset: int, size: int) -> Callable[[], bytes]:
-    def read() -> bytes:
-        with file.open("rb") as opened:
-            opened.seek(offset)
-            return opened.read(size)
-
-    return read
 
 
 def _cut_off(file: Path) -> None:
