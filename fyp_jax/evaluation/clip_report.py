@@ -23,6 +23,8 @@ TITLES = {
 }
 DIGITS = {"text_alignment": 2, "frame_consistency": 2, "pck": 3, "oks": 3, "flicker": 2}
 
+MAX_LABEL = 32  # characters of a folder's name in the figure
+
 ClipRow = tuple[str, str, ClipMeasures]
 """Name, prompt and measures of a clip."""
 
@@ -94,7 +96,9 @@ def _plot(results: Mapping[str, Sequence[ClipRow]], file: Path) -> None:
     """Write a PNG: a panel for each measure, a bar with its interval for each folder, a dot for each clip."""
     summaries = {folder: summarise(rows) for folder, rows in results.items()}
     names = [name for name in TITLES if any(name in summary for summary in summaries.values())]
-    figure = Figure(figsize=(2.6 * max(1, len(names)) + 1.5, 0.6 * len(results) + 1.4), layout="constrained")
+    labels = [folder if len(folder) <= MAX_LABEL else "..." + folder[-MAX_LABEL:] for folder in results]
+    width = 2.6 * max(1, len(names)) + 0.1 * max(map(len, labels)) + 1
+    figure = Figure(figsize=(width, 0.6 * len(results) + 1.4), layout="constrained")
     panels: Any = figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0]
     positions = -np.arange(len(results), dtype=float)
     for axes, name in zip(panels, names, strict=False):
@@ -109,6 +113,6 @@ def _plot(results: Mapping[str, Sequence[ClipRow]], file: Path) -> None:
         axes.set_title(TITLES[name], fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3, linewidth=0.5)
-    panels[0].set_yticks(positions, list(results))
+    panels[0].set_yticks(positions, labels)
     with wrap_write_errors(file):
         figure.savefig(file, dpi=100)
