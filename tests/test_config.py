@@ -15,7 +15,9 @@ from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, sampling_pa
 from fyp_jax.pose.config import PoseConfig
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("sample.yaml"))
+CONFIGS = sorted(
+    file for name in ("sample", "paper_eval") for file in (ROOT / "configs").rglob(f"{name}.yaml")
+)
 BUNDLED_DEFAULTS = ROOT / "fyp_jax" / "assets" / "models" / "mini" / "sampling_params.json"
 
 
