@@ -116,7 +116,7 @@ class BatchSampler:
     def __init__(self, pipeline: FollowYourPosePipeline, devices: Sequence[Any]):
         """`pipeline` has no mesh of its own; `devices` are those of this process that make clips."""
         mesh = Mesh(np.array(devices), ("data",))
-        self.pipeline, self.programs = pipeline, BatchPrograms(pipeline.programs, mesh)
+        self.programs = BatchPrograms(pipeline.programs, mesh)
         self._params = jax.device_put(pipeline.params, NamedSharding(mesh, P()))
 
     def __call__(
@@ -137,10 +137,10 @@ class BatchSampler:
         if len(shapes) != 1 or len(requests) > size:
             raise ValueError(f"{len(requests)} clips are no batch of at most {size} clips of one shape")
         filled = [*requests, *[requests[-1]] * (size - len(requests))]
-        encoders, sampling = self.pipeline.programs.encoders, requests[0].sampling
-        starts = [start_clip(self.pipeline.programs, request.sampling) for request in filled]
+        single, sampling = self.programs.programs, requests[0].sampling
+        starts = [start_clip(single, request.sampling) for request in filled]
         prompts = {text for x in filled for text in (x.prompt, x.sampling.negative_prompt)}
-        ids = {prompt: tokenize(encoders, prompt) for prompt in sorted(prompts)}
+        ids = {prompt: tokenize(single.encoders, prompt) for prompt in sorted(prompts)}
         poses = [request.pose_images for request in filled if request.pose_images is not None]
         shard = self.programs.shard
         z = denoise(

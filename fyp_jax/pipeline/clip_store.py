@@ -77,6 +77,9 @@ def list_clips(path: Path) -> list[StoredClip]:
     found = {clip.name: clip for tar in tars for clip in _scan_tar(tar)[0]}
     if path.is_dir():
         found |= {clip.name: clip for clip in _scan_folder(path, (".mp4",))}
+        for file in sorted(path.glob("*.mp4")):
+            if file.stem not in found:
+                log.warning("%s: is missing its record (.json) or is damaged: it is left out", file)
     return [found[name] for name in sorted(found)]
 
 
@@ -176,9 +179,7 @@ def _scan_folder(folder: Path, needed: tuple[str, ...]) -> Iterator[StoredClip]:
         beside = {suffix: file.with_suffix(suffix) for suffix in needed}
         checksums = {suffix: _crc32_of(path) for suffix, path in beside.items() if path.is_file()}
         record = _record(file.with_suffix(".json"), checksums) if len(checksums) == len(needed) else None
-        if record is None:
-            log.warning("%s: its record (.json) or its files are missing or damaged: no whole clip", file)
-        else:
+        if record is not None:
             yield StoredClip(file.stem, str(file), record, FileRange(file))
 
 

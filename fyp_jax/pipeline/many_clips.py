@@ -64,7 +64,9 @@ def cluster_config(config: SampleConfig) -> SampleConfig:
     for name in ("invert", "aot_path"):
         if (value := getattr(config, name)) is not None:
             raise UserError(f"{name}={value}: is for single clips, and not for --prompts; leave one out")
-    return dataclasses.replace(config, mesh=MeshConfig(data=1))
+    config = dataclasses.replace(config, mesh=MeshConfig(data=1))
+    dataclasses.replace(config, prompt=["each has its own"]).check()
+    return config
 
 
 def make_clips(lines: Sequence[PromptLine], config: SampleConfig, options: ManyClips) -> Iterator[Path]:
@@ -84,6 +86,7 @@ def make_clips(lines: Sequence[PromptLine], config: SampleConfig, options: ManyC
             pipeline = FollowYourPosePipeline.from_config(cluster_config(config))
             bar.update(len(run.own) - len(todo := run.missing(pipeline)))
             sampler = BatchSampler(pipeline, devices) if todo else None
+            del pipeline  # the sampler has weights of its own on each device
             for group in _by_shape(todo):
                 per_device = min(options.per_device_batch_size, -(-len(group) // len(devices)))
                 size = per_device * len(devices)
@@ -122,26 +125,34 @@ class _Run:
         self._failed: dict[str, UserError] = {}
         self._made_of: dict[str, dict[str, Any]] = {}
         self._weights: dict[str, Any] = {}
-        self._numbers = {_name(line) for line in lines}
+        self._lines = {_name(line): line for line in lines}
 
     def missing(self, pipeline: FollowYourPosePipeline) -> list[PromptLine]:
         """The clips of this process that have to be made. Raises UserError where all are of other weights."""
         self._weights = pipeline.weights
         if jax.process_index() == 0:
-            _say_styles(pipeline, self.own)
+            _say_styles(pipeline, list(self._lines.values()))
         records, todo = self.store.records(), []
-        made_with = {str((record.get(MADE_OF) or {}).get("weights")) for record in records.values()}
+        made_with = {
+            str((record.get(MADE_OF) or {}).get("weights"))
+            for name, record in records.items()
+            if name in self._lines
+        }
         if (
             len(made_with) == 1
             and made_with != {str(pipeline.weights["crc32"])}
             and not self.options.overwrite
         ):
             raise UserError(
-                f"{self.store.folder}: its {len(records)} clips are of other weights; give another --out, or "
+                f"{self.store.folder}: its clips are of other weights; give another --out, or "
                 "--overwrite to make them again"
             )
-        if jax.process_index() == 0 and (extra := sorted(set(records) - self._numbers)):
-            log.warning("%s: also holds clips that the file does not ask for: %s", self.store.folder, extra)
+        if jax.process_index() == 0 and (extra := sorted(set(records) - set(self._lines))):
+            log.warning(
+                "%s: also holds clips that the file does not ask for: %s",
+                self.store.folder,
+                list_names(extra),
+            )
         for line in self.own:
             name = _name(line)
             try:
