@@ -75,7 +75,7 @@ def test_clips_of_a_frame_equal_those_made_alone(pipeline: FollowYourPosePipelin
         release(3, 2, 2, {}),  # the last place is filled up
         release(2, 2, 1, {"eta": 0.7}),
         release(2, 2, 1, {"num_frames": 7, "window": 3}),
-        slow(4, 2, 2, {"num_frames": 7, "window": 3, "solver": "unipc"}),
+        release(4, 2, 2, {"num_frames": 7, "window": 3, "solver": "unipc"}),
         release(8, 8, 1, {"solver": "dpm++2m", "pose_guidance": True}),
         release(5, 8, 4, {}),
     ],
