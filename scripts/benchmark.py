@@ -7,6 +7,7 @@ motion         a training step of the motion stage against its baseline
 start          the first start of sample.py against the second, which finds its programs in the cache
 data           the data loader against plain PyAV decoding
 long_clips     clips in windows: time, memory, appearance, pose accuracy, flicker at seams
+many_clips     throughput of batches of clips, by devices and clips a device
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
 
 `python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark
@@ -16,7 +17,17 @@ compares within one run.
 import importlib
 import sys
 
-TOPICS = ("step", "attention", "attention_tpu", "motion", "start", "data", "long_clips", "solvers")
+TOPICS = (
+    "step",
+    "attention",
+    "attention_tpu",
+    "motion",
+    "start",
+    "data",
+    "long_clips",
+    "many_clips",
+    "solvers",
+)
 
 
 def main() -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError
+from fyp_jax.evaluation.clip_measures import clip_scores
 from fyp_jax.evaluation.clip_score import load_clip
 from fyp_jax.evaluation.keypoint_metrics import match_people, oks, pck
-from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine
+from fyp_jax.evaluation.statistics import bootstrap_ci
 from fyp_jax.media.reading import inspect_video, read_frames
 from fyp_jax.pose.reading import load_keypoints
 
@@ -46,10 +47,10 @@ def score_with_clip(args: argparse.Namespace) -> None:
     for clip, prompt in prompts.items():
         frames = inspect_video(clip.read_bytes(), str(clip)).num_frames
         text, images = model.embed(params, prompt, read_frames(clip, range(frames)))
-        alignments.append(100 * float((images @ text).mean()))
-        consistency = 100 * consecutive_cosine(images) if frames > 1 else float("nan")
-        consistencies.append(consistency)
-        print(f"| {clip} | {prompt} | {alignments[-1]:.2f} | {consistency:.2f} |")
+        alignment, consistency = clip_scores(text, images)
+        alignments.append(alignment)
+        consistencies.append(float("nan") if consistency is None else consistency)
+        print(f"| {clip} | {prompt} | {alignment:.2f} | {consistencies[-1]:.2f} |")
     if len(prompts) > 1:
         means = [bootstrap_ci(values) for values in (alignments, consistencies)]
         cells = " | ".join(f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})" for value in means)

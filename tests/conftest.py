@@ -200,6 +200,34 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP of random weights, as PyTorch's transformers saves it."""
+    import tiny_models
+
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    side = 32
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {
+        "vocab_size": 514,
+        "max_position_embeddings": 77,
+        "eos_token_id": 513,
+        "bos_token_id": 512,
+    }
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=tower | {"image_size": side, "patch_size": 8}, projection_dim=12
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    transformers.CLIPModel(config).eval().save_pretrained(folder)
+    transformers.CLIPTokenizer.from_pretrained(str(tiny_models.TOKENIZER)).save_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    ).save_pretrained(folder)
+    return folder
+
+
 def fill_torch(model: Any) -> None:
     """Numbers for a PyTorch module with which no layer, bias or normalisation is at its default."""
     import torch

@@ -15,7 +15,9 @@ from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, sampling_pa
 from fyp_jax.pose.config import PoseConfig
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("sample.yaml"))
+CONFIGS = sorted(
+    file for name in ("sample", "paper_eval") for file in (ROOT / "configs").rglob(f"{name}.yaml")
+)
 BUNDLED_DEFAULTS = ROOT / "fyp_jax" / "assets" / "models" / "mini" / "sampling_params.json"
 
 
@@ -113,7 +115,8 @@ def test_missing_file_is_refused_and_empty_file_gives_the_defaults(tmp_path: Pat
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"num_frames": 0}, "num_frames=0"),
         ({"mesh": MeshConfig(data=1, frame=3)}, "num_frames=8 is not a multiple of mesh.frame=3"),
-        ({"mesh": MeshConfig(data=1, frame=-1)}, "mesh.frame=-1"),
+        ({"mesh": MeshConfig(data=1, frame=-2)}, "mesh.frame=-2"),
+        ({"mesh": MeshConfig(data=-1, frame=-1)}, "mesh.data=-1 mesh.fsdp=1 mesh.frame=-1"),
         ({"decode_chunk_size": 0}, "decode_chunk_size=0"),
     ],
 )

@@ -127,7 +127,7 @@ def test_figures_have_a_row_for_each_model(tmp_path: Path):
     assert (np.array(sizes[1]) > sizes[0]).all(), "a row for each"
 
 
-TINY_OPTIONS = ["--clips", "2", "--frames", "2"]
+TINY_OPTIONS = ["--num-clips", "2", "--frames", "2"]
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--clips", "0"], "give at least one clip"),
+        (["--num-clips", "0"], "give at least one clip"),
         (["--frames", "1"], "clips of at least two frames"),
         (["--compare", "runs/mine"], "--compare runs/mine: give NAME=DIR"),
         (["num_inference_step=3"], "unknown key num_inference_step"),
@@ -188,7 +188,7 @@ def test_evaluate_refuses_before_it_loads_weights(
 
 @pytest.mark.slow
 def test_evaluate_scores_the_bundled_model_and_its_ablations(tmp_path: Path):
-    args = ["--clips", "1", "--frames", "2", "--ablations", "--compare", f"again={tmp_path / 'nowhere'}"]
+    args = ["--num-clips", "1", "--frames", "2", "--ablations", "--compare", f"again={tmp_path / 'nowhere'}"]
     done = run_script(SCRIPTS / "evaluate.py", *args, "--out", tmp_path)
     assert_mistake(done, "nowhere: no such folder")
     done = run_script(SCRIPTS / "evaluate.py", *args[:-2], "num_inference_steps=5", "--out", tmp_path)

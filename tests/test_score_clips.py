@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import CLIPImageProcessor, CLIPTokenizer
 
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
@@ -16,33 +15,7 @@ from fyp_jax.media.writing import write_mp4
 from fyp_jax.pose.similarity import oks
 
 SCRIPT = SCRIPTS / "score_clips.py"
-SIDE = 32
 VIDEO = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3)).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP of random weights, as PyTorch's transformers saves it."""
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = tower | {
-        "vocab_size": 514,
-        "max_position_embeddings": 77,
-        "eos_token_id": 513,
-        "bos_token_id": 512,
-    }
-    config = transformers.CLIPConfig(
-        text_config=text, vision_config=tower | {"image_size": SIDE, "patch_size": 8}, projection_dim=12
-    )
-    folder = tmp_path_factory.mktemp("clip")
-    transformers.CLIPModel(config).eval().save_pretrained(folder)
-    CLIPTokenizer.from_pretrained(str(tiny_models.TOKENIZER)).save_pretrained(folder)
-    CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-    ).save_pretrained(folder)
-    return folder
 
 
 def test_embeddings_equal_those_of_pytorch(clip_folder: Path):

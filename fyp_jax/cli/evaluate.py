@@ -2,7 +2,7 @@
 ablations.
 
     python scripts/evaluate.py --out runs/mini/evaluation                    the bundled weights
-    python scripts/evaluate.py pretrained=runs/mini/model --clips 16         a folder of yours
+    python scripts/evaluate.py pretrained=runs/mini/model --num-clips 16     a folder of yours
     python scripts/evaluate.py --ablations                                   also the method without its parts
     python scripts/evaluate.py --compare "my run=runs/mine/checkpoints"      also other checkpoints
 
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from fyp_jax.cli.evaluate_clips import OUT as CLIPS_OUT
+from fyp_jax.cli.evaluate_clips import add_clips_arguments, check_clips_arguments, evaluate_clips
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError, wrap_write_errors
@@ -28,6 +30,7 @@ from fyp_jax.pipeline.config import SampleConfig
 
 CONFIG = "configs/mini/sample.yaml"
 GROUND_TRUTH = "ground truth"
+OUT, NUM_CLIPS, FRAMES = Path("runs/mini/evaluation"), 64, 8
 SHOWN, SHOWN_FRAMES = 2, 6
 """Clips of each model in the picture, and frames of each."""
 
@@ -47,19 +50,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/mini/evaluation"), metavar="DIR")
+    add("--out", type=Path, metavar="DIR", help=f"default: {OUT}, or {CLIPS_OUT} with --clips")
     add(
-        "--clips", type=int, default=64, metavar="N", help="clips of seen and of held-out pairs (%(default)s)"
+        "--num-clips",
+        type=int,
+        metavar="N",
+        help=f"clips of seen and of held-out pairs (default: {NUM_CLIPS})",
     )
-    add("--frames", type=int, default=8, metavar="N", help="frames of each clip (%(default)s)")
+    add("--frames", type=int, metavar="N", help=f"frames of each clip (default: {FRAMES})")
     add("--long", type=int, metavar="N", help="evaluate the full model also with clips of N frames (24, say)")
     add("--ablations", action="store_true", help="evaluate the method also without its parts, one at a time")
     add("--compare", action="append", default=[], metavar="NAME=DIR", help="evaluate another checkpoint too")
     add("overrides", nargs="*", metavar="a.b=c", help="fields of sample.py's config")
+    add_clips_arguments(parser)
     args = parser.parse_args(argv)
-    if args.clips < 1 or args.frames < 2 or (args.long or 2) < 2:
+    check_clips_arguments(args)
+    if args.clips is not None:
+        return args
+    args.out = args.out or OUT
+    args.num_clips = NUM_CLIPS if args.num_clips is None else args.num_clips
+    args.frames = FRAMES if args.frames is None else args.frames
+    if args.num_clips < 1 or args.frames < 2 or (args.long or 2) < 2:
         raise UserError(
-            "give at least one clip (--clips), and clips of at least two frames (--frames, --long)"
+            "give at least one clip (--num-clips), and clips of at least two frames (--frames, --long)"
         )
     if wrong := [text for text in args.compare if "=" not in text]:
         raise UserError(f"--compare {wrong[0]}: give NAME=DIR")
@@ -69,6 +82,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Run evaluate.py on the arguments of this process. Raises UserError."""
     args = parse(sys.argv[1:])
+    if args.clips is not None:
+        evaluate_clips(args)
+        return
     config = load_config(SampleConfig, CONFIG, args.overrides)
     config.check()
     # These imports take seconds, so they come after the arguments are known to be good.
@@ -92,7 +108,7 @@ def main() -> None:
     results: dict[str, Scores] = {}
     shown: dict[str, list[np.ndarray]] = {}
     for part in parts:
-        cases = make_eval_cases(args.clips, part.frames, part.held_out_pairs)
+        cases = make_eval_cases(args.num_clips, part.frames, part.held_out_pairs)
         rendered = [render_frames(case.scene, case.keypoints) for case in cases]
         results[GROUND_TRUTH + part.suffix] = score(rendered, cases, encode)
         if not part.suffix:

@@ -13,6 +13,12 @@ def add_extraction_arguments(parser: Any) -> None:
     add = parser.add_argument
     add("--people", type=int, metavar="N", help="keep the N largest people at a time (default: all)")
     add("--smooth", action="store_true", help="filter jitter of the joints (one-euro filter)")
+    add_network_arguments(parser)
+
+
+def add_network_arguments(parser: Any) -> None:
+    """Add the options that say which networks find people."""
+    add = parser.add_argument
     add("--detector", type=Path, metavar="FILE.onnx", help="YOLOX, for RTMPose (default: rtmlib's)")
     add("--estimator", type=Path, metavar="FILE.onnx", help="RTMPose, or RTMO alone (default: rtmlib's)")
     add("--one-stage", action="store_true", help="download RTMO instead of YOLOX and RTMPose")

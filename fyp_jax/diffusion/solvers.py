@@ -1,9 +1,11 @@
 """One step of any solver, over any `denoise(z, t)`: DDIM, DPM-Solver++(2M) or UniPC."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from fyp_jax.diffusion import ddim, multistep
 from fyp_jax.diffusion.config import TIMESTEP_SPACINGS
@@ -39,8 +41,11 @@ def reverse(solver_schedule: SolverSchedule) -> DDIMSchedule:
     return ddim.reverse(solver_schedule)
 
 
-def init_history(z: Latents, solver: str) -> History:
-    """The history before the first step: as many arrays of zeros as the solver keeps, none for DDIM."""
+def init_history(z: Float[Array, "*clips b f h w c"], solver: str) -> tuple[Any, ...]:
+    """The history before the first step: as many arrays of zeros as the solver keeps, none for DDIM.
+
+    Latents of a batch of clips have an axis of clips in front, and so has their history.
+    """
     return tuple(jnp.zeros_like(z) for _ in range(history_length(solver)))
 
 

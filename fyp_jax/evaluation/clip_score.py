@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
@@ -53,20 +55,36 @@ class ClipModel:
     def embed(
         self, params: Params, prompt: str, video: UInt8[np.ndarray, "f h w 3"]
     ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "f d"]]:
-        """Embeddings of a text and of each frame, of Euclidean length 1. A text that is too long is cut."""
+        """Embeddings of a text and of each frame, of Euclidean length 1. A text that is too long is cut.
+
+        Where `params` are on several devices (`replicate_params`), each of them embeds some of the frames.
+        """
         length = self.module.config.text_config.max_position_embeddings
-        text = self.tokenizer(prompt, max_length=length, truncation=True, return_tensors="np")
+        # Texts are filled up, so that all of them run one program; the model does not see the filling.
+        text = self.tokenizer(
+            prompt, max_length=length, truncation=True, padding="max_length", return_tensors="np"
+        )
         pixels = self.processor(list(video), return_tensors="np", input_data_format="channels_last")
-        images = jnp.asarray(pixels["pixel_values"]).transpose(0, 2, 3, 1)
+        images = np.asarray(pixels["pixel_values"]).transpose(0, 2, 3, 1)
+        sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            more = -len(images) % sharding.mesh.size
+            images = np.concatenate([images, np.repeat(images[-1:], more, axis=0)])
+            images = jax.device_put(images, NamedSharding(sharding.mesh, P(sharding.mesh.axis_names)))
         ids, mask = jnp.asarray(text["input_ids"]), jnp.asarray(text["attention_mask"])
         text_embeds, image_embeds = self._embed(params, ids, mask, images)
-        return np.asarray(text_embeds[0]), np.asarray(image_embeds)
+        return np.asarray(text_embeds[0]), np.asarray(image_embeds)[: len(video)]
 
     @functools.partial(jax.jit, static_argnames=("self",))
     def _embed(self, params: Params, ids: Array, mask: Array, images: Array) -> tuple[Array, Array]:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         out: Any = self.module.apply({"params": params}, ids, images, mask, positions)
         return out.text_embeds, out.image_embeds
+
+
+def replicate_params(params: Params, devices: Sequence[Any]) -> Params:
+    """Parameters whole on each of the devices, for `ClipModel.embed`."""
+    return jax.device_put(params, NamedSharding(Mesh(np.array(devices), ("data",)), P()))
 
 
 def load_clip(name: str) -> tuple[ClipModel, dict[str, Any]]:

@@ -10,12 +10,12 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.platforms import has_tpu_chips
 
 
-def initialize(config: MeshConfig) -> None:
+def initialize(config: MeshConfig, shutdown_timeout_seconds: int = 300) -> None:
     """Connect the processes of a run, before JAX uses a device: by Cloud TPU's metadata, or by the config's
     address.
 
-    Raises UserError where only some of the three fields are given, or where the processes cannot be
-    connected.
+    A process that ends waits for the others for `shutdown_timeout_seconds`. Raises UserError where only some
+    of the three fields are given, or where the processes cannot be connected.
     """
     flags = {name: getattr(config, name) for name in ("coordinator", "num_processes", "process_id")}
     given = [name for name, value in flags.items() if value is not None]
@@ -26,9 +26,14 @@ def initialize(config: MeshConfig) -> None:
         return
     try:
         if given:
-            jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+            jax.distributed.initialize(
+                config.coordinator,
+                config.num_processes,
+                config.process_id,
+                shutdown_timeout_seconds=shutdown_timeout_seconds,
+            )
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=shutdown_timeout_seconds)
     except (RuntimeError, ValueError) as error:
         where = f"mesh.coordinator={config.coordinator}" if given else "the TPU pod"
         raise UserError(

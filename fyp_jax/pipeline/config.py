@@ -21,6 +21,8 @@ PREDICTION_TYPE_HELP = "what the UNet predicts: epsilon, v_prediction, sample; n
 RANDOM_WEIGHTS = (
     "The weights are random: this clip shows that everything runs, not what a trained model makes."
 )
+CLIP_FORMATS = ("folder", "tar")
+"""How the clips of a prompt file are kept."""
 
 
 @dataclass
@@ -84,20 +86,25 @@ class SampleConfig(SamplingParams):
                 raise UserError(f"{name}={value}: there is no clip to invert; give invert=FILE")
             if value is not None and value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
-        if self.num_frames <= (self.window or TRAINED_FRAMES) and self.num_frames % self.mesh.frame:
+        if not self.in_windows and self.mesh.frame != -1 and self.num_frames % self.mesh.frame:
             raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
         if not 0 < self.fps <= 50:
             raise UserError(f"fps={self.fps} is not between 0 and 50")
 
+    @property
+    def in_windows(self) -> bool:
+        """Whether a clip is longer than a window, and so made in several."""
+        return self.num_frames > (self.window or TRAINED_FRAMES)
+
     def check_model(self) -> None:
         """Raise UserError for values that load no model, whatever clips it is for."""
-        in_windows = self.num_frames > (self.window or TRAINED_FRAMES)
-        most = self.mesh.data if in_windows else 2
-        if not 1 <= self.mesh.data <= most or self.mesh.fsdp != 1 or self.mesh.frame < 1:
+        data, frame = self.mesh.data, self.mesh.frame
+        fits = data == -1 or 1 <= data <= (data if self.in_windows else 2)
+        if not fits or self.mesh.fsdp != 1 or (frame < 1 and frame != -1) or data == frame == -1:
             raise UserError(
-                f"mesh.data={self.mesh.data} mesh.fsdp={self.mesh.fsdp} mesh.frame={self.mesh.frame}: "
+                f"mesh.data={data} mesh.fsdp={self.mesh.fsdp} mesh.frame={frame}: "
                 "sampling takes mesh.data=1 or 2 (branches of guidance; or any number for the windows of a "
-                "long clip), any mesh.frame, and mesh.fsdp=1"
+                "long clip), any mesh.frame, and mesh.fsdp=1; data or frame may be -1: all that are left"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype} is not float32 or bfloat16")

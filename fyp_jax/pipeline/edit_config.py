@@ -45,6 +45,8 @@ class EditConfig(SampleConfig):
             value = getattr(self, name)
             if value != getattr(SampleConfig, name):
                 raise UserError(f"{name}={value}: an edit is made by DDIM, all frames together; leave it out")
+        if -1 in (self.mesh.data, self.mesh.frame):
+            raise UserError("an edit takes no -1 in its mesh: give mesh.data and mesh.frame as numbers")
         if self.num_frames % self.mesh.frame:
             raise UserError(f"num_frames={self.num_frames} is not a multiple of mesh.frame={self.mesh.frame}")
         if self.aot_path is not None:

@@ -2,7 +2,6 @@
 record."""
 
 import dataclasses
-import json
 import logging
 import re
 import sys
@@ -18,9 +17,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
 from fyp_jax.convert.style_specs import embedding_spec, lora_spec
-from fyp_jax.errors import UserError, printable, reason, wrap_write_errors
+from fyp_jax.errors import UserError, printable, reason
 from fyp_jax.media.clips import find_clip
 from fyp_jax.parallel.cluster import initialize
+from fyp_jax.pipeline.clip_store import save_files
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.inversions import INVERSION_PROMPT, Inversion, read_source, save_inversion
 from fyp_jax.pipeline.output import Frames, PipelineOutput
@@ -176,8 +176,4 @@ def write_clip(
     mp4."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:NAME_LENGTH].strip("-")
     stem = folder / (f"{number:02d}-{words}" if words else f"{number:02d}")
-    for suffix in (".mp4", ".gif", ".png"):
-        output.save(stem.with_suffix(suffix), fps)
-    with wrap_write_errors(stem.with_suffix(".json")) as file:
-        file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return stem.with_suffix(".mp4")
+    return save_files(stem, output, fps, record)[".mp4"]

@@ -35,11 +35,10 @@ from fyp_jax.pipeline.params import SamplingParams, trained_frames
 from fyp_jax.pipeline.programs import (
     STATIC_PARAMS,
     SamplingPrograms,
-    devices_of,
     make_programs,
     sampling_fingerprint,
-    sampling_mesh,
 )
+from fyp_jax.pipeline.sampling_mesh import devices_of, sampling_mesh
 from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.types import Params
 

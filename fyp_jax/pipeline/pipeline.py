@@ -1,7 +1,6 @@
 """The pipeline: a prompt, and a pose sequence or none, become a clip. It holds its models and its weights."""
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,11 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
 from fyp_jax.convert.style_specs import Styles, style_list
-from fyp_jax.diffusion.multistep import History
-from fyp_jax.diffusion.solvers import init_history
 from fyp_jax.editing.inversion import Inversion
 from fyp_jax.editing.options import EditOptions
 from fyp_jax.errors import UserError
@@ -22,16 +19,13 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.editing import ClipEditor, EditOutput, edit_clip, invert_clip
 from fyp_jax.pipeline.loading import load_components
-from fyp_jax.pipeline.long_clips import decode_blocks, encode_pose_blocks, window_step
-from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.output import Frames, PipelineOutput
 from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, ddim_params, sampling_params
-from fyp_jax.pipeline.programs import STEP_PARAMS, SamplingPrograms
+from fyp_jax.pipeline.programs import SamplingPrograms
+from fyp_jax.pipeline.sampling_loop import decode, denoise, start_clip, tokenize
 from fyp_jax.pipeline.sizes import clip_sizes
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.types import Latents
-
-log = logging.getLogger(__name__)
 
 PoseSource = str | os.PathLike[str] | Frames
 """A bundled pose sequence, a skeleton video, a folder of skeleton images, a keypoint file, or RGB frames on
@@ -117,19 +111,11 @@ class FollowYourPosePipeline:
         sampling = self._sampling(sampling, changes, self._sizes((pose,), latents))
         self.programs.check_compiled_for(sampling)
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
-        noise_key, step_key = jax.random.split(jax.random.key(sampling.seed))
-        if latents is None:
-            shape = self.programs.latent_shape(sampling.num_frames, sampling.height, sampling.width)
-            window = self.programs.window(sampling)
-            z = prepare_latents(noise_key, shape, sampling.noise_correlation, window)
-        else:
+        z, step_key = start_clip(self.programs, sampling)
+        if latents is not None:
             z = jnp.asarray(latents, jnp.float32)[None]
         z = self._denoise(z, prompt, pose_images, sampling, step_key, on_step)
-        window, chunk = self.programs.window(sampling), sampling.decode_chunk_size
-        if sampling.num_frames > window:
-            frames = decode_blocks(self.programs, self.params, z, window, chunk, self._on_host)
-        else:
-            frames = self._on_host(self.programs.run("decode", self.params, z, chunk=chunk))
+        frames = decode(self.programs, self.params, z, sampling)[0]
         return PipelineOutput(frames, self._on_host(z), pose_images)
 
     def invert(
@@ -251,46 +237,15 @@ class FollowYourPosePipeline:
         sampling: SamplingParams,
         key: jax.Array,
         on_step: Callable[[], Any] | None,
-        **static: Any,
+        **options: Any,
     ) -> Latents:
-        """All steps of the solver, in a loop on the host: each is one compiled program, or several of a long
-        clip."""
-        run, params = self.programs.run, self.params
-        text = run("encode_text", params, self._tokenize(prompt))
-        negative = run("encode_text", params, self._tokenize(sampling.negative_prompt))
-        window, features = self.programs.window(sampling), None
-        if sampling.num_frames > window:
-            if pose_images is not None:
-                features = encode_pose_blocks(self.programs, params, pose_images, window)
-            inverse = bool(static.get("inverse"))
-            step = window_step(self.programs, params, sampling, text, negative, features, key, inverse)
-        else:
-            if pose_images is not None:
-                features = run("encode_pose", params, pose_images[None].astype(np.float32) / 255)
-            scale = np.float32(sampling.guidance_scale)
-            static |= {name: getattr(sampling, name) for name in STEP_PARAMS}
-
-            def step(z: Latents, history: History, index: int, /) -> tuple[Latents, History]:
-                args = params, z, history, np.int32(index), text, negative, features, scale, key
-                return run("denoise", *args, **static)
-
-        history = init_history(z, sampling.solver)
-        for index in range(sampling.num_inference_steps):
-            z, history = step(z, history, index)
-            if on_step is not None:
-                z.block_until_ready()
-                on_step()
-        return z
-
-    def _tokenize(self, prompt: str) -> Int[np.ndarray, "1 l"]:
-        input_ids, cut = self.programs.encoders.tokenize(prompt)
-        if cut:
-            log.warning(
-                "the prompt is longer than %d tokens; the model does not see this part: %r",
-                input_ids.shape[1],
-                cut,
-            )
-        return input_ids
+        encoders = self.programs.encoders
+        input_ids = tokenize(encoders, prompt)
+        negative_ids = tokenize(encoders, sampling.negative_prompt)
+        images = None if pose_images is None else pose_images[None]
+        scale = np.float32(sampling.guidance_scale)
+        args = z, input_ids, negative_ids, images, sampling, scale, key, on_step
+        return denoise(self.programs, self.params, *args, **options)
 
     def _on_host(self, array: jax.Array) -> Any:
         return self.programs.on_host(array)[0]

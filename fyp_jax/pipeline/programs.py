@@ -22,7 +22,7 @@ from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
-from fyp_jax.parallel.mesh import make_mesh, replicate
+from fyp_jax.parallel.mesh import replicate
 from fyp_jax.parallel.sharded_params import fsdp_shard_map
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.guidance import cfg_denoiser
@@ -250,32 +250,12 @@ def make_programs(
     return SamplingPrograms(encoders, schedule, unet, pose_encoder, mesh, trained_frames=trained_frames)
 
 
-def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
-    """A mesh of the first devices, as many as a config asks for; None for a single device.
-
-    Raises UserError where there are fewer devices.
-    """
-    size = config.mesh.data * config.mesh.frame
-    if size == 1:
-        return None
-    if size > len(devices):
-        raise UserError(
-            f"mesh.data={config.mesh.data} mesh.frame={config.mesh.frame} needs {size} devices; "
-            f"there are {len(devices)}"
-        )
-    return make_mesh(config.mesh, devices[:size])
-
-
-def devices_of(mesh: Mesh | None, devices: Sequence[Any]) -> list[Any]:
-    """The devices of a mesh; without a mesh the first of `devices`."""
-    return list(devices[:1] if mesh is None else mesh.devices.flatten())
-
-
 def sampling_fingerprint(
     config: SampleConfig, programs: SamplingPrograms, devices: Sequence[Any]
 ) -> Fingerprint:
     """All that the compiled programs of a config depend on."""
     clip = f"{config.num_frames} frames of {config.height}x{config.width}"
+    mesh = {} if programs.mesh is None else programs.mesh.shape
     if config.num_frames > programs.window(config):
         clip += f" in windows of {programs.window(config)}"
     return {
@@ -286,6 +266,6 @@ def sampling_fingerprint(
         "unet": str(programs.unet.config.sizes()),
         **programs.encoders.spec.sizes,
         "schedule": str(programs.schedule),
-        "mesh": f"data={config.mesh.data} frame={config.mesh.frame}",
+        "mesh": f"data={mesh.get('data', 1)} frame={mesh.get('frame', 1)}",
         **environment_fingerprint(devices),
     }

@@ -66,18 +66,22 @@ def load_pose(
     a size that does not fit.
     """
     path, indices = find_pose(os.fspath(path)), frame_indices(num_frames, stride, start)
-    is_folder = os.path.isdir(path)
-    if _is_keypoint_folder(path) if is_folder else is_keypoint_file(path):
+    if has_keypoints(path):
         images = render_keypoints(path, indices, size)
         return np.concatenate([resize_center_crop(image[None], height, width) for image in images])
     if size is not None:
         raise UserError(f"{path}: a size (pose.size) is for keypoints only, and these are images")
     images = (
-        _read_folder(path, indices) if is_folder else iter(read_frames(path, indices, background="black"))
+        _read_folder(path, indices) if path.is_dir() else iter(read_frames(path, indices, background="black"))
     )
     clip = np.concatenate([resize_center_crop(image[None], height, width) for image in images])
     _require_black(path, clip)
     return clip
+
+
+def has_keypoints(path: Path) -> bool:
+    """Whether `load_pose` takes a file or folder for keypoints, and not for skeleton images."""
+    return _is_keypoint_folder(path) if os.path.isdir(path) else is_keypoint_file(path)
 
 
 def _require_black(path: Path, clip: UInt8[np.ndarray, "f h w 3"]) -> None:

@@ -23,11 +23,10 @@ from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.pipeline.params import TRAINED_FRAMES, trained_frames
 from fyp_jax.pipeline.programs import (
     SamplingPrograms,
-    devices_of,
     make_programs,
     sampling_fingerprint,
-    sampling_mesh,
 )
+from fyp_jax.pipeline.sampling_mesh import devices_of, sampling_mesh
 from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.pipeline.windows import make_windows, window_starts
 from fyp_jax.tpu.edit_programs import edit_calls
