@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fyp_jax.data.config import DataConfig
+from fyp_jax.data.config import SCHEME, DataConfig
 from fyp_jax.data.decoding import Record, Sample
 from fyp_jax.errors import UserError
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.second.scenes import FIRST_HELD_OUT_SEED, SIZE_MULTIPLE, render_clip, training_scene
 
-SCHEME = "synthetic://"
 KINDS = ("pose_images", "captioned_videos")
 VERSION = "second edition 1"
 """Part of the fingerprint. Change it along with the drawing, so that no run resumes with other pictures."""

@@ -26,11 +26,11 @@ from fyp_jax.data.ingest.shards import (
     read_rejected,
     read_summary,
     replace_folder,
-    shard_name,
     write_metadata,
     write_rejected,
     write_shard,
 )
+from fyp_jax.data.shard_files import shard_name
 from fyp_jax.errors import UserError, wrap_write_errors
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fyp_jax.data.ingest.shards import Shard, shard_name
+from fyp_jax.data.ingest.shards import Shard
+from fyp_jax.data.shard_files import shard_name
 from fyp_jax.errors import UserError
 
 
