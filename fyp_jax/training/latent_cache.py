@@ -45,9 +45,9 @@ def cache_latents(
     """Write the latents of the records of a run's config to the folder `out`, or resume that.
 
     The frames of a batch, `frames_per_device` for each device, are divided over all devices of a process,
-    whatever the axes of the mesh. The first process gets the cache, the others None. Raises UserError where there is
-    nothing to cache (`check_cachable`), where `out` holds a cache of something else (unless `overwrite`), and
-    where numbers are too large for `dtype`.
+    whatever the axes of the mesh. The first process gets the cache, the others None. Raises UserError where
+    there is nothing to cache (`check_cachable`), where `out` holds a cache of something else (unless
+    `overwrite`), and where numbers are too large for `dtype`.
     """
     if config.data.cached_latents:
         raise UserError("data.cached_latents=true: give the records to encode, data.path=FOLDER, without it")
@@ -68,7 +68,7 @@ def cache_latents(
     params = {path: x for path, x in begin.frozen.items() if path.split("/")[0] in ENCODERS}
     del begin  # and with it the UNet
     work, first = out / "latents.incomplete", jax.process_index() == 0
-    with wrap_write_errors(work / PLAN_FILE):
+    with wrap_write_errors(work):
         if first:
             finish_moving(out, work)
         _wait("looked")
