@@ -5,23 +5,22 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from fyp_jax.data.datasets import BUILDERS, SUMMARY_FILE
 from fyp_jax.data.ingest.examples import ExampleResult
 from fyp_jax.data.ingest.items import Rejection
-from fyp_jax.data.shard_files import write_shard_file, write_tfds_metadata
+from fyp_jax.data.shard_files import shard_name, write_shard_file, write_tfds_metadata
 
 REJECTED_FILE = "refused.csv"
 
 
 class Shard(NamedTuple):
-    """One complete shard, as a line of the progress log has it. The last may have no records, and no file."""
+    """One complete shard, as a line of the progress log has it. It may have no records."""
 
+    index: int
     items: int
     """Items that were read for it, with those that were rejected."""
     records: int
@@ -32,11 +31,10 @@ class Shard(NamedTuple):
     rejected: list[list[str]]
 
 
-def write_shard(path: Path, results: Iterator[ExampleResult], shard_bytes: int, progress: tqdm) -> Shard:
-    """Write the next results as one shard, until its records have `shard_bytes` or the results end.
-
-    The file gets its name when it is complete and on disk.
-    """
+def write_shard(
+    folder: Path, kind: str, index: int, results: Iterable[ExampleResult], on_item: Callable[[], object]
+) -> Shard:
+    """Write all results as one shard; its file gets its name when it is complete and on disk."""
     items = records = record_bytes = 0
     rejected: list[list[str]] = []
     digest = hashlib.sha256()
@@ -45,7 +43,7 @@ def write_shard(path: Path, results: Iterator[ExampleResult], shard_bytes: int, 
         nonlocal items, records, record_bytes
         for result in results:
             items += 1
-            progress.update()
+            on_item()
             if result.rejection:
                 rejected.append(list(result.rejection))
                 continue
@@ -53,14 +51,9 @@ def write_shard(path: Path, results: Iterator[ExampleResult], shard_bytes: int, 
             record_bytes += len(result.example)
             digest.update(hashlib.sha256(result.example).digest())
             yield result.example
-            if record_bytes >= shard_bytes:
-                return
 
-    file_bytes = write_shard_file(path, take())
-    if not records:
-        path.unlink()
-        file_bytes = 0
-    return Shard(items, records, record_bytes, file_bytes, digest.hexdigest(), rejected)
+    file_bytes = write_shard_file(folder / shard_name(kind, index), take())
+    return Shard(index, items, records, record_bytes, file_bytes, digest.hexdigest(), rejected)
 
 
 def write_metadata(
