@@ -81,6 +81,10 @@ def test_runner_without_beam_and_options_of_nobody_are_refused_in_one_line(
     for options, message in (
         (["--direct_num_workers", "2"], "options of Beam need --runner"),
         (["--runner", "DirectRunner", "--workers", "2"], "--workers is for processes of this machine"),
+        (
+            ["--out", "gs://bucket/records"],
+            "gs://bucket/records is no path of this machine; mount",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", command(source, tmp_path / "out", options)[1:])
         with pytest.raises(SystemExit) as ended:

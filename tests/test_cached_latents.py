@@ -25,6 +25,7 @@ from fyp_jax.data.latents import FRAMES, LatentSource, open_latents
 from fyp_jax.data.loader import Loader
 from fyp_jax.errors import UserError
 from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.training import latent_cache
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.encoder_checksums import encoder_checksums
@@ -261,16 +262,42 @@ def test_interrupted_cache_is_resumed_and_a_broken_record_is_skipped_as_without_
     assert met == {"1.mp4"}
 
 
+@pytest.fixture(scope="module")
+def plain_losses(world: Path) -> list[float]:
+    """Losses of 20 steps on the records, with dropped captions."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = train_on(1, twenty_steps(world, world / "plain"), patch)
+    assert len(set(found)) == 20
+    return [float(x) for x in found]
+
+
+def twenty_steps(world: Path, out: Path) -> TrainConfig:
+    return changed(a_config(world, out, num_train_steps=20), caption_dropout=0.3)
+
+
 @pytest.mark.slow
 def test_losses_from_cached_latents_equal_those_from_records_over_20_steps(
-    world: Path, cache: LatentSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path,
+    cache: LatentSource,
+    plain_losses: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    config = changed(a_config(world, tmp_path / "a", num_train_steps=20), caption_dropout=0.3)
-    plain = train_on(1, config, monkeypatch)
-    cached = dataclasses.replace(from_cache(config, cache.path), output_dir=str(tmp_path / "b"))
-    found = train_on(1, cached, monkeypatch)
-    np.testing.assert_allclose([float(x) for x in found], [float(x) for x in plain], rtol=1e-5)
-    assert len(set(plain)) == 20
+    found = train_on(1, from_cache(twenty_steps(world, tmp_path), cache.path), monkeypatch)
+    np.testing.assert_allclose([float(x) for x in found], plain_losses, rtol=1e-5)
+
+
+@pytest.mark.release
+def test_losses_from_latents_in_float16_on_a_mesh_are_near_those_from_records(
+    world: Path, plain_losses: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes = {"records_per_shard": 2, "frames_per_device": 1}
+    assert cache_latents(config_of(world), tmp_path / "cache", **sizes) is not None
+    config = from_cache(twenty_steps(world, tmp_path), tmp_path / "cache")
+    mesh = MeshConfig(data=2, fsdp=2, frame=2)
+    found = train_on(8, dataclasses.replace(config, mesh=mesh), monkeypatch)
+    worst = max(abs(float(x) / y - 1) for x, y in zip(found, plain_losses, strict=True))
+    assert worst < 2e-3, worst
 
 
 @pytest.mark.slow

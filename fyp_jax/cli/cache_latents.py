@@ -12,8 +12,8 @@ each, with a shared --out and the mesh.* fields of training. If a run is killed,
 
 import argparse
 import sys
-from pathlib import Path
 
+from fyp_jax.cli.runner_arguments import local_path
 from fyp_jax.config import load_config, make_parser
 from fyp_jax.console import run_console
 from fyp_jax.training.config import TrainConfig
@@ -25,7 +25,7 @@ FALLBACK_FPS = 25.0
 
 def parse(argv: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     parser = make_parser(TrainConfig, __doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cache")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of stored numbers (%(default)s)")
     parser.add_argument(
         "--records-per-shard", type=int, metavar="N", help="records of one shard (16 videos, 2048 images)"

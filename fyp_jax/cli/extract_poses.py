@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from fyp_jax.cli.film_arguments import add_extraction_arguments, check_people
-from fyp_jax.cli.runner_arguments import add_runner_argument, parse_runner
+from fyp_jax.cli.runner_arguments import add_runner_argument, local_path, parse_runner
 from fyp_jax.console import run_console
 from fyp_jax.data.ingest.beam_runner import run_in_beam
 from fyp_jax.data.worker_process import exit_with_parent
@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("films", nargs="+", type=Path, metavar="FILM", help="videos in any format of FFmpeg")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the poses")
+    add("--out", type=local_path, required=True, metavar="DIR", help="folder of the poses")
     add_extraction_arguments(parser)
     add("--workers", type=int, default=1, metavar="N", help="films at a time, in processes (%(default)s)")
     add_runner_argument(parser)

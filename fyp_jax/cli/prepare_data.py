@@ -38,9 +38,8 @@ Each shard is then the work of one Beam worker, and --source and --out have to b
 
 import argparse
 import os
-from pathlib import Path
 
-from fyp_jax.cli.runner_arguments import add_runner_argument, parse_runner
+from fyp_jax.cli.runner_arguments import add_runner_argument, local_path, parse_runner
 from fyp_jax.console import run_console
 from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.errors import printable
@@ -55,12 +54,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=KINDS, help="videos with captions, or images with poses")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder, or one .tar")
+    parser.add_argument("--source", type=local_path, required=True, metavar="DIR", help="folder, or one .tar")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write the dataset to"
+        "--out", type=local_path, required=True, metavar="DIR", help="folder to write the dataset to"
     )
     parser.add_argument(
-        "--captions", type=Path, metavar="FILE", help="metadata file that is not in the source folder"
+        "--captions", type=local_path, metavar="FILE", help="metadata file that is not in the source folder"
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help=f"processes of this machine ({os.cpu_count() or 1})"

@@ -1,7 +1,8 @@
-"""The option that puts a command's work on Apache Beam in place of processes of this machine."""
+"""Arguments of commands that work on many files: on Apache Beam in place of processes of this machine."""
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +30,10 @@ def parse_runner(
         if args.runner is not None and getattr(args, option.strip("-").replace("-", "_")) != default:
             parser.error(f"{option} is for processes of this machine; Beam has options of its own")
     return args
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine. Raises argparse's error for a URL, which would become a folder of that name."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is no path of this machine; mount the bucket first")
+    return Path(text)
