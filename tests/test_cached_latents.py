@@ -21,6 +21,7 @@ from conftest import COMPILE_FAST
 from fyp_jax.config import save_config
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.example_source import ExampleSource
+from fyp_jax.data.ingest.progress import locked_log
 from fyp_jax.data.latents import FRAMES, LatentSource, open_latents
 from fyp_jax.data.loader import Loader
 from fyp_jax.errors import UserError
@@ -240,6 +241,8 @@ def test_interrupted_cache_is_resumed_and_a_broken_record_is_skipped_as_without_
         cache_latents(config, tmp_path, **SMALL_SHARDS)
     with pytest.raises(UserError, match="holds no cached latents; run the same command again"):
         open_latents(tmp_path)
+    with locked_log(tmp_path / "latents.process-0"), pytest.raises(UserError, match="another process is"):
+        cache_latents(config, tmp_path, **SMALL_SHARDS)
     with pytest.raises(UserError, match="an unfinished run of another stored in is here"):
         cache_latents(config, tmp_path, **{**SMALL_SHARDS, "dtype": "float16"})
     monkeypatch.setattr(latent_cache, "write_group", write)
@@ -249,7 +252,7 @@ def test_interrupted_cache_is_resumed_and_a_broken_record_is_skipped_as_without_
     assert cache is not None
     (first,) = tmp_path.rglob(f"{FRAMES}*00000")
     assert first.stat().st_mtime_ns == written
-    assert not (tmp_path / "latents.incomplete").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latent_clips", "latent_frames"]
     assert (len(cache), cache.disk_size.problems) == (VIDEOS, 1)
     allowed = {"max_corrupt_fraction": 0.5}
     plain = ExampleSource(broken, dataclasses.replace(config.data, **allowed), 0)
@@ -283,7 +286,8 @@ def test_losses_from_cached_latents_equal_those_from_records_over_20_steps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    found = train_on(1, from_cache(twenty_steps(world, tmp_path), cache.path), monkeypatch)
+    config = changed(from_cache(twenty_steps(world, tmp_path), cache.path), workers=1)
+    found = train_on(1, config, monkeypatch)
     np.testing.assert_allclose([float(x) for x in found], plain_losses, rtol=1e-5)
 
 

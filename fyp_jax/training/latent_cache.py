@@ -4,9 +4,11 @@ Each process encodes groups of records of its own on its own devices, and a grou
 all. So a run may be killed, and resumed with another number of processes.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.example_source import RecordSource
+from fyp_jax.data.ingest.progress import locked_log, log_path
 from fyp_jax.data.latent_shards import Group, finish, finish_moving, read_group, write_group
 from fyp_jax.data.latents import CLIPS, VERSION, CacheSpec, LatentSource, open_latents
 from fyp_jax.errors import UserError, wrap_write_errors
@@ -47,7 +50,7 @@ def cache_latents(
     The frames of a batch, `frames_per_device` for each device, are divided over all devices of a process,
     whatever the axes of the mesh. The first process gets the cache, the others None. Raises UserError where
     there is nothing to cache (`check_cachable`), where `out` holds a cache of something else (unless
-    `overwrite`), and where numbers are too large for `dtype`.
+    `overwrite`), where numbers are too large for `dtype`, and where the same command is running.
     """
     if config.data.cached_latents:
         raise UserError("data.cached_latents=true: give the records to encode, data.path=FOLDER, without it")
@@ -68,7 +71,7 @@ def cache_latents(
     params = {path: x for path, x in begin.frozen.items() if path.split("/")[0] in ENCODERS}
     del begin  # and with it the UNet
     work, first = out / "latents.incomplete", jax.process_index() == 0
-    with wrap_write_errors(work):
+    with wrap_write_errors(work), _lock(out):
         if first:
             finish_moving(out, work)
         _wait("looked")
@@ -89,6 +92,17 @@ def cache_latents(
             finish(out, work, spec, whole, encode.texts([""])[0])
         _wait("finished")
     return open_latents(out) if first else None
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Hold the lock of this process's part of a cache. Raises UserError where another process has it."""
+    part = out / f"latents.process-{jax.process_index()}"
+    with locked_log(part):
+        try:
+            yield
+        finally:
+            log_path(part).unlink(missing_ok=True)
 
 
 def _cache_spec(
