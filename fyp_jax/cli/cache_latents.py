@@ -1,6 +1,6 @@
 """Encode the frames and captions of records once, so that training need not run the VAE and the text encoder.
 
-    python scripts/cache_latents.py --config configs/sd14/stage2_motion.yaml \
+    python scripts/cache_latents.py --config configs/sd14/stage2_motion.yaml \\
         data.path=records/captioned_videos --out latents
     python train.py --config configs/sd14/stage2_motion.yaml data.path=latents data.cached_latents=true
 

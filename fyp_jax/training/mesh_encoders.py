@@ -31,6 +31,7 @@ class MeshEncoders:
         devices = jax.local_devices()
         mesh = Mesh(np.asarray(devices), ("devices",))
         rows, whole = NamedSharding(mesh, P("devices")), NamedSharding(mesh, P())
+        self._rows = rows
         self._params = jax.device_put(dict(params), whole)
         self._frame_count = frames_per_device * len(devices)
         self._text_count = TEXTS_PER_DEVICE * len(devices)
@@ -46,7 +47,7 @@ class MeshEncoders:
         """
         running: tuple[Any, int] | None = None
         for frames, count in self._batches(parts):
-            dispatched = self._posterior(self._params, to_float([frames])[0]), count
+            dispatched = self._posterior(self._params, self._placed(to_float([frames])[0])), count
             if running is not None:
                 yield from self._stored(*running)
             running = dispatched
@@ -61,9 +62,14 @@ class MeshEncoders:
             part = texts[start : start + self._text_count]
             padded = part + [""] * (self._text_count - len(part))
             ids = np.concatenate([self._encoders.tokenize(text)[0] for text in padded])
-            embeddings = np.asarray(self._encode_text(self._params, ids))
+            embeddings = np.asarray(self._encode_text(self._params, self._placed(ids)))
             found.append(self._cast(embeddings[: len(part)], "text embeddings"))
         return np.concatenate(found)
+
+    def _placed(self, array: np.ndarray) -> jax.Array:
+        """An array divided over the devices of this process. `jit` divides none of the host where there are
+        several processes."""
+        return jax.device_put(array, self._rows)
 
     def _batches(self, parts: Iterator[Frames]) -> Iterator[tuple[Frames, int]]:
         """Batches of one size, and the frames of each that count; the last is filled up with its last
