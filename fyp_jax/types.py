@@ -35,3 +35,34 @@ class Batch(NamedTuple):
     """Token ids of each clip's caption."""
     pose_images: Float[Array | np.ndarray, "b f H W 3"] | None = None
     """RGB in [0, 1] on black, or None for data without poses."""
+
+    @property
+    def num_frames(self) -> int:
+        return self.video.shape[1]
+
+    def latent_size(self, downscale: int) -> tuple[int, int]:
+        """Height and width of the latents, for so many pixels per latent."""
+        height, width = (side // downscale for side in self.video.shape[2:4])
+        return height, width
+
+
+class LatentBatch(NamedTuple):
+    """Input of a training step on cached latents: what the frozen encoders made of a `Batch`."""
+
+    mean: Float[Array | np.ndarray, "b f h w c"]
+    """Mean of the VAE's posterior, not multiplied by the scaling factor."""
+    std: Float[Array | np.ndarray, "b f h w c"]
+    """Standard deviation of the posterior."""
+    text: Float[Array | np.ndarray, "b l d"]
+    """Text embeddings of each clip's caption."""
+    pose_images: Float[Array | np.ndarray, "b f H W 3"] | None = None
+    """RGB in [0, 1] on black, or None for data without poses."""
+
+    @property
+    def num_frames(self) -> int:
+        return self.mean.shape[1]
+
+    def latent_size(self, downscale: int) -> tuple[int, int]:
+        """Height and width of the latents, whatever the number of pixels per latent."""
+        height, width = self.mean.shape[2:4]
+        return height, width

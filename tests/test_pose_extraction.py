@@ -1,5 +1,6 @@
 """Poses from a film: small ONNX networks find coloured joints in films of walking figures."""
 
+import importlib.util
 import json
 import sys
 import time
@@ -284,6 +285,16 @@ def test_a_broken_film_is_named_and_the_others_are_extracted(models: Path, film:
 @pytest.mark.slow
 def test_films_in_parallel_processes_are_extracted_alike(models: Path, film: Path, tmp_path: Path):
     check_broken_films(models, film, tmp_path, "--workers", 2)
+    (tmp_path / "alone").mkdir()
+    assert run_script(EXTRACT, film, "--out", tmp_path / "alone", *two_stage(models)).status == 0
+    assert (tmp_path / "alone/walk.json").read_bytes() == (tmp_path / "out/walk.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="Apache Beam is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_films_on_beam_are_extracted_alike(models: Path, film: Path, tmp_path: Path):
+    check_broken_films(models, film, tmp_path, "--runner", "DirectRunner", "--direct_num_workers", 2)
     (tmp_path / "alone").mkdir()
     assert run_script(EXTRACT, film, "--out", tmp_path / "alone", *two_stage(models)).status == 0
     assert (tmp_path / "alone/walk.json").read_bytes() == (tmp_path / "out/walk.json").read_bytes()

@@ -691,15 +691,15 @@ def test_report_groups_reasons_that_differ_in_numbers_only(tmp_path):
 
 def test_ingest_raises_when_the_source_shrinks_during_the_run(tmp_path, monkeypatch):
     source = write_clips(tmp_path / "in", 3)
-    original = ingest_module.fingerprint_source
+    original = ingest_module.list_source
 
-    def then_remove_rows(*args: Any) -> tuple[int, str]:
+    def then_remove_rows(*args: Any) -> Any:
         found = original(*args)
         write_csv(source / "metadata.csv", ("file_name", "text"), ("0.mp4", "the only one"))
         return found
 
-    monkeypatch.setattr(ingest_module, "fingerprint_source", then_remove_rows)
-    with pytest.raises(UserError, match="changed during the run: it has 1 items now, had 5"):
+    monkeypatch.setattr(ingest_module, "list_source", then_remove_rows)
+    with pytest.raises(UserError, match="changed during the run: 1 items were read, it had 5"):
         ingest("videos", source, tmp_path / "out")
 
 

@@ -3,6 +3,7 @@
     python scripts/extract_poses.py dance.mp4 --out poses
     python scripts/extract_poses.py films/*.mp4 --out poses --people 1 --smooth --workers 4
     python scripts/extract_poses.py dance.mp4 --out poses --detector yolox.onnx --estimator rtmpose.onnx
+    python scripts/extract_poses.py films/*.mp4 --out poses --runner DirectRunner --direct_num_workers 4
 
 OUT/NAME.json and OUT/NAME.mp4 are poses for sample.py: --pose OUT/NAME.json. The people are found by
 RTMPose with a YOLOX detector, or by RTMO (--one-stage), and are tracked over the frames, largest first. Needs
@@ -10,9 +11,12 @@ the extra [pose]: pip install -e '.[pose]'. rtmlib downloads the networks at the
 """
 
 import argparse
+import functools
+import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +26,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from fyp_jax.cli.film_arguments import add_extraction_arguments, check_people
+from fyp_jax.cli.runner_arguments import add_runner_argument, local_path, parse_runner
 from fyp_jax.console import run_console
+from fyp_jax.data.ingest.beam_runner import run_in_beam
 from fyp_jax.data.worker_process import exit_with_parent
 from fyp_jax.errors import UserError
 from fyp_jax.media.headers import read_header
@@ -45,15 +51,16 @@ class Job(NamedTuple):
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add("films", nargs="+", type=Path, metavar="FILM", help="videos in any format of FFmpeg")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the poses")
+    add("--out", type=local_path, required=True, metavar="DIR", help="folder of the poses")
     add_extraction_arguments(parser)
     add("--workers", type=int, default=1, metavar="N", help="films at a time, in processes (%(default)s)")
+    add_runner_argument(parser)
     add("--overwrite", action="store_true", help="replace files that are in the folder")
-    args = parser.parse_args(argv)
+    args = parse_runner(parser, argv, {"--workers": 1})
     check_people(args.people)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
@@ -71,7 +78,12 @@ def main() -> None:
     total = sum(read_header(job.film).num_frames for job in jobs)
     failed: dict[Path, UserError] = {}
     with tqdm(total=total or None, unit=" frames", dynamic_ncols=True) as bar:
-        for job, outcome in run_jobs(jobs, networks, args.workers, bar):
+        outcomes = (
+            run_jobs(jobs, networks, args.workers, bar)
+            if args.beam_options is None
+            else run_jobs_in_beam(jobs, networks, args.beam_options)
+        )
+        for job, outcome in outcomes:
             if isinstance(outcome, UserError):
                 failed[job.film] = outcome
                 if len(jobs) > 1:
@@ -143,6 +155,40 @@ def run_job(job: Job, find_people: FindPeople, on_frame: Any) -> str | UserError
     except UserError as error:
         return error
     return poses.summary()
+
+
+def run_jobs_in_beam(
+    jobs: Sequence[Job], networks: NetworkFiles, options: Sequence[str]
+) -> Iterator[tuple[Job, str | UserError]]:
+    """Run jobs on workers of Apache Beam, and give what came of each, when all have ended."""
+    run_in_beam(_run_in_beam_worker, [(_absolute(job), networks) for job in jobs], options)
+    for job in jobs:
+        failed, text = json.loads(_outcome_file(job).read_text())
+        _outcome_file(job).unlink()
+        yield job, UserError(text) if failed else text
+
+
+def _run_in_beam_worker(element: tuple[Job, NetworkFiles]) -> None:
+    job, networks = element
+    outcome = run_job(job, _networks_of_thread(networks, threading.get_ident()), lambda *_: None)
+    job.keypoints.parent.mkdir(parents=True, exist_ok=True)
+    _outcome_file(job).write_text(json.dumps([isinstance(outcome, UserError), str(outcome)]))
+
+
+@functools.lru_cache(maxsize=64)
+def _networks_of_thread(networks: NetworkFiles, thread: int) -> FindPeople:
+    del thread  # each thread of a worker has networks of its own
+    return load_networks(networks, threads=1)
+
+
+def _absolute(job: Job) -> Job:
+    """The job with paths for workers that have another current folder."""
+    files = {name: getattr(job, name).absolute() for name in ("film", "keypoints", "skeletons")}
+    return job._replace(**files)
+
+
+def _outcome_file(job: Job) -> Path:
+    return job.keypoints.with_suffix(".outcome")
 
 
 _worker: dict[str, Any] = {}

@@ -29,12 +29,17 @@ five forms, which docs/inputs.md describes:
 5. LAION-Human as HumanSD publishes it: mapping_file_training.json, images/ and pose/*.npz, which are read
    without running their pickles:
     python scripts/prepare_data.py images --source Aesthetics_Human --out records
+
+The work is done by processes of this machine, or by Apache Beam (the extra [beam]), with the same result:
+    python scripts/prepare_data.py videos --source clips --out records --runner DirectRunner \\
+        --direct_num_workers 8 --direct_running_mode multi_processing
+Each shard is then the work of one Beam worker, and --source and --out have to be paths that all workers have.
 """
 
 import argparse
 import os
-from pathlib import Path
 
+from fyp_jax.cli.runner_arguments import add_runner_argument, local_path, parse_runner
 from fyp_jax.console import run_console
 from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.errors import printable
@@ -46,33 +51,35 @@ KINDS = {"videos": "captioned_videos", "images": "pose_images"}
 def main() -> None:
     """Run prepare_data.py on the arguments of this process. Raises UserError."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=KINDS, help="videos with captions, or images with poses")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder, or one .tar")
+    parser.add_argument("--source", type=local_path, required=True, metavar="DIR", help="folder, or one .tar")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write the dataset to"
+        "--out", type=local_path, required=True, metavar="DIR", help="folder to write the dataset to"
     )
     parser.add_argument(
-        "--captions", type=Path, metavar="FILE", help="metadata file that is not in the source folder"
+        "--captions", type=local_path, metavar="FILE", help="metadata file that is not in the source folder"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)"
+        "--workers", type=int, metavar="N", help=f"processes of this machine ({os.cpu_count() or 1})"
     )
+    add_runner_argument(parser)
     parser.add_argument(
         "--shard-mb", type=int, default=256, metavar="N", help="size of a shard, MB (%(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset of other data")
-    args = parser.parse_args()
+    args = parse_runner(parser, None, {"--workers": None})
 
     report = ingest(
         KINDS[args.what],
         args.source,
         args.out,
         captions=args.captions,
-        workers=args.workers,
+        workers=os.cpu_count() or 1 if args.workers is None else args.workers,
         shard_bytes=args.shard_mb * 10**6,
         overwrite=args.overwrite,
+        beam_options=args.beam_options,
     )
     print(
         f"{report.folder}: {report.records} {args.what}, {report.bytes / 1e6:.1f} MB in {report.shards} "

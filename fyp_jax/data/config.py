@@ -11,6 +11,10 @@ SYNTHETIC = "synthetic://"
 """Paths that start with it are rendered (`data.synthetic_source`)."""
 RECORDS = "records"
 """Folder of the records where `path` is null."""
+NO_RANDOM_CROP = (
+    "a random crop is another part of a frame at each step, so there is nothing to cache; set "
+    "data.random_crop=null"
+)
 
 
 @dataclass
@@ -21,6 +25,9 @@ class DataConfig:
         None,
         "folder of records, as scripts/prepare_data.py writes it; synthetic://pose_images and "
         f"synthetic://captioned_videos render the synthetic world instead; null: {RECORDS}",
+    )
+    cached_latents: bool = config_field(
+        False, "`path` is a cache of latents that scripts/cache_latents.py wrote: no step runs the encoders"
     )
     video: str | None = config_field(None, "stage one_shot: the clip to train on, in place of records")
     caption: str | None = config_field(None, "stage one_shot: what that clip shows")

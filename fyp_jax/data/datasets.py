@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -115,10 +115,7 @@ class TfdsRecordSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        try:
-            record = self._source[index]
-        except (OSError, ValueError, RuntimeError, IndexError, DecodeError) as error:
-            raise RecordsError(self.path, f"record {index} cannot be read ({reason(error)})") from error
+        record = read_record(self.path, self._source, index)
         record["name"] = record["name"].decode()
         if self.kind == "pose_images":
             record["caption"] = record["caption"].decode()
@@ -146,23 +143,53 @@ def open_records(path: str | os.PathLike[str]) -> TfdsRecordSource | SyntheticRe
     if "://" in os.fspath(path):
         raise RecordsError(path, "records must be in a local folder; mount the bucket first")
     folder = _dataset_folder(Path(path))
+    dataset = open_dataset(folder)
+    builder = dataset.builder
+    if builder.name not in BUILDERS:
+        raise RecordsError(folder, f"holds the dataset {builder.name}, not {' or '.join(BUILDERS)}")
+    expected, features = BUILDERS[builder.name].FEATURES.get_serialized_info(), builder.info.features
+    if features is None or features.get_serialized_info() != expected:
+        raise RecordsError(
+            folder, f"its features are not those of {builder.name}, which are {', '.join(expected)}"
+        )
+    split = dataset.split
+    fingerprint = (
+        f"{builder.name} {builder.version}, {split.num_examples} records, "
+        f"{int(split.num_bytes)} bytes, {dataset.digest[:16]}"
+    )
+    return TfdsRecordSource(folder, builder.name, fingerprint, dataset.source)
+
+
+class Dataset(NamedTuple):
+    """A dataset in array_record files whose shards are all there."""
+
+    builder: Any
+    """TFDS's builder, with the dataset's info."""
+    split: Any
+    """TFDS's info on the split."""
+    source: Any
+    """Random access to the records, as TFDS decodes them."""
+    summary: dict[str, Any]
+    """What SUMMARY_FILE holds."""
+    digest: str
+    """SHA-256 over the records."""
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open the dataset of a folder that has `dataset_info.json`, whatever its features are.
+
+    Raises RecordsError where its metadata cannot be read, where it has another format or no split SPLIT, and
+    where a shard is missing or incomplete.
+    """
     try:
         builder = tfds.builder_from_directory(folder)
         summary = json.loads((folder / SUMMARY_FILE).read_text()) if (folder / SUMMARY_FILE).exists() else {}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ParseError) as error:
         raise RecordsError(folder, f"its metadata cannot be read ({reason(error)})") from error
-    kinds = " or ".join(BUILDERS)
-    if builder.name not in BUILDERS:
-        raise RecordsError(folder, f"holds the dataset {builder.name}, not {kinds}")
     found = builder.info.file_format
     if found is None or found.value != FILE_FORMAT:
         raise RecordsError(
             folder, f"its file format is {found.value if found else 'unknown'}, it must be {FILE_FORMAT}"
-        )
-    expected, features = BUILDERS[builder.name].FEATURES.get_serialized_info(), builder.info.features
-    if features is None or features.get_serialized_info() != expected:
-        raise RecordsError(
-            folder, f"its features are not those of {builder.name}, which are {', '.join(expected)}"
         )
     if SPLIT not in builder.info.splits:
         raise RecordsError(
@@ -171,16 +198,23 @@ def open_records(path: str | os.PathLike[str]) -> TfdsRecordSource | SyntheticRe
     split = builder.info.splits[SPLIT]
     _require_shards(folder, [Path(shard) for shard in split.filepaths], summary.get("shard_bytes"))
     digest = summary.get("digest") or hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()
-    fingerprint = (
-        f"{builder.name} {builder.version}, {split.num_examples} records, "
-        f"{int(split.num_bytes)} bytes, {digest[:16]}"
-    )
-    return TfdsRecordSource(folder, builder.name, fingerprint, builder.as_data_source(split=SPLIT))  # pyright: ignore
+    source = builder.as_data_source(split=SPLIT)  # pyright: ignore
+    return Dataset(builder, split, source, summary, digest)
+
+
+def read_record(path: Path, source: Any, index: int) -> dict[str, Any]:
+    """Record of a dataset's `source` as TFDS decodes it. Raises RecordsError where it cannot be read."""
+    try:
+        return source[index]
+    except (OSError, ValueError, RuntimeError, IndexError, DecodeError) as error:
+        raise RecordsError(path, f"record {index} cannot be read ({reason(error)})") from error
 
 
 def _dataset_folder(path: Path) -> Path:
     if not path.is_dir():
         raise RecordsError(path, "no such folder" if not path.exists() else "is a file, not a folder")
+    if (path / "latent_clips").is_dir() or path.parent.name == "latent_clips":
+        raise RecordsError(path, "holds cached latents, which data.cached_latents=true trains from")
     if (path / "dataset_info.json").is_file():
         return path
     infos = sorted([*path.glob("*/dataset_info.json"), *path.glob("*/*/dataset_info.json")])

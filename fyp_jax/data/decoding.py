@@ -29,6 +29,27 @@ class Sample(NamedTuple):
     """RGB in 0..255 on black, aligned with the video; None where the dataset has no poses."""
     caption: str
 
+    def without_caption(self) -> "Sample":
+        """The same sample with the empty text."""
+        return self._replace(caption="")
+
+
+class LatentSample(NamedTuple):
+    """A clip of cached latents (`data.latents`), in the dtype in which they are stored."""
+
+    mean: Float[np.ndarray, "f h w c"]
+    """Mean of the VAE's posterior, not multiplied by the scaling factor."""
+    std: Float[np.ndarray, "f h w c"]
+    """Standard deviation of the posterior."""
+    text: Float[np.ndarray, "l d"] | None
+    """Text embeddings of the caption; None stands for those of the empty text."""
+    pose_images: Frames | None
+    """RGB in 0..255 on black; None where the dataset has no poses."""
+
+    def without_caption(self) -> "LatentSample":
+        """The same sample with the empty text."""
+        return self._replace(text=None)
+
 
 class CorruptRecordError(MediaError):
     """A record that cannot be trained on; the message starts with its name."""
@@ -80,12 +101,12 @@ def decode_image(record: Record, *, height: int, width: int, with_pose: bool = T
     for a skeleton image whose aspect ratio is not that of the image, so that the two would not align.
     """
     name = as_text(record["name"])
-    image = _decode(record["image"], name, "image", background="white")
+    image = decode_picture(record["image"], name, "image", background="white")
     h, w = image.shape[:2]
     if not with_pose:
         pose_images = None
     elif record["skeleton"]:
-        skeleton = _decode(record["skeleton"], name, "skeleton", background="black")
+        skeleton = decode_picture(record["skeleton"], name, "skeleton", background="black")
         sh, sw = skeleton.shape[:2]
         if abs(sh * w - sw * h) > max(h, w):  # a difference of one skeleton pixel is rounding
             raise CorruptRecordError(
@@ -123,7 +144,8 @@ def as_text(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else text
 
 
-def _decode(data: bytes, name: str, what: str, background: Background) -> Image:
+def decode_picture(data: bytes, name: str, what: str, background: Background) -> Image:
+    """Decode a picture of a record, as viewers show it. Raises CorruptRecordError."""
     try:
         with open_picture(data) as picture:
             return picture_to_rgb(picture, background)

@@ -14,7 +14,15 @@ import grain
 import numpy as np
 
 from fyp_jax.data.config import DataConfig
-from fyp_jax.data.decoding import Record, Sample, as_text, decode_image, decode_video, random_crop
+from fyp_jax.data.decoding import (
+    LatentSample,
+    Record,
+    Sample,
+    as_text,
+    decode_image,
+    decode_video,
+    random_crop,
+)
 from fyp_jax.errors import UserError, reason
 
 FALSE_ALARM_RATE = 1e-15
@@ -37,8 +45,8 @@ class RecordSource(Protocol):
 
 @runtime_checkable
 class RenderedSource(RecordSource, Protocol):
-    """Records that are not decoded one by one: those of `data.synthetic_source` and `data.one_clip`. None is
-    corrupt."""
+    """Records that are not decoded one by one: those of `data.synthetic_source`, `data.one_clip` and
+    `data.latents`."""
 
     def check(self, config: DataConfig) -> None:
         """Raise UserError for a config that it cannot render."""
@@ -46,7 +54,9 @@ class RenderedSource(RecordSource, Protocol):
 
     def render(
         self, record: Record, config: DataConfig, rng: np.random.Generator, with_pose: bool
-    ) -> Sample: ...
+    ) -> Sample | LatentSample:
+        """What a config asks for of a record. Raises UserError for a corrupt record."""
+        ...
 
 
 class ExampleSpec(NamedTuple):
@@ -61,7 +71,7 @@ class ExampleSpec(NamedTuple):
 class Example(NamedTuple):
     """One decoded example, and the corrupt records that were skipped for it."""
 
-    sample: Sample | None
+    sample: Sample | LatentSample | None
     """None where all records that were tried are corrupt."""
     rejected: dict[str, str]
     """Reason by record name."""
@@ -113,7 +123,7 @@ class ExampleSource:
             except UserError as error:
                 rejected[name] = reason(error).removeprefix(f"{name}: ")
             else:
-                return Example(sample._replace(caption="") if spec.drop_caption else sample, rejected)
+                return Example(sample.without_caption() if spec.drop_caption else sample, rejected)
         return Example(None, rejected)
 
     def _candidates(self, spec: ExampleSpec) -> Iterator[int]:
@@ -123,13 +133,13 @@ class ExampleSource:
             others = (int(other) for other in order if other != spec.record_index)
             yield from islice(others, self.max_attempts - 1)
 
-    def decode(self, record: Record, rng: np.random.Generator) -> Sample:
+    def decode(self, record: Record, rng: np.random.Generator) -> Sample | LatentSample:
         """Decode or render a record as the config asks. Raises UserError for a corrupt record."""
         sample = self._decode_whole(record, rng)
         size = self.config.random_crop
-        return sample if size is None else random_crop(sample, size, rng)
+        return sample if size is None or isinstance(sample, LatentSample) else random_crop(sample, size, rng)
 
-    def _decode_whole(self, record: Record, rng: np.random.Generator) -> Sample:
+    def _decode_whole(self, record: Record, rng: np.random.Generator) -> Sample | LatentSample:
         config = self.config
         if isinstance(self.records, RenderedSource):
             return self.records.render(record, config, rng, self.with_pose)

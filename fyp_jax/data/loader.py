@@ -12,16 +12,17 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int32
 
+from fyp_jax.data.collate import Tokenize, collate_clips, collate_latents
 from fyp_jax.data.config import DataConfig
-from fyp_jax.data.decoding import Sample
+from fyp_jax.data.decoding import LatentSample, Sample
 from fyp_jax.data.example_source import Example, ExampleSource, RecordSource
+from fyp_jax.data.latents import LatentSource
 from fyp_jax.data.pool import Pool
 from fyp_jax.data.shared_memory import owner_prefix, remove_orphans, use_prefix
 from fyp_jax.data.worker_process import exit_with_parent
 from fyp_jax.errors import UserError, reason
-from fyp_jax.types import Batch
+from fyp_jax.types import Batch, LatentBatch
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +31,21 @@ class TooManyCorruptRecords(UserError):  # noqa: N818  (names the fact, as a cal
     """More records are corrupt than `max_corrupt_fraction` allows; the message names some of them."""
 
 
-class Loader(Iterator[Batch]):
+class Loader(Iterator[Batch | LatentBatch]):
     """An endless iterator over the given rows of each global batch, from `start_step` on.
 
-    `tokenize` returns the token ids of a caption, int32 [l]. `with_pose=False` leaves out the poses of the
-    records. Worker processes start with the first batch. They end with `close`, at the end of a `with` block,
-    or with this process, however it ends. Before they start, shared memory of killed runs is removed.
-    Iterating raises TooManyCorruptRecords (each process counts the records that it read itself), and
-    UserError where a worker process dies.
+    `tokenize` returns the token ids of a caption, int32 [l]; cached latents have no use for it.
+    `with_pose=False` leaves out the poses of the records. Worker processes start with the first batch. They
+    end with `close`, at the end of a `with` block, or with this process, however it ends. Before they start,
+    shared memory of killed runs is removed. Iterating raises TooManyCorruptRecords (each process counts the
+    records that it read itself), and UserError where a worker process dies.
     """
 
     def __init__(
         self,
         records: RecordSource,
         config: DataConfig,
-        tokenize: Callable[[str], Int32[np.ndarray, " l"]],
+        tokenize: Tokenize,
         seed: int,
         rows: range,
         start_step: int = 0,
@@ -53,13 +54,18 @@ class Loader(Iterator[Batch]):
         self._source = ExampleSource(records, config, seed, with_pose)
         if not rows or not set(rows) <= set(range(config.batch_size)):
             raise ValueError(f"rows {rows} are not rows of a batch of {config.batch_size}")
-        self._tokenize, self._rows, self._step = tokenize, rows, start_step
+        self._rows, self._step = rows, start_step
+        self._collate: Callable[[list[Any]], Batch | LatentBatch] = (
+            partial(collate_latents, empty_text=records.empty_text)
+            if isinstance(records, LatentSource)
+            else partial(collate_clips, tokenize=tokenize)
+        )
         self._running: list[Any] = []  # Grain's iterator, or empty before the first batch
         weakref.finalize(self, _close, self._running)
         self.rejected: dict[str, str] = {}
         """Reason by name, of the corrupt records that this process has met."""
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Batch | LatentBatch:
         try:
             if not self._running:
                 self._running.append(self._start())
@@ -122,7 +128,7 @@ class Loader(Iterator[Batch]):
             stream = stream.mp_prefetch(options, partial(_init_worker, owner_prefix()))
         return iter(stream)
 
-    def _next_sample(self) -> Sample:
+    def _next_sample(self) -> Sample | LatentSample:
         try:
             example = next(self._running[0])
         except RuntimeError as error:
@@ -152,13 +158,13 @@ class Loader(Iterator[Batch]):
             + f"{source.max_corrupt}: {some}"
         )
 
-    def _collate(self, samples: list[Sample]) -> Batch:
-        video = np.stack([sample.video for sample in samples], dtype=np.float32, casting="unsafe")
-        video /= 127.5
-        video -= 1
-        poses = [sample.pose_images for sample in samples if sample.pose_images is not None]
-        pose_images = np.stack(poses, dtype=np.float32, casting="unsafe") / 255 if poses else None
-        return Batch(video, np.stack([self._tokenize(sample.caption) for sample in samples]), pose_images)
+    def blank(self) -> Batch | LatentBatch:
+        """A batch of black clips without captions, for a process that has no more data."""
+        config, records, with_pose = self._source.config, self._source.records, self._source.with_pose
+        if isinstance(records, LatentSource):
+            return self._collate([records.blank(config, with_pose)] * len(self._rows))
+        black = np.zeros((config.num_frames, *config.clip_size, 3), np.uint8)
+        return self._collate([Sample(black, black if with_pose else None, "")] * len(self._rows))
 
 
 def _example_at(source: ExampleSource, rows: range, position: int) -> Example:

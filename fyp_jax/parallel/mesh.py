@@ -73,8 +73,11 @@ def shard_params(tree: Any, mesh: Mesh, axes: tuple[str, ...] = ("fsdp",)) -> An
 
 
 def clip_spec(axes: int) -> P:
-    """The spec of an array of a batch: clips come first and, if it has more than two axes, frames second."""
-    return P(BATCH_AXES, "frame") if axes > 2 else P(BATCH_AXES)
+    """The spec of an array of a batch: clips come first and, if it has more than three axes, frames second.
+
+    Texts have at most three: clips, tokens, channels.
+    """
+    return P(BATCH_AXES, "frame") if axes > 3 else P(BATCH_AXES)
 
 
 def check_divisible(batch_size: int, num_frames: int, mesh: Mesh) -> None:

@@ -32,13 +32,14 @@ from fyp_jax.pipeline.windows import make_windows, window_starts
 from fyp_jax.tpu.edit_programs import edit_calls
 from fyp_jax.tpu.flops import count_products, gradient_flops, total_flops
 from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.gradient import AnyBatch
 from fyp_jax.training.init import initial_shapes
-from fyp_jax.training.losses import LOSSES, Models, NoiseSample
+from fyp_jax.training.losses import Models, NoiseSample, loss_of
 from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.stages import get_stage
 from fyp_jax.training.state import state_shapes
 from fyp_jax.training.step import configured_step, train_step_fingerprint
-from fyp_jax.types import Batch, Params
+from fyp_jax.types import Batch, LatentBatch, Params
 
 MODEL_OF_PROGRAM = {
     "encode_text": "text_encoder",
@@ -122,12 +123,19 @@ def training_programs(
     return Programs([Program("step", lower, 1, model_flops, 0)], mesh.size, fingerprint)
 
 
-def batch_shapes(config: TrainConfig, models: Models, clips: int) -> Batch:
+def batch_shapes(config: TrainConfig, models: Models, clips: int) -> AnyBatch:
     """Shapes of a batch of so many clips, as the loader of a run gives it."""
-    data = config.data
-    video = jax.ShapeDtypeStruct((clips, data.num_frames, *data.clip_size, 3), jnp.float32)
-    input_ids = jax.ShapeDtypeStruct((clips, models.encoders.spec.tokens), jnp.int32)
-    return Batch(video, input_ids, None if models.pose_encoder is None else video)  # pyright: ignore
+    data, spec = config.data, models.encoders.spec
+    video: Any = jax.ShapeDtypeStruct((clips, data.num_frames, *data.clip_size, 3), jnp.float32)
+    poses = None if models.pose_encoder is None else video
+    input_ids: Any = jax.ShapeDtypeStruct((clips, spec.tokens), jnp.int32)
+    batch = Batch(video, input_ids, poses)
+    if not models.cached_latents:
+        return batch
+    grid = *batch.latent_size(spec.downscale), spec.latent_channels
+    mean: Any = jax.ShapeDtypeStruct((clips, data.num_frames, *grid), jnp.float32)
+    text: Any = jax.ShapeDtypeStruct((clips, spec.tokens, spec.text_width), jnp.float32)
+    return LatentBatch(mean, mean, text, poses)
 
 
 def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bool = False) -> Programs:
@@ -208,14 +216,13 @@ def _model_flops_per_clip(config: TrainConfig) -> int:
     config = dataclasses.replace(config, remat="none")
     models, trainable, frozen = initial_shapes(config, stage, None, plain_attention)
     batch = batch_shapes(config, models, 1)
-    _, frames, height, width, _ = batch.video.shape
-    down, channels = models.encoders.spec.downscale, models.unet.config.in_channels
-    latents = jax.ShapeDtypeStruct((1, frames, height // down, width // down, channels), jnp.float32)
+    grid = *batch.latent_size(models.encoders.spec.downscale), models.unet.config.in_channels
+    latents = jax.ShapeDtypeStruct((1, batch.num_frames, *grid), jnp.float32)
     noise_sample = NoiseSample(jax.ShapeDtypeStruct((1,), jnp.int32), latents, latents)  # pyright: ignore
 
-    def loss(trainable: Params, frozen: Params, batch: Batch, noise_sample: NoiseSample) -> jax.Array:
+    def loss(trainable: Params, frozen: Params, batch: AnyBatch, noise_sample: NoiseSample) -> jax.Array:
         params = unflatten_dict({**trainable, **frozen}, sep="/")
-        return LOSSES[stage.loss](models, params, batch, noise_sample).sum()
+        return loss_of(stage.loss, models)(models, params, batch, noise_sample).sum()
 
     return gradient_flops(loss, trainable, frozen, batch, noise_sample)
 

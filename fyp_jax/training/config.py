@@ -17,7 +17,7 @@ from fyp_jax.pipeline.config import (
 )
 from fyp_jax.pipeline.params import LATENT_GRID, SamplingParams
 from fyp_jax.pose.config import PoseConfig
-from fyp_jax.training.stages import get_stage
+from fyp_jax.training.stages import check_cachable, get_stage
 
 MODELS = ("unet", "pose_encoder", "vae", "text_encoder")
 
@@ -219,6 +219,8 @@ class TrainConfig:
         self.loss.check()
         self.optimizer.check()
         self.data.check()
+        if self.data.cached_latents:
+            check_cachable(self.data, stage)
         for name in ("height", "width", "random_crop"):
             if (getattr(self.data, name) or 0) % LATENT_GRID:
                 raise UserError(f"data.{name}={getattr(self.data, name)} is not a multiple of {LATENT_GRID}")

@@ -4,19 +4,17 @@ step."""
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int32
 
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.loader import Loader
 from fyp_jax.errors import UserError
 from fyp_jax.parallel.mesh import shard_batch, shard_stop_signal
-from fyp_jax.types import Batch
+from fyp_jax.types import Batch, LatentBatch
 
 CONTINUE, PREEMPTED, NO_DATA = 0, 1, 2
 """Stop signals of a process. All processes act on the largest of all, after the same step."""
@@ -31,18 +29,14 @@ class BatchFeeder:
         config: DataConfig,
         rows: range,
         mesh: Mesh,
-        tokenize: Callable[[str], Int32[np.ndarray, " l"]],
-        with_pose: bool,
     ):
         self._loader, self._config, self._rows, self._mesh = loader, config, rows, mesh
-        self._with_pose = with_pose
-        self._blank_ids = tokenize("")
         self._sigterm = False
-        self._last: Batch | None = None
+        self._last: Batch | LatentBatch | None = None
         self.no_data: UserError | None = None
         """Why this process has no more batches."""
 
-    def next(self) -> tuple[Batch, jax.Array, float]:
+    def next(self) -> tuple[Batch | LatentBatch, jax.Array, float]:
         """A batch, the stop signals of all devices of this process, and the seconds that it took.
 
         A process without data takes part in one more step with its last batch, since the others wait for it,
@@ -55,7 +49,7 @@ class BatchFeeder:
             if jax.process_count() == 1:
                 raise
             self.no_data = error
-        batch = self._blank() if self._last is None else self._last
+        batch = self._loader.blank() if self._last is None else self._last
         placed = shard_batch(batch, self._rows, self._config.batch_size, self._mesh)
         stop_signal = NO_DATA if self.no_data else PREEMPTED if self._sigterm else CONTINUE
         return placed, shard_stop_signal(stop_signal, self._mesh), time.perf_counter() - began
@@ -76,8 +70,3 @@ class BatchFeeder:
             yield self
         finally:
             signal.signal(signal.SIGTERM, before)
-
-    def _blank(self) -> Batch:
-        config, clips = self._config, len(self._rows)
-        video = np.zeros((clips, config.num_frames, *config.clip_size, 3), np.float32)
-        return Batch(video, np.stack([self._blank_ids] * clips), video if self._with_pose else None)

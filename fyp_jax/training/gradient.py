@@ -17,13 +17,14 @@ from fyp_jax.parallel.mesh import AXES, BATCH_AXES, clip_spec
 from fyp_jax.parallel.sharded_params import box_params, psum_gradient, pvary
 from fyp_jax.training.losses import LossFn, Models, NoiseSample, sample_noise
 from fyp_jax.training.state import Arrays, TrainState
-from fyp_jax.types import Batch
+from fyp_jax.types import Batch, LatentBatch
 
 TIMESTEP_BINS = 4
 """Equal parts of the training timesteps; each gets a loss of its own."""
 
 Metrics = dict[str, Any]
-GradientFn = Callable[[Arrays, Arrays, Batch, jax.Array, Int[Array, "devices"]], tuple[Arrays, Metrics]]
+AnyBatch = Batch | LatentBatch
+GradientFn = Callable[[Arrays, Arrays, AnyBatch, jax.Array, Int[Array, "devices"]], tuple[Arrays, Metrics]]
 """(trainable, frozen, batch, key, stop signals) -> gradients, sharded as the parameters are, and metrics."""
 
 
@@ -51,13 +52,13 @@ def sharded_gradient(
     scale = 1 / (batch_size * frame_shards)
 
     def on_device(
-        trainable: Arrays, frozen: Arrays, batch: Batch, key: jax.Array, stop_signals: Int[Array, "1"]
+        trainable: Arrays, frozen: Arrays, batch: AnyBatch, key: jax.Array, stop_signals: Int[Array, "1"]
     ) -> tuple[Arrays, Metrics]:
         shard = jax.lax.axis_index("data") * mesh.shape["fsdp"] + jax.lax.axis_index("fsdp")
-        frames = batch.video.shape[1]
+        frames = batch.num_frames
         frame_indices = jax.lax.axis_index("frame") * frames + jnp.arange(frames)
 
-        def scaled_loss(trainable: Arrays, batch: Batch, noise_sample: NoiseSample) -> Any:
+        def scaled_loss(trainable: Arrays, batch: AnyBatch, noise_sample: NoiseSample) -> Any:
             params = box_params(trainable | frozen, specs.trainable | specs.frozen)
             per_example_loss = loss_fn(models, unflatten_dict(params, sep="/"), batch, noise_sample)
             return per_example_loss.sum() * scale, per_example_loss
@@ -66,7 +67,7 @@ def sharded_gradient(
         varying = jax.tree.map(pvary, trainable, specs.trainable)
 
         def add_microbatch(
-            total: Arrays, part: tuple[Batch, Int[Array, "p"]]
+            total: Arrays, part: tuple[AnyBatch, Int[Array, "p"]]
         ) -> tuple[Arrays, tuple[Any, Any]]:
             batch, clips = part
             noise_sample = _noise_for(models, key, batch, clips, frame_indices)
@@ -100,22 +101,24 @@ def sharded_gradient(
     )
 
 
-def batch_specs(models: Models) -> Batch:
+def batch_specs(models: Models) -> AnyBatch:
     """Partition specs of a batch: clips over `data` and `fsdp`, frames over `frame`."""
-    video, input_ids = clip_spec(5), clip_spec(2)
-    return Batch(video, input_ids, None if models.pose_encoder is None else video)  # pyright: ignore
+    video, clips = clip_spec(5), clip_spec(2)
+    poses = None if models.pose_encoder is None else video
+    if models.cached_latents:
+        return LatentBatch(video, video, clips, poses)  # pyright: ignore[reportArgumentType]
+    return Batch(video, clips, poses)  # pyright: ignore[reportArgumentType]
 
 
 def _noise_for(
     models: Models,
     key: jax.Array,
-    batch: Batch,
+    batch: AnyBatch,
     clips: Int[Array, "b"],
     frame_indices: Int[Array, "f"],
 ) -> NoiseSample:
     """The random numbers of these clips, by their indices in the global batch."""
-    height, width = (side // models.encoders.spec.downscale for side in batch.video.shape[2:4])
-    latent = (height, width, models.unet.config.in_channels)
+    latent = (*batch.latent_size(models.encoders.spec.downscale), models.unet.config.in_channels)
     timesteps = models.schedule.num_train_timesteps
     return sample_noise(key, clips, frame_indices, latent, timesteps, models.noise_correlation)
 

@@ -24,6 +24,7 @@ from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig, init_temporal, init_unet
 from fyp_jax.training.config import MODELS, TrainConfig
+from fyp_jax.training.encoder_checksums import encoder_checksums
 from fyp_jax.training.losses import Models
 from fyp_jax.training.stages import Stage
 
@@ -45,6 +46,8 @@ class InitialState(NamedTuple):
     """The models that a checkpoint has to hold: those that differ from the ones of `pretrained`."""
     provenance: dict[str, Any]
     """Where the weights are from, for whoever reads a checkpoint of the run."""
+    encoder_checksums: dict[str, str] | None = None
+    """`encoder_checksums` of a run on cached latents; None for other runs."""
 
 
 def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None) -> InitialState:
@@ -111,7 +114,21 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         {path: np.asarray(x, frozen_dtype) for path, x in flat.items() if not trained[path]},
         tuple(name for name in MODELS if name in saved_models or name in trained_models),
         provenance,
+        encoder_checksums(encoders, params) if config.data.cached_latents else None,
     )
+
+
+def frozen_in_steps(
+    config: TrainConfig, frozen: dict[str, Any], saved_models: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Frozen parameters that a run holds on its devices.
+
+    On cached latents these are not the encoders, unless validation samples or a checkpoint needs them.
+    """
+    if not config.data.cached_latents or config.validation.sample_interval:
+        return frozen
+    unused = [name for name in ENCODERS if name not in saved_models]
+    return {path: x for path, x in frozen.items() if path.split("/")[0] not in unused}
 
 
 def initial_shapes(
@@ -135,7 +152,7 @@ def initial_shapes(
         return {path: jax.ShapeDtypeStruct(flat[path].shape, dtypes[of_trained]) for path in paths}
 
     models = _models(config, stage, folder, encoders, unet_config, frame_axis, attention)
-    return models, shapes(True), shapes(False)
+    return models, shapes(True), frozen_in_steps(config, shapes(False))
 
 
 def _models(
@@ -150,7 +167,15 @@ def _models(
     execution = ExecutionConfig(jnp.dtype(config.dtype), config.remat, frame_axis, attention)
     pose_encoder = PoseEncoder(unet_config, execution.dtype) if stage.uses_pose else None
     unet = UNet3D(unet_config, execution)
-    return Models(encoders, folder.schedule(), unet, pose_encoder, config.noise_correlation, config.loss)
+    return Models(
+        encoders,
+        folder.schedule(),
+        unet,
+        pose_encoder,
+        config.noise_correlation,
+        config.loss,
+        config.data.cached_latents,
+    )
 
 
 def _unet_and_pose_encoder(

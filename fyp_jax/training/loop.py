@@ -20,6 +20,7 @@ from fyp_jax.config import config_lines, save_config
 from fyp_jax.data.config import ONE_CLIP
 from fyp_jax.data.datasets import open_records
 from fyp_jax.data.example_source import RecordSource
+from fyp_jax.data.latents import LatentSource, open_latents
 from fyp_jax.data.loader import Loader
 from fyp_jax.data.one_clip import OneClipSource, open_one_clip
 from fyp_jax.errors import UserError
@@ -29,7 +30,7 @@ from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_params
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.feeder import CONTINUE, NO_DATA, PREEMPTED, BatchFeeder
-from fyp_jax.training.init import initialize_weights
+from fyp_jax.training.init import frozen_in_steps, initialize_weights
 from fyp_jax.training.logs import TrainingLog
 from fyp_jax.training.losses import Models
 from fyp_jax.training.metrics_reader import MetricsReader
@@ -61,11 +62,11 @@ def _train(config: TrainConfig) -> None:
     rows = process_batch_range(config.data.batch_size, mesh)
     stage = get_stage(config.stage)
     records = _open_records(config, stage)
-    models, state, saved_models, provenance = _initial_state(config, stage, mesh)
+    models, state, saved_models, provenance = _initial_state(config, stage, mesh, records)
     tokenize, with_pose = functools.partial(_tokenize, models.encoders), stage.uses_pose
     with (
         Loader(records, config.data, tokenize, config.seed, rows, with_pose=with_pose) as loader,
-        BatchFeeder(loader, config.data, rows, mesh, tokenize, with_pose).handle_sigterm() as feeder,
+        BatchFeeder(loader, config.data, rows, mesh).handle_sigterm() as feeder,
         TrainingCheckpoints(
             config.checkpoint_folder, config.checkpoint.max_to_keep, config.checkpoint.verify
         ) as checkpoints,
@@ -114,7 +115,7 @@ def mutable_state(state: TrainState) -> dict[str, Any]:
 
 
 def _initial_state(
-    config: TrainConfig, stage: Stage, mesh: Mesh
+    config: TrainConfig, stage: Stage, mesh: Mesh, records: RecordSource
 ) -> tuple[Models, TrainState, tuple[str, ...], dict[str, Any]]:
     """Models, the state of step 0 on the mesh, names of the models that a checkpoint holds, and their
     provenance.
@@ -122,7 +123,12 @@ def _initial_state(
     No copy of the weights stays on the host.
     """
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    models, trainable, frozen, saved_models, provenance = initialize_weights(config, stage, frame_axis)
+    begin = initialize_weights(config, stage, frame_axis)
+    models, trainable, frozen, saved_models, provenance, checksums = begin
+    del begin  # it would keep weights on the host
+    if isinstance(records, LatentSource) and checksums is not None:
+        records.check_encoders(checksums)
+    frozen = frozen_in_steps(config, frozen, saved_models)
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
     placed = shard_params(trainable, mesh), shard_params(frozen, mesh)
     state = init_state(*placed, optimizer, config.optimizer.ema_decay is not None, mesh)
@@ -183,7 +189,7 @@ def _is_due(done: int, interval: int, config: TrainConfig) -> bool:
 def _open_records(config: TrainConfig, stage: Stage) -> RecordSource:
     if stage.dataset == ONE_CLIP:
         return open_one_clip(config.data)
-    records = open_records(config.data.source)
+    records = (open_latents if config.data.cached_latents else open_records)(config.data.source)
     if records.kind != stage.dataset:
         raise UserError(
             f"{config.data.source}: holds {records.kind}, "

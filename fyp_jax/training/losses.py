@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.training.config import LossConfig
-from fyp_jax.types import Batch, Latents, Params, TextEmbeddings
+from fyp_jax.types import Batch, LatentBatch, Latents, Params, TextEmbeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,8 @@ class Models:
     noise_correlation: float = 0.0
     """Fraction of the noise's variance that all frames of a clip have in common."""
     loss: LossConfig = field(default_factory=LossConfig)
+    cached_latents: bool = False
+    """Whether a batch is a `LatentBatch`, so that no step runs the encoders."""
 
 
 class NoiseSample(NamedTuple):
@@ -73,7 +75,7 @@ def sample_noise(
     return NoiseSample(t, normals[:, :, 0], normals[:, :, 1])
 
 
-LossFn = Callable[[Models, Params, Batch, NoiseSample], Float[Array, "b"]]
+LossFn = Callable[[Models, Params, Any, NoiseSample], Float[Array, "b"]]
 """(models, parameters of all of them, batch, random numbers) -> a loss for each clip, float32."""
 
 
@@ -82,6 +84,16 @@ def diffusion(models: Models, params: Params, batch: Batch, noise_sample: NoiseS
     them."""
     latents = models.encoders.encode_images(params, jnp.asarray(batch.video), noise_sample.posterior)
     text = models.encoders.encode_text(params, jnp.asarray(batch.input_ids))
+    return diffusion_loss(models, params, latents, noise_sample, text, batch.pose_images)
+
+
+def cached_diffusion(
+    models: Models, params: Params, batch: LatentBatch, noise_sample: NoiseSample
+) -> Float[Array, "b"]:
+    """`diffusion_loss` of cached latents: `diffusion` of the clips that they were made of."""
+    mean, std = jnp.asarray(batch.mean), jnp.asarray(batch.std)
+    latents = (mean + std * noise_sample.posterior) * models.encoders.spec.scaling_factor
+    text = jnp.asarray(batch.text, models.encoders.dtype)
     return diffusion_loss(models, params, latents, noise_sample, text, batch.pose_images)
 
 
@@ -151,3 +163,10 @@ def autoencoder_loss(
 
 LOSSES: dict[str, LossFn] = {"diffusion": diffusion, "autoencoder": autoencoder_loss}
 """Losses by the name that a stage gives (`training.stages`)."""
+CACHED_LOSSES: dict[str, LossFn] = {"diffusion": cached_diffusion}
+"""The same losses of cached latents; the others need pixels."""
+
+
+def loss_of(name: str, models: Models) -> LossFn:
+    """The loss of this name, for the batches that the models take."""
+    return (CACHED_LOSSES if models.cached_latents else LOSSES)[name]

@@ -7,7 +7,7 @@ nothing, for sizes that nobody has trained; `video` trains a whole UNet on clips
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fyp_jax.data.config import ONE_CLIP
+from fyp_jax.data.config import NO_RANDOM_CROP, ONE_CLIP, SYNTHETIC, DataConfig
 from fyp_jax.errors import UserError
 from fyp_jax.trees import match_patterns
 
@@ -75,3 +75,23 @@ def get_stage(name: str) -> Stage:
     if name not in STAGES:
         raise UserError(f"stage={name}: the stages are {', '.join(STAGES)}")
     return STAGES[name]
+
+
+def check_cachable(data: DataConfig, stage: Stage) -> None:
+    """Raise UserError where the latents of a stage's data cannot be cached, since they change in the run."""
+    if trained := [
+        name for name in ("vae", "text_encoder") if any(x.startswith(name) for x in stage.trainable)
+    ]:
+        raise UserError(
+            f"stage={stage.name} trains the {trained[0].replace('_', ' ')}, so that what it makes of a clip "
+            "changes at each step: there is nothing to cache"
+        )
+    if stage.dataset == ONE_CLIP:
+        raise UserError(f"stage={stage.name} trains on one clip; latents are cached of folders of records")
+    if data.random_crop is not None:
+        raise UserError(f"data.random_crop={data.random_crop}: {NO_RANDOM_CROP}")
+    if data.source.startswith(SYNTHETIC):
+        raise UserError(
+            f"data.path={data.source}: the synthetic world renders another scene for each example, so there "
+            "is nothing to cache"
+        )

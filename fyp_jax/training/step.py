@@ -16,13 +16,12 @@ from fyp_jax.compilation_cache import Fingerprint, environment_fingerprint
 from fyp_jax.config import config_lines
 from fyp_jax.parallel.mesh import AXES, shardings
 from fyp_jax.training.config import TrainConfig
-from fyp_jax.training.gradient import Metrics, batch_specs, sharded_gradient
-from fyp_jax.training.losses import LOSSES, LossFn, Models
+from fyp_jax.training.gradient import AnyBatch, Metrics, batch_specs, sharded_gradient
+from fyp_jax.training.losses import LossFn, Models, loss_of
 from fyp_jax.training.optimizer import learning_rate, make_optimizer
 from fyp_jax.training.stages import get_stage
 from fyp_jax.training.state import TrainState, state_specs
 from fyp_jax.training.update import apply_gradients
-from fyp_jax.types import Batch
 
 NOT_IN_A_STEP = (
     *(
@@ -41,6 +40,7 @@ NOT_IN_A_STEP = (
         "data.caption",
         "data.start",
         "data.stride",
+        "data.pool_size",
         "data.workers",
         "data.max_corrupt_fraction",
         "data.caption_dropout",
@@ -49,7 +49,7 @@ NOT_IN_A_STEP = (
 )
 """Fields of a run's config, by their first letters, that a compiled step does not depend on."""
 
-Step = Callable[[TrainState, Batch, Int[Array, "devices"]], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, AnyBatch, Int[Array, "devices"]], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -78,7 +78,7 @@ def make_step(
     gradient = sharded_gradient(models, loss_fn, mesh, specs, batch_size, grad_accumulation_steps)
 
     def step(
-        state: TrainState, batch: Batch, stop_signals: Int[Array, "devices"]
+        state: TrainState, batch: AnyBatch, stop_signals: Int[Array, "devices"]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, metrics = gradient(state.trainable, state.frozen, batch, key, stop_signals)
@@ -100,7 +100,7 @@ def configured_step(
     """The step of a config, not yet compiled; `state`, or its shapes, gives the shardings."""
     return make_step(
         models,
-        LOSSES[get_stage(config.stage).loss],
+        loss_of(get_stage(config.stage).loss, models),
         make_optimizer(config.optimizer, config.num_train_steps),
         learning_rate(config.optimizer, config.num_train_steps),
         mesh,

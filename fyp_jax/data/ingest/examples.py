@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 from PIL import UnidentifiedImageError
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from fyp_jax.data.datasets import BUILDERS
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.ingest.items import Blob, Item, ItemError, Rejection
 from fyp_jax.data.ingest.pose_npz import is_npz, npz_keypoints
+from fyp_jax.data.shard_files import serialize
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.display import picture_size
 from fyp_jax.media.pictures import PICTURE_ERRORS, UnsupportedPictureError, open_picture
@@ -56,9 +56,7 @@ def make_example(kind: str, item: Item) -> ExampleResult:
 
 def serialize_example(kind: str, example: dict[str, Any]) -> bytes:
     """Serialise an example to the same bytes in every process, which TFDS's own function does not."""
-    features = BUILDERS[kind].FEATURES
-    serializer = ExampleSerializer(features.get_serialized_info())  # pyright: ignore[reportArgumentType]
-    return serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
+    return serialize(BUILDERS[kind].FEATURES, example)
 
 
 def _video_example(item: Item) -> dict[str, Any]:

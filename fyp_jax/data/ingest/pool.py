@@ -1,6 +1,5 @@
 """`make_example` over many items, on a pool of worker processes, with results in the order of the items."""
 
-import itertools
 import multiprocessing
 import signal
 from collections import deque
@@ -12,6 +11,7 @@ from functools import partial
 
 from fyp_jax.data.ingest.examples import ExampleResult, make_example
 from fyp_jax.data.ingest.items import Item
+from fyp_jax.data.ordered_map import ordered_map
 from fyp_jax.data.worker_process import exit_with_parent
 from fyp_jax.errors import UserError
 
@@ -40,19 +40,18 @@ def example_pool(kind: str, workers: int) -> Iterator[MapExamples]:
 def _ordered_map(
     pool: ProcessPoolExecutor, kind: str, max_pending: int, items: Iterable[Item]
 ) -> Iterator[ExampleResult]:
-    pending: deque[tuple[str, Future[ExampleResult]]] = deque()
+    names: deque[str] = deque()
+
+    def submit(item: Item) -> Future[ExampleResult]:
+        names.append(item.name)
+        return pool.submit(make_example, kind, item)
+
     try:
-        for item in itertools.chain(items, itertools.repeat(None)):
-            if item is not None:
-                pending.append((item.name, pool.submit(make_example, kind, item)))
-            elif not pending:
-                return
-            if item is None or len(pending) == max_pending:
-                result = pending[0][1].result()
-                pending.popleft()
-                yield result
+        for result in ordered_map(submit, items, max_pending):
+            names.popleft()
+            yield result
     except BrokenProcessPool as error:
-        where = f" at {pending[0][0]} or one of the next {max_pending} items" if pending else ""
+        where = f" at {names[0]} or one of the next {max_pending} items" if names else ""
         raise UserError(
             f"a worker process died{where}, perhaps out of memory; run the same command again to resume, "
             "with fewer --workers to use less memory"

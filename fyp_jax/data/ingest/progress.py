@@ -1,7 +1,7 @@
 """The progress log of an ingest: the fingerprint of its source, then one JSON line for each complete shard.
 
-A run that is killed leaves complete shards and, in the log, the number of items in them. The next run resumes
-behind these items, so the result depends on the source alone, and not on the workers or on interruptions.
+A run that is killed leaves complete shards and, in the log, what is in them. The next run writes the others,
+so the result depends on the source alone, and not on the runner, its workers or interruptions.
 """
 
 import fcntl
@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fyp_jax.data.ingest.shards import Shard, shard_name
+from fyp_jax.data.ingest.shards import Shard
+from fyp_jax.data.shard_files import shard_name
 from fyp_jax.errors import UserError
+
+_MARK = ".complete.json"
 
 
 def log_path(target: Path) -> Path:
@@ -35,8 +38,10 @@ def locked_log(target: Path) -> Iterator[IO[bytes]]:
         yield log
 
 
-def resume(log: IO[bytes], kind: str, work: Path, source_fingerprint: str, overwrite: bool) -> list[Shard]:
-    """Return the complete shards of an earlier run, and remove everything else from its log and folder.
+def resume(
+    log: IO[bytes], kind: str, work: Path, source_fingerprint: str, overwrite: bool
+) -> dict[int, Shard]:
+    """Return the complete shards of an earlier run by their index, and remove all else from log and folder.
 
     Raises UserError where that run had another source, unless `overwrite`.
     """
@@ -48,30 +53,49 @@ def resume(log: IO[bytes], kind: str, work: Path, source_fingerprint: str, overw
             f"{work}: an unfinished run with other data or another shard size is here; "
             "--overwrite starts over"
         )
-    shards: list[Shard] = []
-    for line in lines if same_source else []:
-        shard, file = Shard(**json.loads(line)), work / shard_name(kind, len(shards))
-        if shard.records and not (file.is_file() and file.stat().st_size == shard.file_bytes):
-            break
-        shards.append(shard)
-    if same_source:
-        log.truncate(len(first) + sum(map(len, lines[: len(shards)])))
-    else:
-        log.truncate(0)
-        log.write(_json_line(source_fingerprint))
-    _sync(log)
     work.mkdir(exist_ok=True)
-    names = {shard_name(kind, index) for index, shard in enumerate(shards) if shard.records}
+    shards: dict[int, Shard] = {}
+    if same_source:
+        marks = [path.read_bytes() for path in sorted(work.glob(f"*{_MARK}"))]
+        for shard in map(_parse_shard, [*lines, *marks]):
+            if shard is None:
+                continue
+            file = work / shard_name(kind, shard.index)
+            if file.is_file() and file.stat().st_size == shard.file_bytes:
+                shards[shard.index] = shard
+    log.truncate(0)
+    log.write(_json_line(source_fingerprint))
+    for shard in shards.values():
+        log.write(_json_line(shard._asdict()))
+    _sync(log)
+    names = {shard_name(kind, index) for index in shards}
     for file in work.iterdir():
         if file.name not in names:
             file.unlink()
     return shards
 
 
+def mark_shard(work: Path, shard: Shard) -> None:
+    """Write the file that says that a shard is complete, for a worker that cannot write to the log."""
+    unfinished = work / f"unfinished-mark-{shard.index:05d}"
+    with open(unfinished, "wb") as file:
+        file.write(_json_line(shard._asdict()))
+        _sync(file)
+    unfinished.rename(work / f"{shard.index:05d}{_MARK}")
+
+
 def log_shard(log: IO[bytes], shard: Shard) -> None:
     """Append a shard to the log, on disk when this returns."""
     log.write(_json_line(shard._asdict()))
     _sync(log)
+
+
+def _parse_shard(line: bytes) -> Shard | None:
+    """A shard of the log; None for a line of another version of this package."""
+    try:
+        return Shard(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def _json_line(value: Any) -> bytes:

@@ -2,32 +2,25 @@
 
 import csv
 import hashlib
-import inspect
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
-from tqdm import tqdm
-
-from fyp_jax.data.datasets import BUILDERS, FILE_FORMAT, SPLIT, SUMMARY_FILE
+from fyp_jax.data.datasets import BUILDERS, SUMMARY_FILE
 from fyp_jax.data.ingest.examples import ExampleResult
 from fyp_jax.data.ingest.items import Rejection
-from fyp_jax.errors import UserError, reason
+from fyp_jax.data.shard_files import shard_name, write_shard_file, write_tfds_metadata
 
 REJECTED_FILE = "refused.csv"
 
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # TFDS's, for an unknown number of shards
-_UNFINISHED = "unfinished"
-
 
 class Shard(NamedTuple):
-    """One complete shard, as a line of the progress log has it. The last may have no records, and no file."""
+    """One complete shard, as a line of the progress log has it. It may have no records."""
 
+    index: int
     items: int
     """Items that were read for it, with those that were rejected."""
     records: int
@@ -38,47 +31,29 @@ class Shard(NamedTuple):
     rejected: list[list[str]]
 
 
-def shard_name(kind: str, index: int) -> str:
-    return f"{kind}-{SPLIT}.{FILE_FORMAT}-{index:05d}"
-
-
-def write_shard(path: Path, results: Iterator[ExampleResult], shard_bytes: int, progress: tqdm) -> Shard:
-    """Write the next results as one shard, until its records have `shard_bytes` or the results end.
-
-    The file gets its name when it is complete and on disk.
-    """
+def write_shard(
+    folder: Path, kind: str, index: int, results: Iterable[ExampleResult], on_item: Callable[[], object]
+) -> Shard:
+    """Write all results as one shard; its file gets its name when it is complete and on disk."""
     items = records = record_bytes = 0
     rejected: list[list[str]] = []
     digest = hashlib.sha256()
 
-    def take() -> Iterator[tuple[int, bytes]]:
+    def take() -> Iterator[bytes]:
         nonlocal items, records, record_bytes
         for result in results:
             items += 1
-            progress.update()
+            on_item()
             if result.rejection:
                 rejected.append(list(result.rejection))
                 continue
             records += 1
             record_bytes += len(result.example)
             digest.update(hashlib.sha256(result.example).digest())
-            yield records, result.example
-            if record_bytes >= shard_bytes:
-                return
+            yield result.example
 
-    unfinished = path.with_name(_UNFINISHED)
-    try:
-        tfds.core.ExampleWriter(tfds.core.FileFormat(FILE_FORMAT)).write(unfinished, take())
-    except RuntimeError as error:  # array_record raises it for a full disk too
-        raise UserError(f"{unfinished}: cannot be written ({reason(error)})") from error
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    file_bytes = unfinished.stat().st_size if records else 0
-    if records:
-        unfinished.rename(path)
-    else:
-        unfinished.unlink()
-    return Shard(items, records, record_bytes, file_bytes, digest.hexdigest(), rejected)
+    file_bytes = write_shard_file(folder / shard_name(kind, index), take())
+    return Shard(index, items, records, record_bytes, file_bytes, digest.hexdigest(), rejected)
 
 
 def write_metadata(
@@ -87,34 +62,20 @@ def write_metadata(
     """Write the metadata that TFDS and `open_records` read, and the list of rejected items."""
     write_rejected(folder / REJECTED_FILE, rejected)
     builder = BUILDERS[kind]
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder,  # pyright: ignore[reportArgumentType]
-        template=_TEMPLATE,
-        dataset_name=kind,
-        split=SPLIT,
-        filetype_suffix=FILE_FORMAT,
-    )
-    split = tfds.core.SplitInfo(
-        name=SPLIT,
-        shard_lengths=[shard.records for shard in shards],
-        num_bytes=sum(shard.record_bytes for shard in shards),
-        filename_template=template,
-    )
     summary = {
         "digest": hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest(),
         "shard_bytes": [shard.file_bytes for shard in shards],
         "source": source_fingerprint,
     }
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=builder.FEATURES,
-        split_infos=[split],
-        version=str(builder.VERSION),
-        filename_template=template,
-        check_data=False,  # the check would need TensorFlow
-        description=inspect.cleandoc(builder.__doc__ or ""),
-        disable_shuffling=True,
-        metadata=tfds.core.MetadataDict(summary),
+    write_tfds_metadata(
+        folder,
+        kind,
+        str(builder.VERSION),
+        builder.FEATURES,
+        builder.__doc__,
+        [shard.records for shard in shards],
+        sum(shard.record_bytes for shard in shards),
+        summary,
     )
 
 

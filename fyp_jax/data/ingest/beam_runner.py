@@ -1,0 +1,71 @@
+"""Apache Beam as a runner: one function over many elements, in threads, in processes, or on a cluster.
+
+The function writes its result to a place of its own and gives nothing back, so an element may run twice.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from fyp_jax.errors import UserError, reason
+
+T = TypeVar("T")
+
+
+def run_in_beam(function: Callable[[T], None], elements: Sequence[T], options: Sequence[str]) -> None:
+    """Run a pipeline that calls `function`, which workers import by its name, on each of the elements.
+
+    `options` are Beam's: --runner=DirectRunner --direct_num_workers=4, or those of a cluster. Raises
+    UserError where Beam is not installed or does not know an option, and where the pipeline fails.
+    """
+    beam, parsed = _import_beam(), _parse(options)
+    pipeline = beam.Pipeline(options=parsed)
+    spread = pipeline | beam.Create(list(elements)) | beam.Reshuffle()
+    _ = spread | beam.Map(function)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # a runner wraps what a worker raised in a class of its own
+        logging.getLogger(__name__).debug("Beam", exc_info=error)
+        raise UserError(
+            f"the Beam pipeline failed: {_cause(error)}; run the same command again to resume"
+        ) from error
+
+
+def check_beam_options(options: Sequence[str]) -> None:
+    """Raise UserError where Beam is not installed, or would not know one of the options."""
+    _import_beam()
+    _parse(options)
+
+
+def _import_beam() -> Any:
+    try:
+        import apache_beam  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"--runner needs Apache Beam ({reason(error)}): pip install 'fyp_jax[beam]'"
+        ) from error
+    return apache_beam
+
+
+def _parse(options: Sequence[str]) -> Any:
+    """Beam's options; Beam itself drops those that it does not know."""
+    from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise UserError(f"Beam's options: {message}")
+
+    parser = Parser(allow_abbrev=False, add_help=False)
+    for kind in {str(kind): kind for kind in PipelineOptions.__subclasses__()}.values():
+        kind._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(options))
+    if unknown:
+        raise UserError(f"{' '.join(unknown)}: neither this command nor Beam has such an option")
+    return PipelineOptions(list(options))
+
+
+def _cause(error: Exception) -> str:
+    """The last line of a worker's traceback, which a runner's error may hold, or the error's first line."""
+    lines = [line for line in str(error).splitlines() if "UserError: " in line]
+    return lines[-1].partition("UserError: ")[2] if lines else reason(error)
