@@ -130,7 +130,7 @@ def _render(
     arrays.mapped[worker] = 1
     for row in range(worker, layout.size, workers):
         sample = source[index_of(row)].sample
-        assert sample is not None  # no rendered scene is corrupt
+        assert isinstance(sample, Sample)  # no rendered scene is corrupt
         arrays.video[row] = sample.video
         if arrays.poses is not None:
             arrays.poses[row] = sample.pose_images
