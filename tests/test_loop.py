@@ -180,9 +180,10 @@ def stepped(
 ) -> tuple[TrainState, Callable[..., Any], Callable[[], TrainState]]:
     """A state, the step of `whole_run`, and a function that makes the state again: a step donates it."""
     config, stage = a_config(world, Path("unused")), STAGES["motion"]
-    models, state, _, _ = loop._initial_state(config, stage, one_device)
+    records = loop._open_records(config, stage)
+    models, state, _, _ = loop._initial_state(config, stage, one_device, records)
     step = configured_step(config, models, one_device, state)
-    return state, step, lambda: loop._initial_state(config, stage, one_device)[1]
+    return state, step, lambda: loop._initial_state(config, stage, one_device, records)[1]
 
 
 def size(tree: Any) -> int:
@@ -277,9 +278,8 @@ def test_run_in_bfloat16_with_ema_saves_averaged_float32_weights(
     begin, after = initialize_weights(config, STAGES["motion"], None), arrays(tmp_path)
     assert {x.dtype for x in begin.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
     with TrainingCheckpoints(f"{tmp_path}/checkpoints", 1) as checkpoints:
-        _, state, _, _ = loop._initial_state(
-            config, STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1])
-        )
+        stage, mesh = STAGES["motion"], make_mesh(MeshConfig(), jax.devices()[:1])
+        _, state, _, _ = loop._initial_state(config, stage, mesh, loop._open_records(config, stage))
         saved = checkpoints.restore(loop.mutable_state(state))
     assert saved is not None
     for path, x in begin.trainable.items():

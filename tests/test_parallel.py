@@ -255,7 +255,7 @@ class Metadata(BaseHTTPRequestHandler):
 
 def test_initialize_on_a_tpu_pod_connects_without_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     connected = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: connected.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: connected.append(args))
     monkeypatch.setattr(platforms, "DEVICES", tmp_path)
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:

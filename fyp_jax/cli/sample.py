@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -130,7 +130,7 @@ def main() -> None:
 
 def _clips(
     config: SampleConfig, args: argparse.Namespace, enable_compilation_cache: Callable[[], object]
-) -> Iterator[Path]:
+) -> Iterable[Path]:
     if args.prompts is None:
         from fyp_jax.pipeline.files import sample_to_files
 
