@@ -16,6 +16,8 @@ from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
 from tiny_models import UNET
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 HEADS, WIDTH, TOKENS, TARGETS = 2, 8, 6, 2
 ROWS = 2 + TARGETS  # one that no edit touches, the source, and its targets
 RNG = np.random.default_rng(0)
@@ -107,7 +109,6 @@ def test_no_edit_traces_to_the_program_without_the_argument(params: dict):
     assert edited != plain
 
 
-@pytest.mark.slow
 def test_edit_touches_its_targets_alone(params: dict):
     unet, inputs = UNet3D(UNET), unet_inputs()
     edit = neutral(2)._replace(own=jnp.zeros((1, 2, 1), bool), own_weights=jnp.full((1, TOKENS), 2.0))
@@ -117,7 +118,6 @@ def test_edit_touches_its_targets_alone(params: dict):
     assert np.abs(plain[2] - edited[2]).max() > 1e-3
 
 
-@pytest.mark.slow
 def test_edit_of_sharded_frames_equals_that_of_one_device(params: dict):
     frames, edits = 4, {}
     for level, queries in ((0, 128), (1, 32)):

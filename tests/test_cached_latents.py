@@ -35,6 +35,8 @@ from fyp_jax.training.latent_cache import cache_latents
 from fyp_jax.training.stages import get_stage
 from fyp_jax.types import Batch, LatentBatch
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 ROOT = Path(__file__).parent.parent
 VIDEOS = 5
 SMALL_SHARDS = {"dtype": "float32", "records_per_shard": 2, "frames_per_device": 1}
@@ -150,7 +152,6 @@ def test_run_of_another_size_crop_or_pipeline_is_refused(cache: LatentSource):
         cache.check_encoders({"vae": cache.spec.encoders["vae"]})
 
 
-@pytest.mark.slow
 def test_training_with_other_encoders_than_the_cache_is_refused(
     world: Path, cache: LatentSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -278,7 +279,6 @@ def twenty_steps(world: Path, out: Path) -> TrainConfig:
     return changed(a_config(world, out, num_train_steps=20), caption_dropout=0.3)
 
 
-@pytest.mark.slow
 def test_losses_from_cached_latents_equal_those_from_records_over_20_steps(
     world: Path,
     cache: LatentSource,
@@ -304,7 +304,6 @@ def test_losses_from_latents_in_float16_on_a_mesh_are_near_those_from_records(
     assert worst < 2e-3, worst
 
 
-@pytest.mark.slow
 def test_command_in_two_processes_caches_what_one_process_does(
     world: Path, cache: LatentSource, tmp_path: Path
 ):

@@ -136,6 +136,7 @@ def test_pose_of_null_is_no_pose():
     assert parse(["--pose", "./null"]).pose.path == "./null"  # a file of this name
 
 
+@pytest.mark.slow
 def test_run_of_a_tiny_model_repeats_from_its_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache_folder: Path
 ):

@@ -13,6 +13,8 @@ from fyp_jax.pipeline.clip_batches import BatchSampler, ClipRequest
 from fyp_jax.pipeline.params import SamplingParams, sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 SIDE, FRAMES = 64, 3
 
 

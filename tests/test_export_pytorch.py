@@ -57,6 +57,8 @@ from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh, shard_params
 from fyp_jax.pipeline.guidance import cfg_denoiser
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 STEP = 7
 FORMATS = [name for name in EXPORT_FORMATS if name != "tuneavideo"]
 """Those that have all layers of a motion stage (the other one: tests/test_video_pipeline.py)."""
@@ -163,7 +165,6 @@ def test_native_round_trip_is_bitwise(
     assert_same(again, params)
 
 
-@pytest.mark.slow
 def test_diffusers_formats_round_trip_is_bitwise(exported: Path, params: dict[str, Any], tmp_path: Path):
     """They hold the UNet without temporal layers, and the pose encoder."""
     adapter, pipeline = exported / "diffusers-t2i-adapter", exported / "diffusers-unet2d"
@@ -217,7 +218,6 @@ def test_sizes_of_stable_diffusion_1_4_need_no_warning(caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
-@pytest.mark.slow
 def test_followyourpose_export_equals_the_published_state_dict(
     reference: Reference, pipeline_folder: Path, tmp_path: Path
 ):
@@ -302,7 +302,6 @@ def compare_maps(adapter: Any, config: UNet3DConfig, params: dict[str, Any], ske
         assert_close(rearrange(np.asarray(x), "b f h w c -> (b f) c h w"), y, f"map {i}")
 
 
-@pytest.mark.slow
 def test_adapter_of_sd14_size_has_the_default_config_of_pytorch(tmp_path: Path):
     """It has 77.4 M parameters."""
     config = UNet3DConfig()
@@ -319,7 +318,6 @@ def test_adapter_of_sd14_size_has_the_default_config_of_pytorch(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_adapter", [False, True], ids=["text alone", "with a pose"])
-@pytest.mark.slow
 def test_sampling_in_pytorch_equals_ours_on_one_frame(
     exported: Path,
     adapter: Any,
@@ -369,7 +367,6 @@ def test_sampling_in_pytorch_equals_ours_on_one_frame(
     assert_close(np.clip(np.asarray(pixels)[:, 0] / 2 + 0.5, 0, 1), expected["np"], "pixels")
 
 
-@pytest.mark.slow
 def test_imported_adapter_of_pytorch_gives_the_same_features(
     pipeline_folder: Path, config: UNet3DConfig, tmp_path: Path
 ):
@@ -399,7 +396,6 @@ def training_checkpoint(
 
 
 @pytest.mark.parametrize("stage", ["pose", "motion"])
-@pytest.mark.slow
 def test_checkpoint_of_eight_devices_is_exported_on_one(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, stage: str
 ):
@@ -437,7 +433,6 @@ def all_names(params: dict[str, Any]) -> dict[str, Any]:
     return to_torch(params)
 
 
-@pytest.mark.slow
 def test_bfloat16_checkpoint_is_exported_as_float32(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
@@ -452,7 +447,6 @@ def test_bfloat16_checkpoint_is_exported_as_float32(
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
-@pytest.mark.slow
 def test_trained_encoder_is_exported(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, part: str
 ):
@@ -497,7 +491,6 @@ def test_trained_encoder_of_another_size_is_refused(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.slow
 def test_verify_accepts_every_format(checkpoint: Path, exported: Path, tmp_path: Path, dtype: str):
     """The script prints all comparisons, and exits with status 0."""
     out = tmp_path / "out"
@@ -530,7 +523,6 @@ def test_verify_refuses_a_wrong_number(
     assert export_pytorch(*args, "--verify").status == 1
 
 
-@pytest.mark.slow
 def test_export_without_torch_writes_every_format(
     checkpoint: Path, params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -595,7 +587,6 @@ def test_checkpoint_that_disappears_while_it_is_read_is_named(checkpoint: Path, 
         read_tree(weights.models)
 
 
-@pytest.mark.slow
 def test_untrained_pose_encoder_is_refused_by_formats_that_need_it(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):
@@ -622,7 +613,6 @@ def test_unet_without_cross_frame_attention_is_refused_by_the_published_format(
     assert_mistake(export_pytorch(*args, "followyourpose"), "without cross-frame attention")
 
 
-@pytest.mark.slow
 def test_pipeline_that_does_not_fit_is_refused(checkpoint: Path, pipeline_folder: Path, tmp_path: Path):
     args = "--checkpoint", checkpoint, "--out", tmp_path / "out", "--format", "diffusers-unet2d", "--pipeline"
     assert_mistake(export_pytorch(*args, "sd14"), "text_encoder has hidden_size 768", "needs 32")
@@ -653,7 +643,6 @@ def test_disk_that_is_too_small_is_refused_before_writing(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_disk_that_fills_up_leaves_no_files(checkpoint: Path, tmp_path: Path):
     """A limit on the file size makes the kernel refuse to write, as on a full disk."""
     limited = (

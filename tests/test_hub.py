@@ -81,6 +81,7 @@ def weight_files(files: list[str]) -> list[str]:
 # ---- a push, and what comes back
 
 
+@pytest.mark.slow
 def test_pushed_model_is_loaded_by_its_name_with_the_same_weights(
     alice: FakeHub, base: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -34,6 +34,8 @@ from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3DConfig
 from fyp_jax.trees import TreeMismatch
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 SCRIPT = SCRIPTS / "import_pytorch.py"
 PROVENANCE = {"made_by": "a test"}
 
@@ -109,7 +111,6 @@ def test_import_of_published_checkpoint_is_bitwise(reference: Reference, tmp_pat
     assert provenance["checkpoint"] == str(tmp_path / "checkpoint-7")
 
 
-@pytest.mark.slow
 def test_imported_pipeline_can_be_sampled(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -137,7 +138,6 @@ def test_imported_pipeline_can_be_sampled(
     assert "text width 32 against 48" in line
 
 
-@pytest.mark.slow
 def test_import_of_checkpoint_with_other_sizes_lists_the_shapes(
     tiny_torch: dict[str, np.ndarray], tmp_path: Path
 ):

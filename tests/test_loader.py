@@ -317,6 +317,7 @@ def test_loader_raises_after_few_reads_when_many_records_are_corrupt():
     assert records.reads == 8
 
 
+@pytest.mark.slow
 def test_restored_loader_resumes_and_decodes_no_earlier_batch():
     first = Loader(videos(broken=(2,)), config(**VARIED), tokenize, 3, range(5))
     assert_same(next(first), reference()[0])
@@ -429,6 +430,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks up processes in /proc")
 @pytest.mark.parametrize("end", [slow("return"), "interrupt", slow("kill")])
 def test_workers_use_the_cpu_and_end_with_the_program(tmp_path, end):

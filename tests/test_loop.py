@@ -31,6 +31,8 @@ from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState
 from fyp_jax.training.step import configured_step
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 CLIPS, FRAMES, SIDE = 4, 2, 64
 
 
@@ -111,7 +113,6 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
     return flatten_dict(params, sep="/")
 
 
-@pytest.mark.slow
 def test_run_resumed_after_two_steps_equals_whole_run_bit_for_bit(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -123,7 +124,6 @@ def test_run_resumed_after_two_steps_equals_whole_run_bit_for_bit(
         np.testing.assert_array_equal(ours[path], x, err_msg=path)
 
 
-@pytest.mark.slow
 def test_run_resumed_on_another_mesh_has_the_same_losses(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -198,7 +198,6 @@ def test_optimizer_state_has_twice_the_bytes_of_trainable_parameters(stepped: tu
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
-@pytest.mark.slow
 def test_step_donates_the_whole_state(stepped: tuple, one_device: jax.sharding.Mesh):
     """The memory of the old state is reused for the new one."""
     state, step, _ = stepped
@@ -241,7 +240,6 @@ def test_step_with_nonfinite_gradient_changes_no_parameter(stepped: tuple, one_d
     assert np.isfinite(metrics["loss"])
 
 
-@pytest.mark.slow
 def test_ten_nonfinite_steps_in_a_row_end_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -260,7 +258,6 @@ def test_ten_nonfinite_steps_in_a_row_end_the_run(
         )
 
 
-@pytest.mark.slow
 def test_run_in_bfloat16_with_ema_saves_averaged_float32_weights(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -316,7 +313,6 @@ def test_bucket_path_reaches_orbax_unchanged(tmp_path: Path, monkeypatch: pytest
         TrainingCheckpoints("gs://bucket/run", max_to_keep=1)
 
 
-@pytest.mark.slow
 def test_untrained_temporal_layers_start_as_the_stage_needs_them(
     world: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -36,6 +36,8 @@ from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import TrainState, init_state, state_specs
 from fyp_jax.types import Batch, Params
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=1, fsdp=8),
@@ -125,13 +127,11 @@ def test_gradient_on_a_mesh_equals_one_device(name: str, model: str):
     assert_same(on_mesh(name, model)[1:], on_one_device(model))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data", "fsdp"])
 def test_pose_gradient_on_a_mesh_equals_one_device(name: str):
     assert_same(on_mesh(name, "pose")[1:], on_one_device("pose"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["autoencoder", "image"])
 def test_autoencoder_and_image_gradient_on_fsdp_equals_one_device(stage: str):
     assert_same(on_mesh("fsdp", stage)[1:], on_one_device(stage))

@@ -383,6 +383,7 @@ def test_long_prompt_is_cut_with_a_warning(
     assert "umbrella" in caplog.text
 
 
+@pytest.mark.slow
 def test_denoising_step_has_the_flops_of_the_unet_on_two_branches(pipeline: FollowYourPosePipeline):
     """No pose encoder, no text encoder and no VAE is in it."""
     programs, params = pipeline.programs, pipeline.params
@@ -543,6 +544,7 @@ def test_noise_correlation_is_that_of_two_frames(correlation: float):
     np.testing.assert_allclose(covariance, correlation + (1 - correlation) * np.eye(3), atol=0.04)
 
 
+@pytest.mark.slow
 def test_memory_of_decoding_does_not_grow_with_the_clip(pipeline: FollowYourPosePipeline):
     programs, params = pipeline.programs, pipeline.params
 

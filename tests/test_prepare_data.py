@@ -510,6 +510,7 @@ def test_ingest_of_images_without_a_pose_column_raises(tmp_path):
         ingest("images", tmp_path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_ingest_with_any_number_of_workers_writes_the_same_files(tmp_path):
     source = write_clips(tmp_path / "in", 9)
     one = ingest("videos", source, tmp_path / "one", workers=1, shard_bytes=20_000)
@@ -584,6 +585,7 @@ def test_ingest_killed_at_any_step_resumes_to_the_same_files(tmp_path):
     assert_resumes(tmp_path, [i / 100 for i in range(1, 101)])
 
 
+@pytest.mark.slow
 def test_ingest_killed_with_its_workers_resumes_and_keeps_finished_shards(tmp_path):
     source, out = write_clips(tmp_path / "in", 24), tmp_path / "killed"
     log = out / "captioned_videos" / "1.0.0.progress.jsonl"

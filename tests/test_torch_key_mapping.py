@@ -27,6 +27,8 @@ from fyp_jax.models.pose_encoder import pose_encoder_shapes
 from fyp_jax.models.unet import UNet3DConfig, unet_shapes
 from fyp_jax.trees import TreeMismatch
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 SD2 = {
     "block_out_channels": [320, 640, 1280, 1280],
     "attention_head_dim": [5, 10, 20, 20],
@@ -194,7 +196,6 @@ def test_to_torch_of_unknown_parameters_is_refused(reference: Reference):
         to_torch({"unet": reference.params["unet"] | {"conv_in": {"odd": np.zeros(3, np.float32)}}})
 
 
-@pytest.mark.slow
 def test_inflated_image_unet_keeps_its_weights_and_starts_silent(reference: Reference):
     unet = {name: value for name, value in reference.state_dict.items() if not name.startswith(POSE_PREFIX)}
     image = {name: value for name, value in unet.items() if not TEMPORAL.search(name)}

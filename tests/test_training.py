@@ -116,6 +116,7 @@ def pose_run(
     return out, initial[0], messages
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_first_step_saves_and_ends_the_run(pose_run: tuple[Path, InitialState, list[str]]):
     """The stop signal reaches the run with the second step, so the checkpoint holds that step."""
     out, _, messages = pose_run

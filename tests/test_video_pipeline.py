@@ -35,6 +35,8 @@ from fyp_jax.training.init import initialize_weights
 from fyp_jax.training.stages import get_stage
 from fyp_jax.trees import TreeMismatch
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 VIDEO_CONFIG = {
     "_class_name": "UNet3DConditionModel",
@@ -206,7 +208,6 @@ def test_tune_a_video_round_trip_is_bitwise(tune_a_video: Path, imported: Path, 
     assert_same(again[1], {"unet": load_inference(imported)[1]["unet"]})
 
 
-@pytest.mark.slow
 def test_tune_a_video_export_verifies(imported: Path, tmp_path: Path):
     run = export(imported, tmp_path / "exported", "tuneavideo", "--verify")
     assert run.status == 0, run.err
