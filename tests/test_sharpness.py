@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from fyp_jax.evaluation.autoencoder import held_out_drawings, is_figure, score_autoencoder
 from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
 from fyp_jax.synthetic.second.scenes import render_clip, training_scene
 
@@ -42,3 +43,26 @@ def test_blur_widens_edges_and_takes_their_sharpness():
     assert sharpness == sorted(sharpness, reverse=True)
     assert widths[0] < 2.5
     assert widths[-1] > 6
+
+
+def test_scores_of_a_vae_tell_errors_of_figures_from_those_of_places():
+    drawings = list(held_out_drawings(4, size=64))
+
+    def five_levels_off_in_figures(video: np.ndarray) -> np.ndarray:
+        labels = next(drawing.labels for drawing in drawings if np.array_equal(drawing.video, video))
+        assert labels is not None
+        off = np.where(video > 127, -5, 5) * is_figure(labels)[..., None]
+        return (video + off).astype(np.uint8)
+
+    scores = score_autoencoder(five_levels_off_in_figures, drawings)
+    assert scores.figure_psnr.mean == pytest.approx(20 * np.log10(255 / 5))
+    fractions = [is_figure(drawing.labels).mean() for drawing in drawings if drawing.labels is not None]
+    expected = [20 * np.log10(255 / 5) - 10 * np.log10(fraction) for fraction in fractions]
+    assert scores.psnr.mean == pytest.approx(np.mean(expected))
+    assert scores.drawn_edge_width.mean < 3
+
+
+def test_drawings_of_the_evaluation_are_none_of_training():
+    held_out = [clip.video for clip in held_out_drawings(3, size=64)]
+    trained = [render_clip(training_scene(seed), 1, 64).video for seed in range(3)]
+    assert not any(np.array_equal(a, b) for a, b in zip(held_out, trained, strict=True))
