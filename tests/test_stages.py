@@ -60,7 +60,8 @@ def test_pattern_matches_whole_paths_only():
 
 def test_unknown_stage_is_refused_with_all_names():
     with pytest.raises(
-        UserError, match="stage=both: the stages are pose, motion, one_shot, autoencoder, image, video"
+        UserError,
+        match="stage=both: the stages are pose, motion, one_shot, autoencoder, decoder, image, video",
     ):
         get_stage("both")
 

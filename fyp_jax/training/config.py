@@ -143,8 +143,8 @@ class TrainConfig:
     stage: str = config_field(
         "motion",
         "pose: pose encoder, from images; motion: temporal layers and queries, from videos; one_shot: "
-        "Tune-A-Video, from one clip; autoencoder, image: a Stable Diffusion from nothing; video: all of the "
-        "UNet",
+        "Tune-A-Video, from one clip; autoencoder, image: a Stable Diffusion from nothing; decoder: a "
+        "VAE's decoder; video: all of the UNet",
     )
     pretrained: str = config_field("mini", PRETRAINED_HELP.removesuffix(", or checkpoint of ours"))
     variant: str | None = config_field(None, VARIANT_HELP)

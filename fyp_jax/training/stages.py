@@ -1,7 +1,8 @@
 """The training stages, as data: what is trained, on which dataset, by which loss, and whether poses are used.
 
 `pose` and `motion` are Follow Your Pose's two stages. `autoencoder` and `image` make a Stable Diffusion from
-nothing, for sizes that nobody has trained; `video` trains a whole UNet on clips. `one_shot` is Tune-A-Video.
+nothing, for sizes that nobody has trained; `decoder` trains the autoencoder's decoder alone. `video` trains a
+whole UNet on clips. `one_shot` is Tune-A-Video.
 """
 
 from collections.abc import Iterable
@@ -56,6 +57,14 @@ STAGES = {
         # Rombach et al. 2022, section 3.1: the latent space that the other stages train in.
         Stage(
             "autoencoder", dataset="pose_images", uses_pose=False, trainable=(r"vae/.*",), loss="autoencoder"
+        ),
+        # The decoder alone: better pictures of latents that other models have learned already.
+        Stage(
+            "decoder",
+            dataset="pose_images",
+            uses_pose=False,
+            trainable=(r"vae/(decoder|post_quant_conv)/.*",),
+            loss="autoencoder",
         ),
         # Section 3.3 there: text-to-image; the text encoder learns together with the UNet.
         Stage(
