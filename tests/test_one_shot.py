@@ -28,7 +28,7 @@ from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.pipeline.config import SampleConfig
-from fyp_jax.pipeline.inversions import Inversion, read_inversion, read_source, save_inversion
+from fyp_jax.pipeline.inversions import InvertedLatents, read_inversion, read_source, save_inversion
 from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -263,7 +263,8 @@ def test_file_that_is_no_inversion_is_refused(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", x=np.zeros(2))
     save_inversion(
-        tmp_path / "nan.npz", Inversion(np.full((2, 8, 8, 4), np.nan, np.float32), num_inference_steps=2)
+        tmp_path / "nan.npz",
+        InvertedLatents(np.full((2, 8, 8, 4), np.nan, np.float32), num_inference_steps=2),
     )
     for name, message in (
         ("dict.pt", "not the inverted latents of one clip"),
@@ -314,10 +315,24 @@ def test_clip_to_invert_is_taken_as_the_weights_were_tuned_on_it(
 def test_inversion_that_does_not_fit_is_refused(
     pipeline: FollowYourPosePipeline, tmp_path: Path, changes: dict[str, int], message: str
 ):
-    save_inversion(tmp_path / "z.npz", Inversion(np.zeros((8, 8, 8, 4), np.float32), 20))
+    save_inversion(tmp_path / "z.npz", InvertedLatents(np.zeros((8, 8, 8, 4), np.float32), 20))
     fitting = {"num_inference_steps": 20, "num_frames": 8, "height": 64, "width": 64}
     config = SampleConfig(invert=str(tmp_path / "z.npz"), **(fitting | changes))
     with pytest.raises(UserError, match=message):
+        read_source(config, pipeline)
+
+
+def test_inversion_by_other_weights_is_refused(pipeline: FollowYourPosePipeline, tmp_path: Path):
+    latents, file = np.zeros((8, 8, 8, 4), np.float32), tmp_path / "z.npz"
+    config = SampleConfig(invert=str(file), num_inference_steps=20, num_frames=8, height=64, width=64)
+    own = pipeline.weights["crc32"]
+    for crc32 in (own, None):
+        save_inversion(file, InvertedLatents(latents, 20, crc32))
+        found = read_source(config, pipeline)
+        assert isinstance(found, InvertedLatents)
+        assert found.weights_crc32 == crc32
+    save_inversion(file, InvertedLatents(latents, 20, own ^ 1))
+    with pytest.raises(UserError, match="was inverted with other weights"):
         read_source(config, pipeline)
 
 

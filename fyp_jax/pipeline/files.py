@@ -22,7 +22,7 @@ from fyp_jax.media.clips import find_clip
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.clip_store import save_files
 from fyp_jax.pipeline.config import SampleConfig
-from fyp_jax.pipeline.inversions import INVERSION_PROMPT, Inversion, read_source, save_inversion
+from fyp_jax.pipeline.inversions import INVERSION_PROMPT, InvertedLatents, read_source, save_inversion
 from fyp_jax.pipeline.output import Frames, PipelineOutput
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -70,7 +70,7 @@ class SampleRun(NamedTuple):
     config: SampleConfig
     pipeline: FollowYourPosePipeline
     poses: Frames | None
-    source: Inversion | Frames | None
+    source: InvertedLatents | Frames | None
     """What `config.invert` names."""
     record: dict[str, Any]
     folder: Path | None
@@ -132,7 +132,7 @@ class SampleRun(NamedTuple):
         if isinstance(source, np.ndarray):
             bar.set_description("inversion")
             latents = self.pipeline.invert(source, INVERSION_PROMPT, sampling, on_step=bar.update)
-            source = Inversion(latents, config.num_inference_steps)
+            source = InvertedLatents(latents, config.num_inference_steps, self.pipeline.weights.get("crc32"))
             if folder is not None:
                 save_inversion(folder / "inverted.npz", source)
         latents = None if source is None else source.latents

@@ -26,12 +26,14 @@ INVERSION_PROMPT = ""
 SUFFIXES = (".npz", *PICKLE_SUFFIXES)
 
 
-class Inversion(NamedTuple):
+class InvertedLatents(NamedTuple):
     """An inverted clip."""
 
     latents: Float32[np.ndarray, "f h w c"]
     num_inference_steps: int | None
     """DDIM steps that it took, and that sampling has to take; None where the file does not say it."""
+    weights_crc32: int | None = None
+    """Checksum of the weights that inverted it; None where the file does not say it."""
 
 
 def is_inversion(file: Path) -> bool:
@@ -39,13 +41,15 @@ def is_inversion(file: Path) -> bool:
     return file.suffix in SUFFIXES
 
 
-def save_inversion(file: Path, inversion: Inversion) -> None:
+def save_inversion(file: Path, inversion: InvertedLatents) -> None:
     """Write an .npz file that `read_inversion` reads. Raises UserError where it cannot be written."""
     with wrap_write_errors(file) as path, path.open("wb") as out:
-        np.savez(out, latents=inversion.latents, num_inference_steps=inversion.num_inference_steps or 0)
+        crc32 = {} if inversion.weights_crc32 is None else {"weights_crc32": inversion.weights_crc32}
+        steps = inversion.num_inference_steps or 0
+        np.savez(out, latents=inversion.latents, num_inference_steps=steps, **crc32)
 
 
-def read_inversion(file: Path) -> Inversion:
+def read_inversion(file: Path) -> InvertedLatents:
     """An .npz file of ours, or `inv_latents/ddim_latent-N.pt` of Tune-A-Video, one tensor [1 c f h w].
 
     Nothing that a pickle holds is run. Raises UserError for another file.
@@ -55,40 +59,41 @@ def read_inversion(file: Path) -> Inversion:
     return _check_finite(file, _read_npz(file) if file.suffix == ".npz" else _read_tensor(file))
 
 
-def _read_tensor(file: Path) -> Inversion:
+def _read_tensor(file: Path) -> InvertedLatents:
     tensor = read_pickle(file)
     if not isinstance(tensor, LazyArray) or len(tensor.shape) != 5 or tensor.shape[0] != 1:
         found = list(tensor.shape) if isinstance(tensor, LazyArray) else type(tensor).__name__
         raise UserError(f"{file}: not the inverted latents of one clip, a tensor [1 c f h w] (found {found})")
     latents = tensor.read().astype(np.float32)
-    return Inversion(np.ascontiguousarray(rearrange(latents, "1 c f h w -> f h w c")), None)
+    return InvertedLatents(np.ascontiguousarray(rearrange(latents, "1 c f h w -> f h w c")), None)
 
 
-def _read_npz(file: Path) -> Inversion:
+def _read_npz(file: Path) -> InvertedLatents:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             latents, steps = np.asarray(arrays["latents"]), int(arrays["num_inference_steps"])
+            crc32 = int(arrays["weights_crc32"]) if "weights_crc32" in arrays else None
     except Exception as error:  # a damaged archive raises whatever its bytes happen to call for
         raise UserError(
             f"{file}: not an inversion that train.py or sample.py wrote ({reason(error)})"
         ) from error
     if latents.ndim != 4 or latents.dtype != np.float32:
         raise UserError(f"{file}: not the inverted latents of one clip, float32 [f h w c]")
-    return Inversion(latents, steps or None)
+    return InvertedLatents(latents, steps or None, crc32)
 
 
-def _check_finite(file: Path, inversion: Inversion) -> Inversion:
+def _check_finite(file: Path, inversion: InvertedLatents) -> InvertedLatents:
     if not np.all(np.isfinite(inversion.latents)):
         raise UserError(f"{file}: holds latents that are not finite")
     return inversion
 
 
-def read_source(config: SampleConfig, pipeline: FollowYourPosePipeline) -> Inversion | Frames | None:
+def read_source(config: SampleConfig, pipeline: FollowYourPosePipeline) -> InvertedLatents | Frames | None:
     """What `config.invert` names: an inversion, or the frames of a clip that is still to be inverted.
 
     A clip is taken with the stride and start of the config, or else of the run that tuned the weights on it.
-    Raises UserError where the file cannot be read, the clip is too short, or the inversion has another size
-    or another number of steps.
+    Raises UserError where the file cannot be read, the clip is too short, or the inversion has another size,
+    another number of steps or other weights.
     """
     if config.invert is None:
         return None
@@ -104,6 +109,11 @@ def read_source(config: SampleConfig, pipeline: FollowYourPosePipeline) -> Inver
         raise UserError(
             f"{file}: was inverted in {inversion.num_inference_steps} steps; give "
             f"num_inference_steps={inversion.num_inference_steps} and not {config.num_inference_steps}"
+        )
+    crc32 = pipeline.weights.get("crc32")
+    if None not in (crc32, inversion.weights_crc32) and crc32 != inversion.weights_crc32:
+        raise UserError(
+            f"{file}: was inverted with other weights; give the clip itself, which is inverted anew"
         )
     expected = pipeline.programs.latent_shape(config.num_frames, config.height, config.width)[1:]
     if inversion.latents.shape != expected:

@@ -14,7 +14,7 @@ from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.pose_encoder import PoseEncoder
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.parallel.mesh import replicate
-from fyp_jax.pipeline.inversions import INVERSION_PROMPT, INVERSIONS, Inversion, save_inversion
+from fyp_jax.pipeline.inversions import INVERSION_PROMPT, INVERSIONS, InvertedLatents, save_inversion
 from fyp_jax.pipeline.output import Frames
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.programs import SamplingPrograms
@@ -64,5 +64,5 @@ class Validation:
         """The clip's inversion with the weights of now, which also goes into a file that sample.py reads."""
         latents = pipeline.invert(clip, INVERSION_PROMPT, self._sampling)
         file = self._output_dir / INVERSIONS / f"ddim_latent-{done}.npz"
-        save_inversion(file, Inversion(latents, self._sampling.num_inference_steps))
+        save_inversion(file, InvertedLatents(latents, self._sampling.num_inference_steps))
         return latents
