@@ -25,6 +25,7 @@ from fyp_jax.models.unet import UNet3D, UNet3DConfig
 from fyp_jax.pipeline.clip_editor import ClipEditor
 from fyp_jax.pipeline.editing import tokenize_prompt
 from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.programs import SamplingPrograms
 from tiny_models import encoders
 
@@ -307,3 +308,17 @@ def test_word_that_no_prompt_has_is_told_before_the_first_step(tmp_path: Path):
     run = run_script(EDIT, "--keep-background", "zebra", "--out", tmp_path / "runs")
     assert_mistake(run, "blend_words: 'zebra' is not a word of the prompt 'A robot, on the beach'")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"solver": "unipc"}, "solver=unipc: an edit is made by DDIM"),
+        ({"window": 4}, "window=4: an edit is made by DDIM, all frames together"),
+        ({"eta": 1.0}, "eta=1.0: an edit takes the steps of its source"),
+    ],
+)
+def test_edit_in_python_refuses_what_it_would_not_follow(changes: dict, message: str):
+    pipeline = FollowYourPosePipeline.from_pretrained("mini")
+    with pytest.raises(UserError, match=message):
+        pipeline.edit(None, "A robot", "A panda", EditOptions(method="generate"), num_frames=2, **changes)

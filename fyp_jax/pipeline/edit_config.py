@@ -6,6 +6,7 @@ from fyp_jax.config import config_field
 from fyp_jax.editing.options import EditOptions
 from fyp_jax.errors import UserError
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.params import check_edit_params
 from fyp_jax.pose.config import PoseConfig
 
 
@@ -39,12 +40,7 @@ class EditConfig(SampleConfig):
             raise UserError(f"inversion={self.inversion}: edit.method=generate has no clip; leave it out")
         if not generate and self.video is None and self.inversion is None:
             raise UserError("there is no clip: give --video FILE, or --method generate")
-        if self.eta:
-            raise UserError(f"eta={self.eta}: an edit takes the steps of its source, which needs eta=0")
-        for name in ("solver", "timestep_spacing", "window", "window_overlap"):
-            value = getattr(self, name)
-            if value != getattr(SampleConfig, name):
-                raise UserError(f"{name}={value}: an edit is made by DDIM, all frames together; leave it out")
+        check_edit_params(self)
         if -1 in (self.mesh.data, self.mesh.frame):
             raise UserError("an edit takes no -1 in its mesh: give mesh.data and mesh.frame as numbers")
         if self.num_frames % self.mesh.frame:

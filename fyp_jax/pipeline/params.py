@@ -91,6 +91,16 @@ def sampling_params(config: Any, **changes: Any) -> SamplingParams:
     return SamplingParams(**{name: getattr(config, name) for name in SAMPLING_FIELDS} | changes)
 
 
+def check_edit_params(sampling: SamplingParams) -> None:
+    """Raise UserError for options that an edit cannot follow."""
+    if sampling.eta:
+        raise UserError(f"eta={sampling.eta}: an edit takes the steps of its source, which needs eta=0")
+    for name in ("solver", "timestep_spacing", "window", "window_overlap"):
+        value = getattr(sampling, name)
+        if value != getattr(SamplingParams, name):
+            raise UserError(f"{name}={value}: an edit is made by DDIM, all frames together; leave it out")
+
+
 def ddim_params(sampling: SamplingParams) -> SamplingParams:
     """The same options for DDIM, which has an inversion; a multistep solver's timestep spacing is left
     out."""

@@ -20,7 +20,13 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.editing import ClipEditor, EditOutput, edit_clip, invert_clip
 from fyp_jax.pipeline.loading import load_components
 from fyp_jax.pipeline.output import Frames, PipelineOutput
-from fyp_jax.pipeline.params import SAMPLING_FIELDS, SamplingParams, ddim_params, sampling_params
+from fyp_jax.pipeline.params import (
+    SAMPLING_FIELDS,
+    SamplingParams,
+    check_edit_params,
+    ddim_params,
+    sampling_params,
+)
 from fyp_jax.pipeline.programs import SamplingPrograms
 from fyp_jax.pipeline.sampling_loop import decode, denoise, start_clip, tokenize
 from fyp_jax.pipeline.sizes import clip_sizes
@@ -174,11 +180,12 @@ class FollowYourPosePipeline:
         `inversion` is what `invert(..., trajectory=True)` gave for the clip, with the same source prompt and
         `source_pose`; None for options.method "generate". The edit follows `pose`, or else the source's.
         Other arguments are those of a call. Raises UserError as a call, where words or prompts do not fit the
-        options, and where the inversion was made for something else.
+        options, where the inversion was made for something else, and for a solver but DDIM, eta and windows.
         """
         clip = None if inversion is None else inversion.latents[0]
         sizes = self._sizes((source_pose, pose), clip)
-        sampling = ddim_params(self._sampling(sampling, {**changes, "eta": 0.0}, sizes))
+        sampling = self._sampling(sampling, changes, sizes)
+        check_edit_params(sampling)
         images = [self._pose_images(x, sampling, pose_stride, pose_start) for x in (source_pose, pose)]
         options = options or EditOptions()
         return edit_clip(self._editor(sampling), inversion, (source, prompt), options, images, on_step)
