@@ -122,13 +122,12 @@ def test_kernel_of_queries_in_rows_that_share_a_text_equals_plain_attention(monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [40, 80, 160])
-def test_kernel_in_bfloat16_is_at_most_a_quarter_further_off_than_blocks(dim: int):
-    """It rounds the queries once more than blocks do, after their scale."""
+def test_kernel_in_bfloat16_is_no_further_off_than_blocks(dim: int):
     arguments = qkv(2, 256, 2, dim, jnp.bfloat16)
     exact = in_float64(arguments)
     of_blocks = rms_error(value_and_gradients(blockwise_attention, arguments), exact)
     of_kernel = rms_error(jax.jit(lambda x: value_and_gradients(KERNEL, x))(arguments), exact)
-    assert of_kernel <= 1.25 * of_blocks
+    assert of_kernel <= 1.01 * of_blocks, (of_kernel, of_blocks)
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ from fyp_jax.models.attention_kernels.tpu_spec import (
     CONTRACT_DEPTH,
     CONTRACT_KEYS,
     CONTRACT_QUERIES,
-    LOG2E,
     KernelSpec,
     block_bytes,
     compiler_params,
@@ -28,7 +27,7 @@ from fyp_jax.models.attention_kernels.tpu_spec import (
     mask_scores,
     out_like,
     part_row,
-    scaled_queries,
+    scores_in_base_2,
 )
 
 
@@ -122,7 +121,7 @@ def _kernel(
 
     for first in range(0, spec.heads, blocks.heads_at_once):
         heads = range(first, min(first + blocks.heads_at_once, spec.heads))
-        queries = {head: scaled_queries(q_ref[:, head_slice(head, dim)]) for head in heads}
+        queries = {head: q_ref[:, head_slice(head, dim)] for head in heads}
         d_outs = {head: d_out_ref[:, head_slice(head, dim)] for head in heads}
 
         def step(i: Any, _: Any, heads: range = heads, queries: Any = queries, d_outs: Any = d_outs) -> None:
@@ -130,10 +129,10 @@ def _kernel(
             at = pl.ds(start, blocks.keys_at_once)
             for part in range(0, count, 2):
                 k_ref, v_ref, d_k_sum, d_v_sum = *pairs[part : part + 2], *d_sums[part : part + 2]
-                scores = [dot(k_ref[at, head_slice(h, dim)], queries[h], CONTRACT_DEPTH) for h in heads]
+                products = [dot(k_ref[at, head_slice(h, dim)], queries[h], CONTRACT_DEPTH) for h in heads]
                 d_weights = [dot(v_ref[at, head_slice(h, dim)], d_outs[h], CONTRACT_DEPTH) for h in heads]
-                for head, s, d_w in zip(heads, scores, d_weights, strict=True):
-                    s = mask_scores(s, keys_block * blocks.keys + start, spec)
+                for head, product, d_w in zip(heads, products, d_weights, strict=True):
+                    s = mask_scores(scores_in_base_2(product, dim), keys_block * blocks.keys + start, spec)
                     weights = jnp.exp2(s - lse_ref[head : head + 1])
                     d_s = (weights * (d_w - delta_ref[head : head + 1, at_queries])).astype(q_ref.dtype)
                     d_v_sum[head, :, at] += dot(
@@ -147,9 +146,8 @@ def _kernel(
 
     @pl.when(queries_block == pl.num_programs(2) - 1)
     def _():
-        # Queries held log2(e) / sqrt(d); a gradient of keys holds 1 / sqrt(d).
         for i, (ref, sums) in enumerate(zip(d_pairs, d_sums, strict=True)):
-            factor = 1 / LOG2E if i % 2 == 0 else 1
+            factor = dim**-0.5 if i % 2 == 0 else 1  # keys, and then values
             for head in range(spec.heads):
                 ref[:, head_slice(head, dim)] = (sums[head] * factor).T.astype(ref.dtype)
 

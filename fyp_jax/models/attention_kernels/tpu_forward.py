@@ -26,7 +26,7 @@ from fyp_jax.models.attention_kernels.tpu_spec import (
     mask_scores,
     out_like,
     part_row,
-    scaled_queries,
+    scores_in_base_2,
 )
 
 SUBLANES = 16
@@ -93,16 +93,18 @@ def _kernel(q_ref: Any, *refs: Any, spec: KernelSpec, blocks: Blocks, dim: int) 
 
     for first in range(0, spec.heads, blocks.heads_at_once):
         heads = range(first, min(first + blocks.heads_at_once, spec.heads))
-        queries = {head: scaled_queries(q_ref[:, head_slice(head, dim)]) for head in heads}
+        queries = {head: q_ref[:, head_slice(head, dim)] for head in heads}
 
         def step(i: Any, _: Any, heads: range = heads, queries: Any = queries) -> None:
             start = pl.multiple_of(i * blocks.keys_at_once, blocks.keys_at_once)
             at = pl.ds(start, blocks.keys_at_once)
             for k_ref, v_ref in zip(parts[::2], parts[1::2], strict=True):
-                scores = [dot(k_ref[at, head_slice(h, dim)], queries[h], CONTRACT_DEPTH) for h in heads]
-                for head, head_scores in zip(heads, scores, strict=True):
+                products = [dot(k_ref[at, head_slice(h, dim)], queries[h], CONTRACT_DEPTH) for h in heads]
+                for head, product in zip(heads, products, strict=True):
                     values = v_ref[at, head_slice(head, dim)]
-                    masked = mask_scores(head_scores, keys_block * blocks.keys + start, spec)
+                    masked = mask_scores(
+                        scores_in_base_2(product, dim), keys_block * blocks.keys + start, spec
+                    )
                     _add_block(masked, values, largest_ref, sum_ref, head)
 
         jax.lax.fori_loop(0, blocks.keys // blocks.keys_at_once, step, None)

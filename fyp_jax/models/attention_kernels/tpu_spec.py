@@ -44,9 +44,12 @@ def head_slice(head: int, dim: int) -> slice:
     return slice(head * dim, (head + 1) * dim)
 
 
-def scaled_queries(q: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Queries whose product with a key is its score in base 2: log2(e) q k / sqrt(d)."""
-    return (q.astype(jnp.float32) * (LOG2E * q.shape[-1] ** -0.5)).astype(q.dtype)
+def scores_in_base_2(products: Float[Array, "m n"], dim: int) -> Float[Array, "m n"]:
+    """Scores log2(e) q k / sqrt(d) of the products of keys and queries.
+
+    The factor is taken here, in float32. Queries that held it would be rounded once more in bfloat16.
+    """
+    return products * (LOG2E * dim**-0.5)
 
 
 def mask_scores(scores: Float[Array, "m n"], first_key: Any, spec: KernelSpec) -> Float[Array, "m n"]:
