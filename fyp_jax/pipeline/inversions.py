@@ -44,9 +44,12 @@ def is_inversion(file: Path) -> bool:
 def save_inversion(file: Path, inversion: InvertedLatents) -> None:
     """Write an .npz file that `read_inversion` reads. Raises UserError where it cannot be written."""
     with wrap_write_errors(file) as path, path.open("wb") as out:
-        crc32 = {} if inversion.weights_crc32 is None else {"weights_crc32": inversion.weights_crc32}
-        steps = inversion.num_inference_steps or 0
-        np.savez(out, latents=inversion.latents, num_inference_steps=steps, **crc32)
+        fields = {
+            "num_inference_steps": inversion.num_inference_steps,
+            "weights_crc32": inversion.weights_crc32,
+        }
+        known = {name: np.int64(value) for name, value in fields.items() if value is not None}
+        np.savez(out, latents=inversion.latents, **{"num_inference_steps": np.int64(0), **known})  # pyright: ignore
 
 
 def read_inversion(file: Path) -> InvertedLatents:
