@@ -328,7 +328,8 @@ def test_command_in_two_processes_caches_what_one_process_does(
     ]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[1][0] == ""
+    said = [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")]
+    assert said == [], "the first process speaks for both"
     match = re.search(r"an hour of video takes ([\d.]+) GB at 8 frames per second", outputs[0][0])
     assert match, outputs[0]
     found = open_latents(out)

@@ -96,7 +96,8 @@ class Visitor:
         self.context.close()
         elsewhere = [url for url in self.requests if urlsplit(url).hostname not in ("127.0.0.1", None)]
         assert elsewhere == []
-        assert self.problems == []
+        # The page gives up its open requests when it is closed.
+        assert [problem for problem in self.problems if not problem.startswith("AbortError")] == []
 
 
 @pytest.fixture

@@ -295,7 +295,8 @@ def test_two_processes_give_the_clips_of_the_pipeline(
     finish(*(start(tiny, file, out, 1, "--format", "tar", *args) for args in two_processes()))
     assert len(list(out.glob("*.tar"))) == 2
     for clip, asked in zip(list_clips(out), prompts, strict=True):
-        changes = {name: asked[name] for name in ("seed", "num_frames", "guidance_scale")}
+        changes = {name: asked[name] for name in ("seed", "num_frames")}
+        changes["guidance_scale"] = float(asked["guidance_scale"])
         alone = pipeline(asked["prompt"], None, **changes)
         alone.save(tmp_path / "alone.mp4")
         assert np.abs(frames(clip).astype(int) - read_frames(tmp_path / "alone.mp4", range(1))).mean() < 0.1
