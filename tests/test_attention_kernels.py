@@ -26,6 +26,8 @@ from fyp_jax.models.attention_kernels.tpu_blocks import (
     largest_divisor,
 )
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 KERNEL = PallasTpuAttention("TPU v5", min_scores=0, interpret=True)
 SMALL = Blocks(LANES, LANES, LANES, 2)
 SMALL_BLOCKS = PallasTpuAttention("TPU v5", ChipBlocks(SMALL, SMALL, 56), min_scores=0, interpret=True)
@@ -103,7 +105,6 @@ def test_sizes_of_the_grid_have_every_pair_of_values():
             assert len(pairs) == len(lists[a]) * len(lists[b]), (a, b)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", LATIN_SQUARES, ids=str)
 def test_kernel_of_each_size_equals_plain_attention_in_float64(size: tuple[int, int, int, int]):
     assert kernel_error(KERNEL, qkv(*size)) < TOLERANCE
@@ -120,7 +121,6 @@ def test_kernel_of_queries_in_rows_that_share_a_text_equals_plain_attention(monk
     assert kernel_error(KERNEL, (q, [text[:, :, :77]], [values[:, :, :77]])) < TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dim", [40, 80, 160])
 def test_kernel_in_bfloat16_is_no_further_off_than_blocks(dim: int):
     arguments = qkv(2, 256, 2, dim, jnp.bfloat16)
@@ -130,7 +130,6 @@ def test_kernel_in_bfloat16_is_no_further_off_than_blocks(dim: int):
     assert of_kernel <= 1.01 * of_blocks, (of_kernel, of_blocks)
 
 
-@pytest.mark.slow
 def test_kernel_under_remat_has_the_same_gradients():
     arguments = qkv(2, 64, 1, 40)
     assert kernel_error(jax.checkpoint(KERNEL), arguments) < TOLERANCE  # pyright: ignore
@@ -250,7 +249,6 @@ def test_cudnn_takes_the_shapes_it_can(tokens: int, dim: int, calls: int, monkey
     assert implementations.count("cudnn") == calls
 
 
-@pytest.mark.slow
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
 def test_kernel_and_gradient_compile_for_a_chip_in_a_checking_shard_map(topology: str):

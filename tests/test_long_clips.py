@@ -21,6 +21,8 @@ from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.windows import make_windows, shuffled_frames, window_starts
 
+pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
+
 WINDOW, FRAMES, SIDE = 4, 10, 64
 PROMPT = "a robot"
 
@@ -127,7 +129,6 @@ def test_window_of_the_whole_clip_is_the_clip_in_one_piece(pipeline: FollowYourP
     np.testing.assert_array_equal(pipeline(PROMPT, short, window=4, **four).latents, without.latents)
 
 
-@pytest.mark.slow
 def test_predictions_of_windows_are_those_of_the_unet_with_frame_0_of_the_clip():
     """A clip whose frames are all alike: a window with the key frame is the window at the clip's start."""
     unet = UNet3D(tiny_models.UNET)
@@ -162,14 +163,12 @@ def test_predictions_of_windows_are_those_of_the_unet_with_frame_0_of_the_clip()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), on_mesh[1], on_one[1])
 
 
-@pytest.mark.slow
 def test_mesh_of_windows_makes_the_same_clip(config: SampleConfig, latents: np.ndarray):
     for mesh in (MeshConfig(data=3), MeshConfig(data=2, frame=2)):
         found = FollowYourPosePipeline.from_config(dataclasses.replace(config, mesh=mesh), use_cache=True)
         np.testing.assert_allclose(found(PROMPT, skeletons()).latents, latents, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cache_folder")
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
 def test_compiled_programs_make_the_same_clip(
@@ -182,7 +181,6 @@ def test_compiled_programs_make_the_same_clip(
     np.testing.assert_array_equal(compiled(PROMPT, skeletons()).frames, expected.frames)
 
 
-@pytest.mark.slow
 def test_inversion_of_a_long_clip_leads_back_to_it(pipeline: FollowYourPosePipeline):
     clip = pipeline(PROMPT, skeletons())
     source, steps = pipeline.encode(clip.frames), dict[str, Any](num_inference_steps=8)

@@ -148,6 +148,7 @@ def test_prediction_of_the_reference_in_bfloat16_is_near_float32(reference: Refe
     assert np.sqrt(np.mean((np.asarray(eps, np.float32) - exact) ** 2)) < 0.03 * exact.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [True, False])
 def test_untrained_temporal_layers_add_nothing_with_zero_init_alone(zero: bool):
     """With the initialisation of the published code, temporal attention changes the output."""
@@ -202,6 +203,7 @@ def test_attention_hook_sees_every_attention_layer_by_its_path():
     assert seen == layers
 
 
+@pytest.mark.slow
 def test_identity_attention_hook_changes_no_bit_and_zero_values_of_attn1_do():
     def zero_values(path: str, q: jax.Array, keys: Any, values: Any) -> Any:
         return q, keys, [0 * v for v in values] if path.endswith("attn1") else values
@@ -357,6 +359,7 @@ def test_blockwise_attention_divides_queries_into_blocks(monkeypatch: pytest.Mon
     assert set(seen) == {(3, 10)}
 
 
+@pytest.mark.slow
 def test_video_group_norm_has_one_variance_for_all_frames():
     x = normal(0, 1, 3, 4, 4, 8) * jnp.arange(1.0, 4)[None, :, None, None, None]
     y = video_group_norm(TINY).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)

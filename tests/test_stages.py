@@ -20,7 +20,11 @@ from fyp_jax.training.losses import sample_noise
 from fyp_jax.training.optimizer import learning_rate, make_optimizer, update_ema
 from fyp_jax.training.stages import STAGES, get_stage
 
-ENCODERS = ["vae/encoder/conv_in/kernel", "text_encoder/text_model/final_layer_norm/bias"]
+ENCODERS = [
+    "vae/encoder/conv_in/kernel",
+    "vae/decoder/conv_in/kernel",
+    "text_encoder/text_model/final_layer_norm/bias",
+]
 
 
 @pytest.fixture(scope="module")

@@ -251,7 +251,7 @@ def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureF
         (["optimizer.lr=0"], "optimizer.lr=0.0 is out of range"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: "),
         (["optimiser.lr=1"], "unknown key optimiser"),
-        (["stage=third"], "stage=third: the stages are pose, motion, one_shot, autoencoder, image, video"),
+        (["stage=third"], "stage=third: the stages are pose, motion, one_shot, autoencoder, decoder, image"),
         (["stage=pose"], "holds captioned_videos, but the pose stage trains on pose_images"),
         (["num_train_steps=0"], "num_train_steps=0 must be at least 1"),
         (["checkpoint.save_interval=0"], "checkpoint.save_interval=0 must be at least 1"),
