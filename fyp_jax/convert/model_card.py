@@ -29,7 +29,7 @@ PAPER = "[Follow Your Pose](https://arxiv.org/abs/2304.01186)"
 class Usage(NamedTuple):
     """What a card says of an export format. NAME, STEP and BASE are put in."""
 
-    library: str
+    hub_library: str
     """The library that the Hub names."""
     task: str
     """The Hub's pipeline tag."""
@@ -165,7 +165,7 @@ def model_card(
         model_name=title if scores else None,
         license=license_id,
         base_model=base,
-        library_name=usage.library,
+        library_name=usage.hub_library,
         pipeline_tag=usage.task,
         tags=TAGS,
         language="en",

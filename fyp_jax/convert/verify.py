@@ -67,33 +67,41 @@ def verify(
     if not with_torch:
         log.warning("%s: torch is not installed, so PyTorch models are not compared", format_name)
     params = _rounded(weights.models, dtype)
-    if format_name == "safetensors":
-        found = _clip_noise(*read_native(folder)[:2])
-        yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
-    if format_name == "pipeline":
-        found = read_delta_weights(PipelineFolder(str(folder), ()))
-        assert found is not None
-        expected = _clip_noise(weights.config, params)
-        yield Comparison("noise of a clip, read back", _error(_clip_noise(*found[:2]), expected))
     if format_name == "tuneavideo":
         yield Comparison(*_names_taken(folder))
-    if format_name == "tuneavideo" and with_torch:
-        found = read_video_pipeline(PipelineFolder(str(folder), ()))
-        assert found is not None
-        expected = _clip_noise(weights.config, {"unet": params["unet"]})
-        yield Comparison("noise of a clip, read back", _error(_clip_noise(*found), expected))
     if format_name.startswith("followyourpose"):
         yield Comparison(*_names_taken(folder / STABLE_DIFFUSION))
-    if format_name.startswith("followyourpose") and (with_torch or format_name.endswith("-safetensors")):
-        published = folder / checkpoint_name(weights)
-        found = _clip_noise(weights.config, read_followyourpose(published, None, weights.config))
-        yield Comparison("noise of a clip, read back", _error(found, _clip_noise(weights.config, params)))
+    read_back = _read_back(format_name, folder, weights, with_torch)
+    if read_back is not None:
+        compared = {"unet": params["unet"]} if format_name == "tuneavideo" else params
+        expected = _clip_noise(weights.config, compared)
+        yield Comparison("noise of a clip, read back", _error(_clip_noise(*read_back), expected))
     if with_torch and format_name == "diffusers-t2i-adapter":
         yield Comparison("pose features in PyTorch", _t2i_adapter_error(folder, weights.config, params))
     has_image_unet = EXPORT_FORMATS[format_name].needs_pipeline and format_name != "tuneavideo"
     if with_torch and pipeline is not None and has_image_unet:
         exported = folder / STABLE_DIFFUSION if format_name.startswith("followyourpose") else folder
         yield from _image_pipeline(exported, weights.config, params, pipeline, dtype)
+
+
+def _read_back(
+    format_name: str, folder: Path, weights: Weights, with_torch: bool
+) -> tuple[UNet3DConfig, dict[str, Any]] | None:
+    """Config and parameters of an exported video UNet; None for an export without one, and for pickles where
+    torch is missing."""
+    if format_name == "safetensors":
+        return read_native(folder)[:2]
+    if format_name == "pipeline":
+        parts = read_delta_weights(PipelineFolder(str(folder), ()))
+        assert parts is not None  # else the export left them out
+        return parts[:2]
+    if format_name == "tuneavideo" and with_torch:
+        video = read_video_pipeline(PipelineFolder(str(folder), ()))
+        assert video is not None  # else the export wrote an image UNet
+        return video
+    if format_name.startswith("followyourpose") and (with_torch or format_name.endswith("-safetensors")):
+        return weights.config, read_followyourpose(folder / checkpoint_name(weights), None, weights.config)
+    return None
 
 
 def _rounded(tree: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:

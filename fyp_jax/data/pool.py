@@ -5,7 +5,6 @@ trains on depends on the config and the seed, and not on the number of workers o
 """
 
 import multiprocessing
-import os
 import shutil
 import signal
 import tempfile
@@ -124,8 +123,7 @@ def _render(
 ) -> None:
     """Render each row of the pool that is this worker's, those that are needed first before the others."""
     exit_with_parent(signal.SIGINT, signal.SIGTERM)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerators belong to the trainer
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the trainer
     arrays = _Arrays(layout)
     arrays.mapped[worker] = 1
     for row in range(worker, layout.size, workers):

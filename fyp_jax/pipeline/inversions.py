@@ -44,12 +44,10 @@ def is_inversion(file: Path) -> bool:
 def save_inversion(file: Path, inversion: InvertedLatents) -> None:
     """Write an .npz file that `read_inversion` reads. Raises UserError where it cannot be written."""
     with wrap_write_errors(file) as path, path.open("wb") as out:
-        fields = {
-            "num_inference_steps": inversion.num_inference_steps,
-            "weights_crc32": inversion.weights_crc32,
-        }
-        known = {name: np.int64(value) for name, value in fields.items() if value is not None}
-        np.savez(out, latents=inversion.latents, **{"num_inference_steps": np.int64(0), **known})  # pyright: ignore
+        arrays = {"latents": inversion.latents, "num_inference_steps": inversion.num_inference_steps or 0}
+        if inversion.weights_crc32 is not None:
+            arrays["weights_crc32"] = inversion.weights_crc32
+        np.savez(out, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def read_inversion(file: Path) -> InvertedLatents:
