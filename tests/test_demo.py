@@ -60,7 +60,7 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, queue: JobQueue) -> ClipService:
-    monkeypatch.setattr("fyp_jax.pipeline.files.unused_tokens", lambda encoders, texts: [])
+    monkeypatch.setattr("fyp_jax.pipeline.files.warn_of_unused_tokens", lambda encoders, texts: None)
     return page_server.service(page_server.painter(), queue=queue)
 
 

@@ -218,7 +218,7 @@ def test_a_clip_is_sampled_with_the_poses_of_a_film(models: Path, film: Path, tm
 def test_the_page_shows_the_poses_of_a_film_and_makes_a_clip_of_them(
     models: Path, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fyp_jax.pipeline.files.unused_tokens", lambda encoders, texts: [])
+    monkeypatch.setattr("fyp_jax.pipeline.files.warn_of_unused_tokens", lambda encoders, texts: None)
     options = FilmOptions(detector=models / "yolox.onnx", estimator=models / "rtmpose.onnx")
     service, session = page_server.service(page_server.painter(), film=options), Session("a", tmp_path)
     service.take_upload(session, "pose", film)

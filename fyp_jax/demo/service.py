@@ -10,12 +10,11 @@ from fyp_jax.demo.jobs import Job, JobQueue
 from fyp_jax.demo.limits import KEYPOINTS, VIDEOS, Limits
 from fyp_jax.demo.sessions import Clip, Session
 from fyp_jax.demo.values import CLIP_SLOT, POSE_SLOT, PosedConfig, edit_values, sample_values
-from fyp_jax.media.clips import find_clip, read_clip
 from fyp_jax.media.images import Frames, image_grid
 from fyp_jax.media.writing import write_gif, write_png
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.edit_config import EditConfig
-from fyp_jax.pipeline.edit_files import EditingRun, read_edit_source
+from fyp_jax.pipeline.edit_files import EditingRun, read_edit_source, read_edited_clip
 from fyp_jax.pipeline.files import SampleRun
 from fyp_jax.pipeline.film_poses import FilmOptions, frames_needed, with_poses_of_film
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -65,15 +64,7 @@ class ClipService:
         config = edit_values(
             self.edit_config, {**values, "source": "preview", "prompt": "preview"}, session, self.limits
         )
-        frames = read_clip(
-            find_clip(config.video or ""),
-            num_frames=config.num_frames,
-            stride=config.video_stride,
-            start=config.video_start,
-            height=config.height,
-            width=config.width,
-        )
-        return self._preview(session, CLIP_SLOT, frames, config.fps)
+        return self._preview(session, CLIP_SLOT, read_edited_clip(config), config.fps)
 
     def film_preview(self, session: Session, values: Mapping[str, Any]) -> Job:
         """A job that finds the poses of a film, with a `Preview` as its result. Raises UserError."""

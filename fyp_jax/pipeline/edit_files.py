@@ -60,7 +60,7 @@ def read_edit_source(config: EditConfig) -> EditSource:
     if source_pose.path is not None and (bundled := bundled_clip(source_pose.path, ".json")) is not None:
         source_pose = dataclasses.replace(source_pose, path=str(bundled))
     poses = load_configured_pose(source_pose, *size), load_configured_pose(config.pose, *size)
-    return EditSource(_read_clip(config), poses)
+    return EditSource(read_edited_clip(config), poses)
 
 
 class EditingRun(NamedTuple):
@@ -160,7 +160,8 @@ def sheet(output: EditOutput, clip: Frames | None, reconstruction: Frames | None
     return image_grid(rows)
 
 
-def _read_clip(config: EditConfig) -> Frames | None:
+def read_edited_clip(config: EditConfig) -> Frames | None:
+    """The frames of the clip that a config edits; None where it names none. Raises UserError."""
     if config.video is None:
         return None
     return read_clip(

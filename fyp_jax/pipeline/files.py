@@ -2,10 +2,8 @@
 record."""
 
 import dataclasses
-import logging
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -26,12 +24,9 @@ from fyp_jax.pipeline.inversions import INVERSION_PROMPT, InvertedLatents, read_
 from fyp_jax.pipeline.output import Frames, PipelineOutput
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.pipeline.styles import style_lines, unused_tokens
-from fyp_jax.pose.loading import find_pose, load_configured_pose
-from fyp_jax.trees import list_names
+from fyp_jax.pipeline.styles import style_lines, warn_of_unused_tokens
+from fyp_jax.pose.loading import load_configured_pose, pose_record
 from fyp_jax.versions import versions
-
-log = logging.getLogger(__name__)
 
 NAME_LENGTH = 48
 
@@ -86,18 +81,13 @@ class SampleRun(NamedTuple):
         """
         pipeline.programs.check(config)
         source = read_source(config, pipeline)
-        unused = unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])
-        if unused:
-            log.warning("no prompt has the token of an embedding: %s", list_names(unused))
+        warn_of_unused_tokens(pipeline.programs.encoders, [*config.prompt, config.negative_prompt])
         folder = new_run_folder(Path(config.output_dir)) if jax.process_index() == 0 else None
-        pose, pose_record = config.pose, None
-        if pose.path is not None and poses is not None:
-            pose_file = find_pose(pose.path).absolute()
-            pose_record = {"file": str(pose_file), "crc32": zlib.crc32(poses.data)}
+        pose, followed = config.pose, pose_record(config.pose, poses)
+        if followed is not None and pose.path is not None and Path(pose.path).exists():
             # config.yaml names files by their whole paths, so that the run can be repeated from another
-            # folder.
-            bundled = not Path(pose.path).exists()
-            pose = pose if bundled else dataclasses.replace(pose, path=str(pose_file))
+            # folder; a bundled pose has none.
+            pose = dataclasses.replace(pose, path=followed["file"])
         if folder is not None:
             styles = {
                 "lora": [str(lora_spec(text)) for text in config.lora],
@@ -108,7 +98,7 @@ class SampleRun(NamedTuple):
                 dataclasses.replace(config, pose=pose, invert=invert, **styles), folder / "config.yaml"
             )
         record = {
-            "pose": pose_record,
+            "pose": followed,
             "weights": pipeline.weights,
             "versions": versions(),
             "config": dataclasses.asdict(config),

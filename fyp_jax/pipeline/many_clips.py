@@ -29,9 +29,9 @@ from fyp_jax.pipeline.params import SAMPLING_FIELDS, sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pipeline.prompt_files import PromptLine
 from fyp_jax.pipeline.sampling_mesh import batch_devices, check_batch_mesh
-from fyp_jax.pipeline.styles import style_lines, unused_tokens
+from fyp_jax.pipeline.styles import style_lines, warn_of_unused_tokens
 from fyp_jax.pose.config import PoseConfig
-from fyp_jax.pose.loading import find_pose, load_configured_pose
+from fyp_jax.pose.loading import load_configured_pose, pose_record
 from fyp_jax.trees import list_names
 from fyp_jax.versions import versions
 
@@ -173,7 +173,7 @@ class _Run:
             "prompt": config.prompt[0],
             "seed": config.seed,
             "line": line.where,
-            "pose": _pose_record(config, output.pose_images),
+            "pose": pose_record(config.pose, output.pose_images),
             MADE_OF: self._made_of[name],
             "weights": self._weights,
             "versions": versions(),
@@ -228,12 +228,6 @@ def _load_pose(pose: tuple[Any, ...], num_frames: int, height: int, width: int) 
     return load_configured_pose(PoseConfig(*pose), num_frames, height, width)
 
 
-def _pose_record(config: SampleConfig, images: Frames | None) -> dict[str, Any] | None:
-    if config.pose.path is None or images is None:
-        return None
-    return {"file": str(find_pose(config.pose.path).absolute()), "crc32": zlib.crc32(images.data)}
-
-
 def _made_of(config: SampleConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
     """All that a clip depends on, as JSON gives it back. Raises UserError where the pose cannot be read."""
     images = _pose(config)
@@ -263,5 +257,4 @@ def _say_styles(pipeline: FollowYourPosePipeline, lines: Sequence[PromptLine]) -
     if found := style_lines(pipeline.weights):
         tqdm.write(printable("\n".join(found)), file=sys.stderr)
     texts = {text for line in lines for text in (*line.config.prompt, line.config.negative_prompt)}
-    if unused := unused_tokens(pipeline.programs.encoders, sorted(texts)):
-        log.warning("no prompt has the token of an embedding: %s", list_names(unused))
+    warn_of_unused_tokens(pipeline.programs.encoders, sorted(texts))

@@ -1,5 +1,6 @@
 """Styles of a config: LoRA and textual inversions, merged into the weights when they are loaded."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ from fyp_jax.convert.textual_inversion import Embedding, read_embedding
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import TOKEN_TABLE, LatentEncoders
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.trees import list_names
+
+log = logging.getLogger(__name__)
 
 
 class Styles(NamedTuple):
@@ -92,6 +96,12 @@ def style_lines(weights: Mapping[str, Any]) -> list[str]:
         for entry in weights.get("embedding", [])
     ]
     return [*(lora_table(matched) if matched else []), *embeddings]
+
+
+def warn_of_unused_tokens(encoders: LatentEncoders, texts: Iterable[str]) -> None:
+    """Warn of added tokens that are in none of the texts."""
+    if unused := unused_tokens(encoders, texts):
+        log.warning("no prompt has the token of an embedding: %s", list_names(unused))
 
 
 def unused_tokens(encoders: LatentEncoders, texts: Iterable[str]) -> list[str]:

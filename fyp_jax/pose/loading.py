@@ -2,9 +2,11 @@
 
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,7 +14,7 @@ from jaxtyping import UInt8
 from fyp_jax.errors import UserError
 from fyp_jax.media.display import picture_to_rgb
 from fyp_jax.media.errors import MissingFileError
-from fyp_jax.media.images import Image, resize_center_crop
+from fyp_jax.media.images import Frames, Image, resize_center_crop
 from fyp_jax.media.pictures import PICTURE_ERRORS, open_picture
 from fyp_jax.media.reading import frame_indices, read_frames, require_frames
 from fyp_jax.pose.config import PoseConfig
@@ -77,6 +79,14 @@ def load_pose(
     clip = np.concatenate([resize_center_crop(image[None], height, width) for image in images])
     _require_black(path, clip)
     return clip
+
+
+def pose_record(config: PoseConfig, images: Frames | None) -> dict[str, Any] | None:
+    """What a clip's record says of its pose: the file by its whole path, and the CRC-32 of the skeletons;
+    None without a pose."""
+    if config.path is None or images is None:
+        return None
+    return {"file": str(find_pose(config.path).absolute()), "crc32": zlib.crc32(images.data)}
 
 
 def has_keypoints(path: Path) -> bool:

@@ -29,7 +29,7 @@ from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import InitialState, initialize_weights
 from fyp_jax.training.mesh_encoders import MeshEncoders
-from fyp_jax.training.stages import check_cachable, get_stage
+from fyp_jax.training.stages import check_cachable, check_kind, get_stage
 
 RECORDS_PER_SHARD = {"captioned_videos": 16, "pose_images": 2048}
 """Records of a group, by their kind: some hundred MB of latents at 512x512."""
@@ -59,11 +59,7 @@ def cache_latents(
     initialize(config.mesh)
     make_mesh(config.mesh)  # raises for sizes that do not fit
     records = open_records(config.data.source)
-    if records.kind != stage.dataset:
-        raise UserError(
-            f"{config.data.source}: holds {records.kind}, "
-            f"but the {stage.name} stage trains on {stage.dataset}"
-        )
+    check_kind(records.kind, stage, config.data.source)
     run = dataclasses.replace(config, data=dataclasses.replace(config.data, cached_latents=True))
     begin = initialize_weights(run, stage, None)
     spec = _cache_spec(config, begin, records, dtype, records_per_shard)

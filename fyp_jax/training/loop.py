@@ -36,7 +36,7 @@ from fyp_jax.training.losses import Models
 from fyp_jax.training.metrics_reader import MetricsReader
 from fyp_jax.training.optimizer import make_optimizer
 from fyp_jax.training.run_lock import lock_run
-from fyp_jax.training.stages import Stage, get_stage
+from fyp_jax.training.stages import Stage, check_kind, get_stage
 from fyp_jax.training.state import TrainState, init_state
 from fyp_jax.training.step import Step, configured_step, train_step_fingerprint
 from fyp_jax.training.validation import Validation
@@ -190,11 +190,7 @@ def _open_records(config: TrainConfig, stage: Stage) -> RecordSource:
     if stage.dataset == ONE_CLIP:
         return open_one_clip(config.data)
     records = (open_latents if config.data.cached_latents else open_records)(config.data.source)
-    if records.kind != stage.dataset:
-        raise UserError(
-            f"{config.data.source}: holds {records.kind}, "
-            f"but the {stage.name} stage trains on {stage.dataset}"
-        )
+    check_kind(records.kind, stage, config.data.source)
     return records
 
 

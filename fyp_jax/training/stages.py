@@ -86,6 +86,12 @@ def get_stage(name: str) -> Stage:
     return STAGES[name]
 
 
+def check_kind(kind: str, stage: Stage, source: str) -> None:
+    """Raise UserError where the records of a source are not of the kind that a stage trains on."""
+    if kind != stage.dataset:
+        raise UserError(f"{source}: holds {kind}, but the {stage.name} stage trains on {stage.dataset}")
+
+
 def check_cachable(data: DataConfig, stage: Stage) -> None:
     """Raise UserError where the latents of a stage's data cannot be cached, since they change in the run."""
     if trained := [
