@@ -2,20 +2,29 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import UInt8
 
-from fyp_jax.evaluation.eval_set import EvalCase
 from fyp_jax.models.unet import UNet3D
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.synthetic.scenes import caption
 
-SampleFn = Callable[[EvalCase, int], UInt8[np.ndarray, "f 64 64 3"]]
+
+@runtime_checkable
+class Case(Protocol):
+    """What a clip is sampled for: a case of the evaluation set."""
+
+    @property
+    def caption(self) -> str: ...
+    @property
+    def pose_images(self) -> UInt8[np.ndarray, "f h w 3"]: ...
+
+
+SampleFn = Callable[[Any, int], UInt8[np.ndarray, "f h w 3"]]
 """A function from a case and the seed of the noise to the frames of a clip."""
 
 FULL_MODEL = "full model"
@@ -24,9 +33,9 @@ FULL_MODEL = "full model"
 def full_model(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:
     """Sample with pose, text, cross-frame attention and temporal layers."""
 
-    def sample(case: EvalCase, seed: int) -> Any:
+    def sample(case: Case, seed: int) -> Any:
         params = _with_size(sampling, case, seed=seed)
-        return pipeline(caption(case.scene), case.pose_images, params).frames
+        return pipeline(case.caption, case.pose_images, params).frames
 
     return sample
 
@@ -34,8 +43,8 @@ def full_model(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> Sa
 def without_pose(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:
     """Sample from text alone."""
 
-    def sample(case: EvalCase, seed: int) -> Any:
-        return pipeline(caption(case.scene), None, _with_size(sampling, case, seed=seed)).frames
+    def sample(case: Case, seed: int) -> Any:
+        return pipeline(case.caption, None, _with_size(sampling, case, seed=seed)).frames
 
     return sample
 
@@ -43,11 +52,11 @@ def without_pose(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> 
 def frame_by_frame(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:
     """Sample each frame as a clip of its own, with its own noise: all that the pose stage alone can do."""
 
-    def sample(case: EvalCase, seed: int) -> Any:
+    def sample(case: Case, seed: int) -> Any:
         frames = []
         for i, pose_image in enumerate(case.pose_images):
             params = _with_size(sampling, case, seed=seed * 1000 + i, num_frames=1)
-            frames.append(pipeline(caption(case.scene), pose_image[None], params).frames)
+            frames.append(pipeline(case.caption, pose_image[None], params).frames)
         return np.concatenate(frames)
 
     return sample
@@ -82,6 +91,6 @@ def without_cross_frame_attention(pipeline: FollowYourPosePipeline) -> FollowYou
     return dataclasses.replace(pipeline, programs=dataclasses.replace(programs, unet=unet))
 
 
-def _with_size(sampling: SamplingParams, case: EvalCase, **changes: Any) -> SamplingParams:
+def _with_size(sampling: SamplingParams, case: Case, **changes: Any) -> SamplingParams:
     frames, height, width = case.pose_images.shape[:3]
     return dataclasses.replace(sampling, **{"num_frames": frames, "height": height, "width": width} | changes)

@@ -10,7 +10,7 @@ from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci, cons
 from fyp_jax.evaluation.synthetic_metrics import pose_scores, temporal_consistency, text_scores
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, SIDE, TRAIN_PAIRS, Scene, render_clip
+from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, SIDE, TRAIN_PAIRS, Scene, caption, render_clip
 from fyp_jax.synthetic.styles import STYLES
 
 FIRST_SEED = 9 * 10**6
@@ -25,6 +25,10 @@ class EvalCase(NamedTuple):
     """float [f 17 3], in pixels of 64 x 64."""
     pose_images: UInt8[np.ndarray, "f 64 64 3"]
     """Skeletons, RGB on black."""
+
+    @property
+    def caption(self) -> str:
+        return caption(self.scene)
 
 
 def make_eval_cases(count: int, frames: int, held_out_pairs: bool) -> list[EvalCase]:

@@ -1,0 +1,136 @@
+"""The evaluation set of the synthetic world, second edition: scenes that no training data has, and scores of
+their clips."""
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fyp_jax.evaluation.part_segmenter import segment_parts
+from fyp_jax.evaluation.scene_metrics import (
+    People,
+    consistency,
+    drawn_parts,
+    pose_scores,
+    text_scores,
+)
+from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
+from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci
+from fyp_jax.media.images import Frames
+from fyp_jax.pose.skeleton import draw_skeleton
+from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS
+from fyp_jax.synthetic.second.looks import OPEN
+from fyp_jax.synthetic.second.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.second.places import OPEN_PLACES, PLACES
+from fyp_jax.synthetic.second.scenes import (
+    FIRST_HELD_OUT_SEED,
+    SIZE,
+    Scene,
+    caption,
+    render_clip,
+    render_frames,
+)
+from fyp_jax.synthetic.second.styles import STYLES
+
+SPACING = 100_000
+"""Seeds between the kinds of cases, so that no two of them share a scene."""
+
+
+class Kind(enum.Enum):
+    """What the captions of cases name."""
+
+    NAMED = "named"
+    """A named character and a place that training has together."""
+    HELD_OUT_PAIRS = "held-out pairs"
+    """A named character and a place that training never has together."""
+    OPEN = "open"
+    """An open character, whose looks the caption does not say."""
+
+
+class SceneCase(NamedTuple):
+    """A scene, and the pose sequence that its clip should follow."""
+
+    scene: Scene
+    keypoints: People
+    pose_images: UInt8[np.ndarray, "f h w 3"]
+    """Skeletons, RGB on black."""
+
+    @property
+    def caption(self) -> str:
+        return caption(self.scene)
+
+
+def make_scene_cases(count: int, frames: int, kind: Kind, size: int = SIZE) -> list[SceneCase]:
+    """`count` scenes with the held-out motion. They cycle through characters, places and styles."""
+    pairs = {
+        Kind.NAMED: TRAIN_PAIRS,
+        Kind.HELD_OUT_PAIRS: HELD_OUT_PAIRS,
+        Kind.OPEN: [(name, place) for name in OPEN for place in PLACES if place not in OPEN_PLACES],
+    }[kind]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    cases = []
+    for i in range(count):
+        character, place = pairs[order[i % len(pairs)]]
+        seed = FIRST_HELD_OUT_SEED + SPACING * (1 + list(Kind).index(kind)) + i
+        scene = Scene((character,), place, list(STYLES)[i % len(STYLES)], HELD_OUT_MOTION, seed)
+        keypoints = render_clip(scene, frames, size).keypoints
+        pose_images = np.stack([draw_skeleton(people, size, size) for people in keypoints])
+        cases.append(SceneCase(scene, keypoints, pose_images))
+    return cases
+
+
+class SceneScores(NamedTuple):
+    """Scores of one model or ablation; each field is a mean over clips with its interval, None where no clip
+    has it."""
+
+    pose_accuracy: ConfidenceInterval | None
+    pose_accuracy_shuffled: ConfidenceInterval | None
+    iou: ConfidenceInterval | None
+    character: ConfidenceInterval | None
+    place: ConfidenceInterval | None
+    style: ConfidenceInterval | None
+    sharpness: ConfidenceInterval | None
+    edge_width: ConfidenceInterval | None
+    part_deviation: ConfidenceInterval | None
+    background_change: ConfidenceInterval | None
+    pan_unevenness: ConfidenceInterval | None
+
+
+def score_scenes(videos: Sequence[Frames], cases: Sequence[SceneCase]) -> SceneScores:
+    """Scores of one clip for each case.
+
+    The shuffled accuracy is the chance level: it compares each clip with the pose of the case half the list
+    further on. Clips of open captions have no score for the text.
+    """
+    columns: dict[str, list[float]] = {name: [] for name in SceneScores._fields}
+    for i, (video, case) in enumerate(zip(videos, cases, strict=True)):
+        other = cases[(i + len(cases) // 2) % len(cases)]
+        for name, value in _row(video, case, other).items():
+            if np.isfinite(value):  # a clip without edges has no width of edges
+                columns[name].append(value)
+    return SceneScores(**{name: bootstrap_ci(values) if values else None for name, values in columns.items()})
+
+
+def _row(video: Frames, case: SceneCase, other: SceneCase) -> dict[str, float]:
+    size, parts = video.shape[1], segment_parts(video)
+    drawn = drawn_parts(case.scene, case.keypoints, size)
+    own, shuffled = (pose_scores(parts, keypoints, drawn) for keypoints in (case.keypoints, other.keypoints))
+    row = {
+        "pose_accuracy": own.accuracy,
+        "pose_accuracy_shuffled": shuffled.accuracy,
+        "iou": own.iou,
+        "sharpness": edge_sharpness(video, render_frames(case.scene, case.keypoints, size)[0]),
+        "edge_width": mean_edge_width(video),
+        **consistency(video, parts, drawn)._asdict(),
+    }
+    if case.scene.characters[0] in OPEN:
+        return row
+    text = text_scores(video, case.keypoints, case.scene._replace(seed=0), drawn)
+    return row | {name: float(value) for name, value in text._asdict().items()}
+
+
+def drawings(cases: Sequence[SceneCase]) -> list[Frames]:
+    """The scenes of the cases, drawn: what a model without fault would sample."""
+    return [render_clip(case.scene, len(case.keypoints), case.pose_images.shape[1]).video for case in cases]
