@@ -1,8 +1,6 @@
-"""Write the CLIP vocabulary of a synthetic world, in which each word of its captions is one token.
+"""Write the CLIP vocabulary of the synthetic world, in which each word of its captions is one token.
 
-    python scripts/make_mini_tokenizer.py [--edition first] [--out DIR]
-
-The first edition's is that of the bundled model, the second's that of the models of configs/mini128/.
+    python scripts/make_mini_tokenizer.py [--out DIR]
 
 It is made by byte-pair encoding (Sennrich et al. 2016), trained on the words of all captions until each word
 is one token. Any other word becomes several tokens, at worst one for each byte.
@@ -10,20 +8,18 @@ is one token. Any other word becomes several tokens, at worst one for each byte.
 
 import argparse
 import json
-import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 from fyp_jax.console import run_console
 from fyp_jax.errors import wrap_write_errors
-from fyp_jax.synthetic.scenes import PAIRS, Scene, caption
-from fyp_jax.synthetic.second.scenes import caption_words
-from fyp_jax.synthetic.styles import STYLES
+from fyp_jax.synthetic.scenes import caption_words
 
 MAX_TOKENS = 32
 END, START_TOKEN, END_TOKEN = "</w>", "<|startoftext|>", "<|endoftext|>"
 Word = tuple[str, ...]
+FOLDER = Path(__file__).resolve().parents[1] / "configs" / "mini" / "pipeline" / "tokenizer"
 
 
 def byte_alphabet() -> list[str]:
@@ -56,29 +52,13 @@ def train_merges(words: set[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def first_edition_words() -> set[str]:
-    captions = [caption(Scene(*pair, style, "walk", 0)) for pair in PAIRS for style in STYLES]
-    return set(re.findall(r"[a-z]+", " ".join(captions).lower()))
-
-
-ROOT = Path(__file__).resolve().parents[1]
-EDITIONS = {
-    "first": (first_edition_words, ROOT / "fyp_jax" / "assets" / "models" / "mini" / "tokenizer"),
-    "second": (caption_words, ROOT / "configs" / "mini128" / "pipeline" / "tokenizer"),
-}
-"""For each edition its words, and where its tokenizer is."""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--edition", choices=EDITIONS, default="first", help="default: first")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: where the edition's tokenizer is")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="default: configs/mini's")
     args = parser.parse_args()
-    words, folder = EDITIONS[args.edition]
-    args.out = args.out or folder
-    merges = train_merges(words())
+    merges = train_merges(caption_words())
     alphabet = byte_alphabet()
     tokens = [*alphabet, *(byte + END for byte in alphabet), *map("".join, merges), START_TOKEN, END_TOKEN]
     config = {

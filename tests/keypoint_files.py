@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fyp_jax.pose.skeleton import JOINTS
-from fyp_jax.synthetic.kinematics import Body
-from fyp_jax.synthetic.motions import motion_keypoints
+from fyp_jax.synthetic.kinematics import Figure, Stance, joint_positions
+from fyp_jax.synthetic.planar_motions import PLANAR_MOTIONS
 
 WIDTH, HEIGHT = 512, 384
 SIZE = f"{WIDTH}x{HEIGHT}"
@@ -40,10 +40,23 @@ HALPE_26 = (*JOINTS, "head", "neck", "hip", *(f"foot {i}" for i in range(6)))
 FRACTION = np.array([WIDTH, HEIGHT, 1.0])
 
 
+def motion_keypoints(name: str, figure: Figure, num_frames: int, seed: int, side: int) -> np.ndarray:
+    """Keypoints [num_frames 17 3] of a figure with one of PLANAR_MOTIONS, in pixels of side x side, all seen.
+
+    The seed determines tempo, phase, amplitude and direction.
+    """
+    rng = np.random.default_rng([seed, 17])
+    tempo, phase, amplitude = rng.uniform(0.05, 0.13), rng.uniform(0, 4), rng.uniform(0.75, 1.2)
+    direction = float(rng.choice([-1, 1]))
+    postures = (PLANAR_MOTIONS[name](phase + tempo * i, amplitude, direction) for i in range(num_frames))
+    points = np.stack([joint_positions(Stance(posture), figure) for posture in postures]) * side
+    return np.concatenate([points, np.ones((num_frames, 17, 1))], axis=-1)
+
+
 def make_dance(num_frames: int = 12) -> Dance:
     """One dancer, two from frame 3 on, and nobody in frames 5 and 6; some joints were not found."""
     one, two = (
-        motion_keypoints(name, Body(height=0.62, x=x, ground=0.7), num_frames, seed, WIDTH)
+        motion_keypoints(name, Figure(height=0.62, x=x, ground=0.7), num_frames, seed, WIDTH)
         for name, x, seed in (("walk", 0.3, 0), ("jump", 0.68, 1))
     )
     two[4:, JOINTS.index("left_wrist")] = 0

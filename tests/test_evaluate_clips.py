@@ -23,8 +23,8 @@ from fyp_jax.pipeline.clip_store import list_clips, open_store
 from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.networks import NetworkFiles
-from fyp_jax.synthetic.kinematics import Body
-from fyp_jax.synthetic.motions import motion_keypoints
+from fyp_jax.synthetic.kinematics import Figure
+from keypoint_files import motion_keypoints
 
 EVALUATE = SCRIPTS / "evaluate.py"
 VIDEO = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3)).astype(np.uint8)
@@ -235,7 +235,7 @@ def test_pose_of_a_film_that_follows_it_is_near(tmp_path: Path):
     networks = pytest.importorskip("film_networks", reason="needs onnx")
     pytest.importorskip("rtmlib", reason="the extra [pose] is not installed")
     side = 320
-    keypoints = motion_keypoints("walk", Body(0.8, 0.5, 0.93, width=1.2), 4, 89, side)
+    keypoints = motion_keypoints("walk", Figure(0.8, 0.5, 0.93, width=1.2), 4, 89, side)
     pose = write_keypoints(tmp_path / "pose.json", [[x] for x in keypoints], side, side)
     frames = np.stack([networks.render(k[None], networks.colours(1), side, side) for k in keypoints])
     store = open_store("folder", tmp_path / "clips", 0, 1)

@@ -29,8 +29,8 @@ from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.networks import find_networks, load_networks
 from fyp_jax.pose.reading import load_keypoints
 from fyp_jax.pose.skeleton import draw_skeleton
-from fyp_jax.synthetic.kinematics import Body
-from fyp_jax.synthetic.motions import motion_keypoints
+from fyp_jax.synthetic.kinematics import Figure
+from keypoint_files import motion_keypoints
 
 EXTRACT = SCRIPTS / "extract_poses.py"
 SAMPLE = SCRIPTS.parent / "sample.py"
@@ -50,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def walk(frames: int = FRAMES, seed: int = 89, height: float = 0.8) -> np.ndarray:
     """Joints of a walking figure whose discs do not cover each other in the first 12 frames, [f 17 3]."""
-    return motion_keypoints("walk", Body(height, 0.5, 0.93, width=1.2), frames, seed, SIDE)
+    return motion_keypoints("walk", Figure(height, 0.5, 0.93, width=1.2), frames, seed, SIDE)
 
 
 def write_film(file: Path, keypoints: np.ndarray, height: int = SIDE, width: int = SIDE) -> Path:
@@ -211,7 +211,7 @@ def test_a_clip_is_sampled_with_the_poses_of_a_film(models: Path, film: Path, tm
     (file,) = (tmp_path / "poses").iterdir()
     record = json.loads((tmp_path / "0000" / "00-a-robot.json").read_text())
     assert record["pose"]["file"] == str(file)
-    assert read_frames(tmp_path / "0000" / "00-a-robot.mp4", range(2)).shape == (2, 64, 64, 3)
+    assert read_frames(tmp_path / "0000" / "00-a-robot.mp4", range(2)).shape == (2, 128, 128, 3)
 
 
 @pytest.mark.slow

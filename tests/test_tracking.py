@@ -6,15 +6,15 @@ import pytest
 from fyp_jax.pose.similarity import iou, oks
 from fyp_jax.pose.smoothing import MAX_GAP, fill_gaps, one_euro
 from fyp_jax.pose.tracking import MAX_LOST, largest, similarity, track_people
-from fyp_jax.synthetic.kinematics import Body
-from fyp_jax.synthetic.motions import motion_keypoints
+from fyp_jax.synthetic.kinematics import Figure
+from keypoint_files import motion_keypoints
 
 SIDE = 400
 
 
 def walker(frames: int, start: float, speed: float, height: float = 0.6, seed: int = 0) -> np.ndarray:
     """A walking person that moves `speed` pixels a frame, [f 17 3]."""
-    joints = motion_keypoints("walk", Body(height, 0.0, 0.9), frames, seed, SIDE)
+    joints = motion_keypoints("walk", Figure(height, 0.0, 0.9), frames, seed, SIDE)
     joints[..., 0] += start + speed * np.arange(frames)[:, None]
     return joints
 

@@ -136,15 +136,15 @@ def film_options(args: argparse.Namespace) -> "FilmOptions | None":
 
 def about(config: SampleConfig) -> str:
     """What the page says of its model, as Markdown."""
-    from fyp_jax.synthetic.backgrounds import BACKGROUNDS
-    from fyp_jax.synthetic.characters import CHARACTERS
+    from fyp_jax.synthetic.looks import NAMED, OPEN
+    from fyp_jax.synthetic.places import PLACES
     from fyp_jax.synthetic.styles import STYLES
 
     name = config.pretrained.replace("`", "") + (f" with {config.checkpoint}" if config.checkpoint else "")
     lines = [f"Model: `{name}`."]
     if config.pretrained == BUNDLED and config.checkpoint is None and not config.random_init:
-        words = {"characters": CHARACTERS, "places": [text for text, _ in BACKGROUNDS.values()]}
-        words["styles"] = [text for text, _ in STYLES.values() if text]
+        words = {"characters": [*NAMED, *OPEN], "places": [text for text, _ in PLACES.values()]}
+        words["styles"] = [style.words for style in STYLES.values() if style.words]
         lines.append(ABOUT_MINI.format(**{key: ", ".join(value) for key, value in words.items()}))
     if config.random_init:
         lines.append(RANDOM_WEIGHTS)

@@ -1,7 +1,7 @@
 """The synthetic world as a source of records that are rendered when they are asked for: no files, no codecs.
 
 `data.path=synthetic://pose_images` and `data.path=synthetic://captioned_videos` open it. Record i is the
-training scene of seed i (`synthetic.second.scenes`), so an example depends on its index alone.
+training scene of seed i (`synthetic.scenes`), so an example depends on its index alone.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from fyp_jax.data.config import SYNTHETIC, DataConfig
 from fyp_jax.data.decoding import Record, Sample
 from fyp_jax.errors import UserError
 from fyp_jax.pose.skeleton import draw_skeleton
-from fyp_jax.synthetic.second.scenes import FIRST_HELD_OUT_SEED, SIZE_MULTIPLE, render_clip, training_scene
+from fyp_jax.synthetic.scenes import FIRST_HELD_OUT_SEED, SIZE_MULTIPLE, render_clip, training_scene
 
 KINDS = ("pose_images", "captioned_videos")
-VERSION = "second edition 1"
+VERSION = "2.1"
 """Part of the fingerprint. Change it along with the drawing, so that no run resumes with other pictures."""
 FIRST_VIDEO = FIRST_HELD_OUT_SEED // 2
 """Seed of the first scene that is a video; those of images are smaller, so that no scene is both."""

@@ -1,8 +1,9 @@
-"""Figures of the synthetic world: COCO keypoints of a posture, by forward kinematics.
+"""Figures of the synthetic world in three dimensions: COCO keypoints of a stance, by forward kinematics.
 
-Angles are in radians in the image plane: at 0 a limb hangs down, and a positive angle turns it to the image's
-right. The person faces the viewer, so that a left limb is on the image's right. Lengths are fractions of the
-body's height.
+Angles are in radians. In the image plane a limb at 0 hangs down, and a positive angle turns it to the image's
+right. Another angle turns it out of the image plane, towards the viewer, which makes it look shorter. The
+whole figure can turn about the vertical; at 0 it faces the viewer, so that a left limb is on the image's
+right. Lengths are fractions of the body's height.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ SIDES = {"left": 1.0, "right": -1.0}
 """For each side of the person, the sign of the x direction in the image that points outward."""
 
 THIGH, SHIN, SPINE, UPPER_ARM, FOREARM = 0.245, 0.235, 0.30, 0.17, 0.16
-NECK, EYE, EAR = 0.115, 0.028, 0.06
+NECK = 0.115
 HALF_SHOULDERS, HALF_HIPS = 0.115, 0.07
+EAR, EYE = 0.055, 0.028
+"""Distance of ear and eye from the head's middle plane."""
+NOSE_FORWARD, EYE_FORWARD = 0.055, 0.046
+"""Distance of nose and eyes in front of the ears."""
 
 
 class Posture(NamedTuple):
@@ -38,8 +43,20 @@ class Posture(NamedTuple):
     """Displacement of the body to the image's right."""
 
 
+class Stance(NamedTuple):
+    """A posture with depth."""
+
+    posture: Posture
+    depth: tuple[float, ...] = (0.0,) * 8
+    """Angles out of the image plane of arms, forearms, thighs and shins; of each the left, then the right."""
+    bend: float = 0.0
+    """Angle of the spine out of the image plane: the trunk bends forward."""
+    turn: float = 0.0
+    """Rotation of the whole figure about the vertical, in radians; at pi it is seen from behind."""
+
+
 @dataclass(frozen=True)
-class Body:
+class Figure:
     """Shape and position of a figure; x, ground and height are fractions of the image's side."""
 
     height: float
@@ -48,52 +65,52 @@ class Body:
     legs: float = 1.0
     arms: float = 1.0
     width: float = 1.0
+    head: float = 1.0
     turn: float = 0.0
-    """Rotation about the vertical, in radians: narrows shoulders and hips, turns the face to the side."""
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> "Body":
-        """Sample a body that is 0.56 to 0.84 of the image high, of any width, somewhere on the ground."""
-        height = rng.uniform(0.56, 0.84)
-        return cls(
-            height=height,
-            x=rng.uniform(0.34, 0.66),
-            ground=rng.uniform(max(0.84, height + 0.08), 0.97),
-            legs=rng.uniform(0.88, 1.12),
-            arms=rng.uniform(0.88, 1.12),
-            width=rng.uniform(0.85, 1.2),
-            turn=rng.uniform(-0.9, 0.9),
-        )
+    """Rotation of the trunk and the head; limbs stay in the image plane."""
 
 
-def _bone(angle: float, length: float) -> np.ndarray:
-    return length * np.array([np.sin(angle), np.cos(angle)])
-
-
-def joint_positions(posture: Posture, body: Body) -> Float[np.ndarray, "17 2"]:
+def joint_positions(stance: Stance, figure: Figure) -> Float[np.ndarray, "17 2"]:
     """x and y of each joint as fractions of the image's side, y downwards."""
-    h, across = body.height, body.width * np.cos(body.turn)
+    posture, theta = stance.posture, stance.turn + figure.turn
+    cos, sin = np.cos(stance.turn), np.sin(stance.turn)
+
+    def bone(angle: float, depth: float, length: float) -> np.ndarray:
+        flat = length * np.cos(depth)
+        return np.array([flat * np.sin(angle) * cos + length * np.sin(depth) * sin, flat * np.cos(angle)])
+
+    def chain(name: str, out: float, root: np.ndarray, first: int, lengths: tuple[float, float]) -> None:
+        index = first + (name == "right")
+        pairs = (posture.arms, posture.forearms) if first == 0 else (posture.thighs, posture.shins)
+        names = ("shoulder", "elbow", "wrist") if first == 0 else ("hip", "knee", "ankle")
+        middle = root + bone(pairs[0][index % 2], stance.depth[index], lengths[0])
+        end = middle + bone(pairs[1][index % 2], stance.depth[index + 2], lengths[1])
+        joints.update({f"{name}_{joint}": at for joint, at in zip(names, (root, middle, end), strict=True)})
+
     joints: dict[str, np.ndarray] = {}
-    for (name, out), thigh, shin in zip(SIDES.items(), posture.thighs, posture.shins, strict=True):
-        hip = np.array([out * HALF_HIPS * across, 0.0])
-        knee = hip + _bone(thigh, THIGH * body.legs)
-        joints |= {f"{name}_hip": hip, f"{name}_knee": knee}
-        joints[f"{name}_ankle"] = knee + _bone(shin, SHIN * body.legs)
-    neck = _bone(np.pi - posture.lean, SPINE)
-    along = np.array([np.cos(posture.lean), np.sin(posture.lean)])  # the direction of the shoulders
-    for (name, out), arm, forearm in zip(SIDES.items(), posture.arms, posture.forearms, strict=True):
-        shoulder = neck + out * HALF_SHOULDERS * across * along
-        elbow = shoulder + _bone(arm, UPPER_ARM * body.arms)
-        joints |= {f"{name}_shoulder": shoulder, f"{name}_elbow": elbow}
-        joints[f"{name}_wrist"] = elbow + _bone(forearm, FOREARM * body.arms)
-    tilt = posture.lean + posture.nod
-    up, right = _bone(np.pi - tilt, 1.0), np.array([np.cos(tilt), np.sin(tilt)])
-    face = neck + NECK * up
-    gaze = np.sin(body.turn) * 0.035 * right
-    joints["nose"] = face + gaze - 0.005 * up
+    across = figure.width * np.cos(theta)
+    neck = bone(np.pi - posture.lean, stance.bend, SPINE)
+    lean = posture.lean * cos
+    along = np.array([np.cos(lean), np.sin(lean)])  # the direction of the shoulders
     for name, out in SIDES.items():
-        joints[f"{name}_eye"] = face + gaze + out * EYE * np.cos(body.turn) * right + 0.025 * up
-        joints[f"{name}_ear"] = face + out * EAR * np.cos(body.turn) * right + 0.008 * up
+        hip = np.array([out * HALF_HIPS * across, 0.0])
+        chain(name, out, hip, 4, (THIGH * figure.legs, SHIN * figure.legs))
+        shoulder = neck + out * HALF_SHOULDERS * across * along
+        chain(name, out, shoulder, 0, (UPPER_ARM * figure.arms, FOREARM * figure.arms))
+    tilt = (posture.lean + posture.nod) * cos
+    up, right = np.array([np.sin(tilt), -np.cos(tilt)]), np.array([np.cos(tilt), np.sin(tilt)])
+    face = neck + NECK * (0.35 + 0.65 * figure.head) * np.cos(0.7 * stance.bend) * up
+    forward, aside = figure.head * np.sin(theta) * right, figure.head * np.cos(theta) * right
+    joints["nose"] = face + NOSE_FORWARD * forward - 0.005 * up
+    for name, out in SIDES.items():
+        joints[f"{name}_eye"] = face + EYE_FORWARD * forward + out * EYE * aside + 0.025 * figure.head * up
+        joints[f"{name}_ear"] = face + out * EAR * aside + 0.008 * up
     points = np.stack([joints[name] for name in JOINTS])
     feet = max(joints["left_ankle"][1], joints["right_ankle"][1])
-    return np.array([body.x, body.ground]) + h * (points - [0.0, feet] + [posture.shift, -posture.rise])
+    move = np.array([posture.shift, -posture.rise])
+    return np.array([figure.x, figure.ground]) + figure.height * (points - [0.0, feet] + move)
+
+
+def sees_face(stance: Stance, figure: Figure) -> bool:
+    """Whether nose and eyes are on the viewer's side of the head."""
+    return bool(np.cos(stance.turn + figure.turn) > -0.3)

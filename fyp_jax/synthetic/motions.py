@@ -1,213 +1,168 @@
-"""The motions of the synthetic world: postures over time, and the keypoints of a figure that moves so."""
+"""The motions of the synthetic world: those in the image plane, and dances with depth, turns and jumps."""
 
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
 
-from fyp_jax.synthetic.kinematics import Body, Posture, joint_positions
+from fyp_jax.synthetic.kinematics import Posture, Stance
+from fyp_jax.synthetic.planar_motions import HELD_OUT_MOTION, PLANAR_MOTIONS
 
-Motion = Callable[[float, float, float], Posture]
-"""(cycles since the start, amplitude around 1, direction 1 or -1) -> posture."""
+Motion = Callable[[float], Stance]
+"""Cycles since the start -> stance."""
 
-
-def _sine(cycles: float, phase: float = 0.0) -> float:
-    return float(np.sin(2 * np.pi * (cycles + phase)))
-
-
-def _walk(t: float, a: float, d: float) -> Posture:
-    swing, lift = 0.42 * a * _sine(t), [max(0.0, _sine(t, 0.25)), max(0.0, -_sine(t, 0.25))]
-    return Posture(
-        arms=(0.15 - 0.9 * swing, -0.15 + 0.9 * swing),
-        forearms=(0.15 - 0.9 * swing + 0.35 * d, -0.15 + 0.9 * swing + 0.35 * d),
-        thighs=(swing, -swing),
-        shins=(swing - 0.7 * a * d * lift[0], -swing - 0.7 * a * d * lift[1]),
-        lean=0.05 * d,
-        rise=0.012 * (1 + _sine(2 * t)),
-        shift=0.04 * _sine(t / 4),
-    )
-
-
-def _run(t: float, a: float, d: float) -> Posture:
-    swing, lift = 0.75 * a * _sine(t), [max(0.0, _sine(t, 0.25)), max(0.0, -_sine(t, 0.25))]
-    return Posture(
-        arms=(0.1 - swing, -0.1 + swing),
-        forearms=(0.1 - swing + 1.4 * d, -0.1 + swing + 1.4 * d),
-        thighs=(swing + 0.15 * d, -swing + 0.15 * d),
-        shins=(swing + 0.15 * d - 1.3 * d * lift[0], -swing + 0.15 * d - 1.3 * d * lift[1]),
-        lean=0.2 * d,
-        rise=0.03 * (1 + _sine(2 * t)),
-    )
+ARM_KEYS = (
+    # arm and forearm, 0 hangs down and pi points up, positive outwards; their angles towards the viewer
+    (0.12, 0.18, 0.0, 0.2), (0.15, 0.3, 0.0, 0.3), (0.75, -0.75, 0.0, 0.1), (1.5, 1.55, 0.0, 0.0),
+    (2.9, 3.05, 0.0, 0.0),
+    (2.4, 2.5, 0.0, 0.0), (2.3, 3.9, 0.0, 0.0), (1.5, 3.0, 0.0, 0.0), (0.5, -1.7, 0.3, 0.5),
+    (0.3, 0.6, 0.9, 0.9),
+    (0.9, 2.3, 0.0, 0.3), (-0.25, -0.5, 0.2, 0.3), (1.2, 0.4, 0.0, 0.0), (1.9, 1.2, 0.0, 0.0),
+    (2.7, 2.0, 0.0, 0.0),
+    (0.6, 1.4, -0.4, 0.2), (0.4, 2.6, 0.4, 0.5), (2.0, 3.3, 0.2, 0.0),
+)  # fmt: skip
+LEG_KEYS = (
+    (0.08, 0.05, 0.0, 0.0), (0.1, 0.08, 0.0, 0.0), (0.22, 0.18, 0.0, 0.0), (0.42, 0.36, 0.0, 0.0),
+    (0.4, -0.2, 0.1, 0.0),
+    (0.5, -0.25, 0.9, -0.5), (1.2, 1.25, 0.0, 0.0), (0.8, 0.05, 0.0, 0.0), (-0.16, -0.22, 0.1, 0.1),
+    (0.9, -0.45, 0.5, -0.4), (0.1, -0.9, 0.0, -0.3), (0.7, 0.6, 0.0, 0.0), (0.3, 0.1, 1.1, -0.2),
+)  # fmt: skip
+STANDING = 4
+"""The first so many of LEG_KEYS are straight legs."""
+KEYS = 24
+"""Number of key stances of a routine, after which it begins again."""
 
 
-def _jump(t: float, a: float, d: float) -> Posture:
-    up = _sine(t)
-    crouch, flight = max(0.0, -up), max(0.0, up)
-    arm = 0.4 + 1.5 * flight * a
-    return Posture(
-        arms=(arm, -arm),
-        forearms=(arm + 0.3, -arm - 0.3),
-        thighs=(0.1 + 0.75 * crouch, -0.1 - 0.75 * crouch),
-        shins=(0.1 - 0.55 * crouch, -0.1 + 0.55 * crouch),
-        lean=0.06 * d * crouch,
-        rise=0.11 * a * flight,
-    )
+def make_motion(name: str, rng: np.random.Generator) -> Motion:
+    """A motion of `MOTIONS`, with amplitude, direction and whatever else it has sampled from `rng`."""
+    if name in DANCES:
+        return DANCES[name](rng)
+    amplitude, direction = rng.uniform(0.75, 1.2), float(rng.choice([-1, 1]))
+    motion = PLANAR_MOTIONS[name]
+    return lambda t: Stance(motion(t, amplitude, direction))
 
 
-def _wave_hand(t: float, a: float, d: float) -> Posture:
-    high, low = 2.3 + 0.2 * _sine(t / 3), 0.18
-    sweep = 2.9 + 0.55 * a * _sine(t)
-    left = d > 0
-    return Posture(
-        arms=(high if left else low, -low if left else -high),
-        forearms=(sweep if left else low + 0.1, -low - 0.1 if left else -sweep),
-        thighs=(0.1, -0.1),
-        shins=(0.06, -0.06),
-        lean=0.06 * _sine(t / 2),
-        nod=0.12 * _sine(t / 2, 0.2),
-        shift=0.015 * _sine(t / 2),
-    )
+def _pairs(values: np.ndarray) -> list[tuple[float, float]]:
+    """Outward angles [4 pairs, left and right] -> angles in the image: the left limb turns to the right."""
+    return [(float(left), -float(right)) for left, right in values.reshape(4, 2)]
 
 
-def _squat(t: float, a: float, d: float) -> Posture:
-    down = 0.5 - 0.5 * _sine(t, 0.25)
-    arm = 0.3 + 1.2 * down
-    return Posture(
-        arms=(arm, -arm),
-        forearms=(arm + 0.15, -arm - 0.15),
-        thighs=(0.15 + 1.1 * a * down, -0.15 - 1.1 * a * down),
-        shins=(0.12 - 0.35 * down, -0.12 + 0.35 * down),
-        lean=0.05 * d * down,
-    )
+def _stance(limbs: np.ndarray, trunk: np.ndarray) -> Stance:
+    """A stance of 8 outward angles, 8 depths, and lean, nod, rise, shift, bend and turn."""
+    arms, forearms, thighs, shins = _pairs(limbs[:8])
+    lean, nod, rise, shift, bend, turn = (float(value) for value in trunk)
+    posture = Posture(arms, forearms, thighs, shins, lean, nod, max(0.0, rise), shift)
+    return Stance(posture, tuple(float(depth) for depth in limbs[8:]), bend, turn)
 
 
-def _kick(t: float, a: float, d: float) -> Posture:
-    out = max(0.0, _sine(t)) ** 1.5
-    left = d > 0
-    leg, still = 0.15 + 1.2 * a * out, 0.08
-    arm = 0.6 + 0.5 * out
-    return Posture(
-        arms=(arm, -arm),
-        forearms=(arm + 0.8, -arm - 0.8),
-        thighs=(leg if left else still, -still if left else -leg),
-        shins=(leg + 0.1 if left else still, -still if left else -leg - 0.1),
-        lean=-0.25 * d * out,
-    )
+def _routine(rng: np.random.Generator) -> Motion:
+    """Key stances one after the other, with smooth ways between them."""
+    arms = rng.integers(len(ARM_KEYS), size=(KEYS, 2))
+    legs = np.stack([rng.integers(STANDING, size=KEYS), rng.integers(len(LEG_KEYS), size=KEYS)], axis=1)
+    legs = rng.permuted(legs, axis=1)  # one of them stands
+    for limb, equal in ((arms, 0.45), (legs, 0.4)):
+        limb[:, 1] = np.where(rng.random(KEYS) < equal, limb[:, 0], limb[:, 1])
+    # [key, arm or leg, left or right, angle or depth, upper or lower] -> the angles, then the depths
+    keys = np.stack([np.array(ARM_KEYS)[arms], np.array(LEG_KEYS)[legs]], axis=1).reshape(KEYS, 2, 2, 2, 2)
+    limbs = keys.transpose(0, 3, 1, 4, 2).reshape(KEYS, 16)
+    limbs[:, :8] += rng.normal(0, 0.1, (KEYS, 8))
+    half_turns = np.cumsum(rng.choice([-1, 0, 1], p=[0.025, 0.95, 0.025], size=KEYS))
+    turn = np.pi * half_turns + rng.uniform(-0.8, 0.8, KEYS)
+    rise = np.where(rng.random(KEYS) < 0.15, rng.uniform(0.06, 0.14, KEYS), 0.0)
+    lean, nod, shift = rng.normal(0, 0.14, KEYS), rng.normal(0, 0.1, KEYS), rng.uniform(-0.07, 0.07, KEYS)
+    bend = np.clip(rng.normal(0.1, 0.35, KEYS), -0.15, 1.0)
+    trunk = np.stack([lean, nod, rise, shift, bend, turn], axis=1)
+    pace = rng.uniform(1.0, 1.6)
 
+    def motion(t: float) -> Stance:
+        whole = int(np.floor(t * pace))
+        part = min(1.0, (t * pace - whole) / 0.85)  # a key is held for a moment
+        weight = part * part * (3 - 2 * part)
+        a, b = whole % KEYS, (whole + 1) % KEYS
+        return _stance(limbs[a] + weight * (limbs[b] - limbs[a]), trunk[a] + weight * (trunk[b] - trunk[a]))
 
-def _box(t: float, a: float, d: float) -> Posture:
-    punch = [max(0.0, _sine(t)), max(0.0, -_sine(t))]
-    guard = 2.5
-    arms = [0.5 + 1.05 * p * a for p in punch]
-    reach = [arm + guard * (1 - p) for arm, p in zip(arms, punch, strict=True)]
-    return Posture(
-        arms=(arms[0], -arms[1]),
-        forearms=(reach[0] - 0.3, -reach[1] + 0.3),
-        thighs=(0.28, -0.28),
-        shins=(0.08 + 0.05 * _sine(t), -0.08 + 0.05 * _sine(t)),
-        lean=0.15 * _sine(t),
-        shift=0.02 * d * _sine(t, 0.1),
-    )
-
-
-def _star(t: float, a: float, d: float) -> Posture:
-    """A jumping jack."""
-    open_ = 0.5 - 0.5 * _sine(t, 0.25)
-    arm, leg = 0.25 + 2.5 * open_, 0.08 + 0.45 * a * open_
-    return Posture(
-        arms=(arm, -arm),
-        forearms=(arm + 0.2, -arm - 0.2),
-        thighs=(leg, -leg),
-        shins=(leg, -leg),
-        rise=0.04 * abs(_sine(t)),
-        shift=0.01 * d * _sine(t),
-    )
-
-
-def _stretch(t: float, a: float, d: float) -> Posture:
-    bend = 0.45 * a * _sine(t)
-    return Posture(
-        arms=(2.6 - bend if d > 0 else 0.9, -0.9 if d > 0 else -2.6 - bend),
-        forearms=(2.9 - bend if d > 0 else 1.9, -1.9 if d > 0 else -2.9 - bend),
-        thighs=(0.25, -0.25),
-        shins=(0.2, -0.2),
-        lean=-bend,
-        nod=-0.3 * bend,
-    )
-
-
-def _dance(t: float, a: float, d: float) -> Posture:
-    """The weight moves from foot to foot, the arms swing in turn. This motion is held out of training."""
-    weight, free = _sine(t), [max(0.0, -_sine(t)) ** 1.5, max(0.0, _sine(t)) ** 1.5]
-    arms = [1.5 + 0.9 * a * _sine(t, 0.2), 1.5 + 0.9 * a * _sine(t, 0.7)]
-    bends = [0.9 + 0.7 * _sine(t / 2, 0.1), 0.9 + 0.7 * _sine(t / 2, 0.6)]
-    return Posture(
-        arms=(arms[0], -arms[1]),
-        forearms=(arms[0] + bends[0], -arms[1] - bends[1]),
-        thighs=(0.16 + 0.7 * free[0], -0.16 - 0.7 * free[1]),
-        shins=(0.1 - 0.35 * free[0], -0.1 + 0.35 * free[1]),
-        lean=0.16 * weight,
-        nod=0.2 * d * _sine(t / 2),
-        rise=0.0,
-        shift=0.07 * weight,
-    )
-
-
-MOTIONS: dict[str, Motion] = {
-    "walk": _walk,
-    "run": _run,
-    "jump": _jump,
-    "wave": _wave_hand,
-    "squat": _squat,
-    "kick": _kick,
-    "box": _box,
-    "star": _star,
-    "stretch": _stretch,
-    "dance": _dance,
-}
-FREE = "free"
-"""A motion in which each limb swings on its own, so that training sees a wide range of poses."""
-HELD_OUT_MOTION = "dance"
-TRAIN_MOTIONS = (*(name for name in MOTIONS if name != HELD_OUT_MOTION), FREE)
+    return motion
 
 
 def _free(rng: np.random.Generator) -> Motion:
-    """Sample a motion in which each limb swings independently, within its own range."""
-    centres = rng.uniform(
-        [0.1] * 2 + [-0.2] * 2 + [0.0] * 2 + [-0.7] * 2, [2.6] * 2 + [1.6] * 2 + [0.7] * 2 + [0.3] * 2
-    )
-    swings = rng.uniform(0.0, [0.9] * 2 + [0.8] * 2 + [0.4] * 2 + [0.4] * 2)
-    shifts, speeds = rng.uniform(size=(2, 8))
-    leans, rise = rng.uniform(-0.25, 0.25, 2), max(0.0, rng.uniform(-0.1, 0.08))
+    """Each limb swings on its own, in depth too, so that training sees a wide range of poses."""
+    low = [0.0] * 2 + [-0.6] * 2 + [0.0] * 2 + [-0.6] * 2 + [-0.3] * 8
+    high = [2.7] * 2 + [3.4] * 2 + [0.8] * 2 + [0.6] * 2 + [0.7] * 8
+    centre, swing = rng.uniform(low, high), rng.uniform(0.0, [0.9] * 4 + [0.4] * 4 + [0.4] * 8)
+    phase, speed = rng.uniform(size=16), rng.uniform(0.5, 1.5, size=16)
+    lean, nod, shift = rng.uniform(-0.25, 0.25), rng.uniform(-0.3, 0.3), rng.uniform(0, 0.05)
+    rise, turn, sway = max(0.0, rng.uniform(-0.1, 0.08)), rng.uniform(-1.2, 1.2), rng.uniform(0, 0.6)
+    if rng.random() < 0.1:
+        turn += np.pi
+    bend = max(0.0, rng.uniform(-0.7, 0.9))
 
-    def motion(t: float, a: float, d: float) -> Posture:
-        arm, bend, thigh, knee = (
-            centres + a * swings * np.sin(2 * np.pi * (t * (0.5 + speeds) + shifts))
-        ).reshape(4, 2)
-        out = np.array([1.0, -1.0])
-        return Posture(
-            *(tuple(map(float, out * x)) for x in (arm, arm + bend, thigh, thigh + knee)),  # pyright: ignore
-            lean=float(leans[0] + 0.1 * _sine(t, shifts[0])),
-            nod=float(leans[1]),
-            rise=rise,
-            shift=0.03 * d * _sine(t / 2, shifts[1]),
+    def motion(t: float) -> Stance:
+        limbs = centre + swing * np.sin(2 * np.pi * (t * speed + phase))
+        slow = np.sin(2 * np.pi * (t / 2 + phase[0]))
+        return _stance(
+            limbs, np.array([lean + 0.1 * slow, nod, rise, shift * slow, bend, turn + sway * slow])
         )
 
     return motion
 
 
-def motion_keypoints(
-    name: str, body: Body, num_frames: int, seed: int, side: int
-) -> Float[np.ndarray, "{num_frames} 17 3"]:
-    """Keypoints of a motion, one of `MOTIONS` or `FREE`, as COCO joints.
+def _spin(rng: np.random.Generator) -> Motion:
+    """Turns about the vertical, one arm or both held out or up."""
+    start, direction = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
+    arms = np.array([ARM_KEYS[i] for i in rng.integers(len(ARM_KEYS), size=2)])
+    knee = rng.uniform(0, 0.6)
 
-    Each joint is x and y in pixels of an image of side x side, and a confidence of 1. The seed
-    determines tempo, phase, amplitude and direction.
-    """
-    rng = np.random.default_rng([seed, 17])
-    motion = _free(rng) if name == FREE else MOTIONS[name]
-    tempo, phase, amplitude = rng.uniform(0.05, 0.13), rng.uniform(0, 4), rng.uniform(0.75, 1.2)
-    direction = float(rng.choice([-1, 1]))
-    postures = [motion(phase + tempo * frame, amplitude, direction) for frame in range(num_frames)]
-    points = np.stack([joint_positions(posture, body) for posture in postures]) * side
-    return np.concatenate([points, np.ones((num_frames, 17, 1))], axis=-1)
+    def motion(t: float) -> Stance:
+        beat = np.sin(2 * np.pi * t)
+        limbs = np.array(
+            [*arms[:, :2].T.ravel(), 0.1, 0.15 + knee, 0.08, 0.1 - knee, *arms[:, 2:].T.ravel(), 0, 0.3, 0, 0]
+        )
+        limbs[:4] += 0.15 * beat
+        return _stance(
+            limbs, np.array([0.05 * beat, 0.0, 0.0, 0.03 * beat, 0.0, start + direction * 2.2 * t])
+        )
+
+    return motion
+
+
+def _sway(rng: np.random.Generator) -> Motion:
+    """Hips and arms over the head sway from side to side, the knees bend in time."""
+    height, wide, phase = rng.uniform(2.0, 2.9), rng.uniform(0.2, 0.45), rng.uniform()
+    bend, turn = rng.uniform(0.1, 0.5), rng.uniform(-0.7, 0.7)
+
+    def motion(t: float) -> Stance:
+        side, beat = np.sin(2 * np.pi * t), 0.5 + 0.5 * np.sin(4 * np.pi * (t + phase))
+        arm, leg = height + 0.35 * side * np.array([1, -1]), wide + bend * beat
+        forearm = height + 0.5 + 0.55 * np.sin(2 * np.pi * (t - 0.1)) * np.array([1, -1])
+        limbs = np.array([*arm, *forearm, leg, leg, wide - bend * beat, wide - bend * beat, *(0.0,) * 8])
+        return _stance(limbs, np.array([0.22 * side, -0.12 * side, 0.0, 0.06 * side, 0.0, turn]))
+
+    return motion
+
+
+def _lunge(rng: np.random.Generator) -> Motion:
+    """Deep steps to the side, with one arm up and the other out."""
+    depth, high = rng.uniform(0.6, 0.95), rng.uniform(2.2, 2.9)
+
+    def motion(t: float) -> Stance:
+        side = np.sin(2 * np.pi * t)
+        right, left = max(0.0, side), max(0.0, -side)
+        arms = np.array([1.1 + (high - 1.1) * right, 1.1 + (high - 1.1) * left])
+        thighs = np.array([0.15 + depth * left + 0.4 * right, 0.15 + depth * right + 0.4 * left])
+        shins = np.array([0.1 - 0.25 * left + 0.4 * right, 0.1 - 0.25 * right + 0.4 * left])
+        limbs = np.array([*arms, *(arms + 0.2 * side), *thighs, *shins, *(0.0,) * 8])
+        return _stance(limbs, np.array([-0.2 * side, 0.1 * side, 0.0, -0.04 * side, 0.0, -0.5 * side]))
+
+    return motion
+
+
+DANCES: dict[str, Callable[[np.random.Generator], Motion]] = {
+    "routine": _routine,
+    "free": _free,
+    "spin": _spin,
+    "sway": _sway,
+    "lunge": _lunge,
+}
+MOTIONS: tuple[str, ...] = (*PLANAR_MOTIONS, *DANCES)
+TRAIN_MOTIONS = tuple(name for name in MOTIONS if name != HELD_OUT_MOTION)
+TRAIN_WEIGHTS = tuple({"routine": 6.0, "free": 4.0}.get(name, 1.0) for name in TRAIN_MOTIONS)
+"""How often training scenes have each motion, relative to each other."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fyp_jax.synthetic.second.shapes import CIRCLE, Colour, Shape, blocky, fill
+from fyp_jax.synthetic.shapes import CIRCLE, Colour, Shape, blocky, fill
 
 Fraction = int | float
 """A length or position as a fraction of the frame's side; y counts from the top."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fyp_jax.synthetic.second.canvas import PERIOD, Canvas
-from fyp_jax.synthetic.second.shapes import Colour, shade
+from fyp_jax.synthetic.canvas import PERIOD, Canvas
+from fyp_jax.synthetic.shapes import Colour, shade
 
 WALLS = (
     (214, 128, 104), (226, 178, 118), (160, 176, 196), (196, 164, 150), (238, 214, 172), (150, 184, 160),

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fyp_jax.synthetic.second.looks import BLACK, WHITE, Look
-from fyp_jax.synthetic.second.parts import DETAIL, HAIR, HAT, HEAD
-from fyp_jax.synthetic.second.shapes import Colour, Group, Shape, disc, ellipse, limb, polygon, shade
+from fyp_jax.synthetic.looks import BLACK, WHITE, Look
+from fyp_jax.synthetic.parts import DETAIL, HAIR, HAT, HEAD
+from fyp_jax.synthetic.shapes import Colour, Group, Shape, disc, ellipse, limb, polygon, shade
 
 
 class Head(NamedTuple):

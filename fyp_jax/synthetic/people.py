@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Float
 
 from fyp_jax.pose.skeleton import JOINTS
-from fyp_jax.synthetic.second.kinematics import Figure, Stance, joint_positions, sees_face
-from fyp_jax.synthetic.second.motions import Motion, make_motion
+from fyp_jax.synthetic.kinematics import Figure, Stance, joint_positions, sees_face
+from fyp_jax.synthetic.motions import Motion, make_motion
 
 FACE = [JOINTS.index(name) for name in ("nose", "left_eye", "right_eye")]
 FRAMINGS = ("whole", "small", "close", "aside")

@@ -1,13 +1,13 @@
-"""An overview of the second edition as one picture."""
+"""An overview of the synthetic world as one picture."""
 
 import numpy as np
 from jaxtyping import UInt8
 
-from fyp_jax.synthetic.second.looks import NAMED
-from fyp_jax.synthetic.second.motions import TRAIN_MOTIONS
-from fyp_jax.synthetic.second.places import PLACES
-from fyp_jax.synthetic.second.scenes import Scene, render_clip
-from fyp_jax.synthetic.second.styles import STYLES
+from fyp_jax.synthetic.looks import NAMED
+from fyp_jax.synthetic.motions import TRAIN_MOTIONS
+from fyp_jax.synthetic.places import PLACES
+from fyp_jax.synthetic.scenes import Scene, render_clip
+from fyp_jax.synthetic.styles import STYLES
 
 COLUMNS = 12
 GAP = 8

@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fyp_jax.synthetic.backgrounds import BACKGROUNDS
-from fyp_jax.synthetic.second import things
-from fyp_jax.synthetic.second.canvas import PERIOD, Canvas
-from fyp_jax.synthetic.second.movers import (
+from fyp_jax.synthetic import things
+from fyp_jax.synthetic.canvas import PERIOD, Canvas
+from fyp_jax.synthetic.movers import (
     Mover,
     birds,
     clouds,
@@ -22,7 +21,7 @@ from fyp_jax.synthetic.second.movers import (
     traffic,
     waves,
 )
-from fyp_jax.synthetic.second.shapes import shade
+from fyp_jax.synthetic.shapes import shade
 
 Place = Callable[[Canvas, Canvas, np.random.Generator], list[Mover]]
 """Paints the sky and the ground, and returns what moves."""
@@ -263,16 +262,18 @@ def _town(sky: Canvas, c: Canvas, rng: np.random.Generator) -> list[Mover]:
 
 
 PLACES: dict[str, tuple[str, Place]] = {
-    **{
-        name: (BACKGROUNDS[name][0], paint)
-        for name, paint in {
-            "beach": _beach, "sea": _sea, "forest": _forest, "snow": _snow, "desert": _desert, "moon": _moon,
-            "street": _street, "park": _park, "simple": _simple,
-        }.items()
-    },
+    "beach": ("on the beach", _beach),
+    "sea": ("on the sea", _sea),
+    "forest": ("in the forest", _forest),
+    "snow": ("in the snow", _snow),
+    "desert": ("in the desert", _desert),
+    "moon": ("on the moon", _moon),
+    "street": ("on the street", _street),
+    "park": ("in the park", _park),
+    "simple": ("simple background", _simple),
     "outside": ("outside", _outside),
     "town": ("in a town", _town),
-}  # fmt: skip
+}
 """For each place its words in a caption, and the function that paints it."""
 OPEN_PLACES = ("outside", "town")
 """Places whose looks the caption does not say."""

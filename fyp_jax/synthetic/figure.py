@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fyp_jax.pose.skeleton import JOINTS
-from fyp_jax.synthetic.second.heads import Head, draw_head, hair_behind
-from fyp_jax.synthetic.second.looks import Look
-from fyp_jax.synthetic.second.parts import (
+from fyp_jax.synthetic.heads import Head, draw_head, hair_behind
+from fyp_jax.synthetic.looks import Look
+from fyp_jax.synthetic.parts import (
     ARMS,
     CAPE,
     DETAIL,
@@ -22,7 +22,7 @@ from fyp_jax.synthetic.second.parts import (
     THIGHS,
     TORSO,
 )
-from fyp_jax.synthetic.second.shapes import Colour, Group, Shape, disc, limb, polygon, shade
+from fyp_jax.synthetic.shapes import Colour, Group, Shape, disc, limb, polygon, shade
 
 OUTLINE = 0.036
 """Width of outlines in units of the torso's length."""

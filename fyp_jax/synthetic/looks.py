@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fyp_jax.synthetic.second.shapes import Colour
+from fyp_jax.synthetic.shapes import Colour
 
 SKIN, BROWN, BLACK, WHITE = (240, 190, 150), (96, 58, 32), (26, 26, 34), (250, 248, 242)
 

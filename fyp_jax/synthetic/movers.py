@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fyp_jax.synthetic.second import things
-from fyp_jax.synthetic.second.canvas import PERIOD, Canvas
-from fyp_jax.synthetic.second.shapes import Colour
+from fyp_jax.synthetic import things
+from fyp_jax.synthetic.canvas import PERIOD, Canvas
+from fyp_jax.synthetic.shapes import Colour
 
 
 class Mover(NamedTuple):
