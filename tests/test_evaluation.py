@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,48 +18,70 @@ from PIL import Image
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax.cli import evaluate
-from fyp_jax.evaluation import ablations, eval_set, report
+from fyp_jax.evaluation import ablations, part_segmenter, report, rows, scene_set
+from fyp_jax.evaluation.scene_metrics import TextScores
+from fyp_jax.evaluation.scene_set import Kind, SceneScores
+from fyp_jax.evaluation.statistics import ConfidenceInterval
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+from fyp_jax.synthetic.looks import OPEN
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS, render_frames
+from fyp_jax.synthetic.places import PLACES
+from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS
 from fyp_jax.synthetic.styles import STYLES
 
 
-def as_float(video: np.ndarray) -> np.ndarray:
-    """In place of the VAE."""
-    return video.astype(np.float32)
+@pytest.fixture
+def fake_segmenter(tmp_path: Path) -> Iterator[Path]:
+    """In place of the network: whatever is not black is a figure. Gives the file of its weights."""
+    weights = tmp_path / "segmenter"
+    weights.write_bytes(b"1")
+    with (
+        mock.patch.object(part_segmenter, "WEIGHTS", weights),
+        mock.patch.object(scene_set, "segment_parts", lambda video: (video.max(-1) > 0).astype(np.uint8)),
+    ):
+        yield weights
 
 
-def test_eval_cases_have_the_held_out_motion_and_pairs_of_their_kind():
-    for held_out, pairs in ((False, TRAIN_PAIRS), (True, HELD_OUT_PAIRS)):
-        cases = eval_set.make_eval_cases(8, 2, held_out)
-        assert {(case.scene.character, case.scene.background) for case in cases} <= set(pairs)
+def test_scene_cases_have_the_held_out_motion_and_pairs_of_their_kind():
+    opened = {(name, place) for name in OPEN for place in PLACES}
+    for kind, pairs in (
+        (Kind.NAMED, TRAIN_PAIRS),
+        (Kind.HELD_OUT_PAIRS, HELD_OUT_PAIRS),
+        (Kind.OPEN, opened),
+    ):
+        cases = scene_set.make_scene_cases(4, 2, kind)
+        assert {(case.scene.characters[0], case.scene.place) for case in cases} <= set(pairs)
         assert {case.scene.motion for case in cases} == {HELD_OUT_MOTION}
         assert {case.scene.style for case in cases} == set(STYLES)
-        assert len({case.scene.seed for case in cases}) == 8
+        assert len({case.scene.seed for case in cases}) == 4
+        assert all(case.pose_images.shape == (2, 128, 128, 3) for case in cases)
 
 
 @pytest.mark.slow
-def test_renderings_score_high_and_noise_low():
-    cases = eval_set.make_eval_cases(4, 2, False)
-    rendered = [render_frames(case.scene, case.keypoints) for case in cases]
-    noise = [
-        np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(rendered)
-    ]
-    good, bad = (eval_set.score(clips, cases, as_float) for clips in (rendered, noise))
-    assert good.pose_accuracy.mean > 0.97
-    assert good.character.mean == good.background.mean == good.style.mean == 1
-    assert good.flicker.mean == 0
-    assert bad.iou.mean < good.iou.mean - 0.35
-    assert bad.flicker.mean > 50
-    table = list(report.table_rows({"rendered": good, "noise": bad}))
+@pytest.mark.parametrize("kind", Kind)
+def test_drawings_score_high_and_noise_low(kind: Kind):
+    cases = scene_set.make_scene_cases(4, 2, kind)
+    drawn = scene_set.drawings(cases)
+    noise = [np.random.default_rng(i).integers(0, 256, x.shape).astype(np.uint8) for i, x in enumerate(drawn)]
+    good, bad = (scene_set.score_scenes(clips, cases) for clips in (drawn, noise))
+    means = {name: value.mean for name, value in good._asdict().items() if value is not None}
+    assert means["pose_accuracy"] > 0.93
+    assert means["sharpness"] == 1
+    assert bad.iou is not None
+    assert bad.iou.mean < means["iou"] - 0.35
+    if kind is Kind.OPEN:
+        assert good.character is good.place is good.style is None
+    else:
+        assert means["character"] == 1
+        assert min(means["place"], means["style"]) >= 0.75
+    table = list(report.table_rows({"drawn": good, "noise": bad}))
     assert len(table) == 4
-    assert {row.count("|") for row in table} == {len(eval_set.Scores._fields) + 2}
+    assert {row.count("|") for row in table} == {len(SceneScores._fields) + 2}
 
 
 def test_without_cross_frame_attention_a_frame_attends_only_to_itself():
@@ -114,17 +136,86 @@ def test_before_the_motion_stage_queries_are_those_of_the_image_model():
     assert np.any(block["attn2"]["to_q"]["kernel"])
 
 
+def some_scores(mean: float, **missing: None) -> SceneScores:
+    value = ConfidenceInterval(mean, mean - 0.1, mean + 0.1)
+    return SceneScores(**{**dict.fromkeys(SceneScores._fields, value), **missing})
+
+
 def test_figures_have_a_row_for_each_model(tmp_path: Path):
-    cases = eval_set.make_eval_cases(2, 2, False)
-    rendered = [render_frames(case.scene, case.keypoints) for case in cases]
-    scores = eval_set.score(rendered, cases, as_float)
+    scores = some_scores(0.5, character=None, pose_accuracy_shuffled=None)
+    clips = [np.zeros((2, 32, 32, 3), np.uint8)] * 2
     sizes = []
     for count in (2, 5):
         names = [f"model {i}" for i in range(count)]
         report.plot_scores(dict.fromkeys(names, scores), tmp_path / "scores.png")
-        report.plot_clips(dict.fromkeys(names, rendered), tmp_path / "clips.png", 2)
+        report.plot_clips(dict.fromkeys(names, clips), tmp_path / "clips.png", 2)
         sizes.append([Image.open(tmp_path / f"{name}.png").height for name in ("scores", "clips")])
     assert (np.array(sizes[1]) > sizes[0]).all(), "a row for each"
+
+
+def test_table_leaves_the_cell_of_a_missing_score_empty():
+    *_, row = report.table_rows({"open": some_scores(0.5, character=None)})
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert [not cell for cell in cells] == [name == "character" for name in SceneScores._fields]
+
+
+def test_rows_are_the_ablations_on_named_captions_and_those_on_open_ones():
+    names = (ablations.FULL_MODEL, ablations.FRAME_BY_FRAME)
+    assert [row.name for row in rows.plan_rows(names, 8, [24])] == [
+        "ground truth", "full model", "pose stage only, frame by frame",
+        "ground truth, held-out pairs", "full model, held-out pairs",
+        "ground truth, open captions", "full model, open captions",
+        "pose stage only, frame by frame, open captions",
+        "ground truth, 24 frames", "full model, 24 frames",
+    ]  # fmt: skip
+    planned = rows.plan_rows([*names, ablations.OWN_NOISE, *rows.OPEN_ALONE], 8, [])
+    of = {kind: {row.model for row in planned if row.kind is kind} for kind in Kind}
+    assert set(rows.OPEN_MODELS) < of[Kind.OPEN]
+    assert not set(rows.OPEN_ALONE) & of[Kind.NAMED]
+    assert ablations.OWN_NOISE in of[Kind.NAMED]
+
+
+def test_rows_with_scores_of_equal_weights_and_options_are_kept(fake_segmenter: Path, tmp_path: Path):
+    sampled: list[str] = []
+
+    def model(name: str, weights: str) -> rows.Model:
+        def sample(case: Any, seed: int) -> np.ndarray:
+            sampled.append(name)
+            return case.pose_images
+
+        return rows.Model(sample, weights)
+
+    def run(config: SampleConfig, **weights: str) -> list[str]:
+        """The rows that were scored: for them all three clips are sampled, and for the others two."""
+        sampled.clear()
+        models = {name: model(name, value) for name, value in weights.items()}
+        planned = [rows.Row(name, Kind.NAMED, 2) for name in (rows.GROUND_TRUTH, *models)]
+        with mock.patch.object(rows, "score_scenes", return_value=some_scores(0.5)) as score:
+            results, shown = rows.score_rows(planned, models, 3, config, tmp_path / "out")
+        assert list(results) == [row.name for row in planned]
+        assert [len(clips) for clips in shown[Kind.NAMED].values()] == [2] * (2 + len(models))
+        assert list(json.loads((tmp_path / "out" / "scores.json").read_text())) == list(results)
+        return [name for name in models if sampled.count(name) == 3] + ["drawn"] * (
+            score.call_count > sum(sampled.count(name) == 3 for name in models)
+        )
+
+    (tmp_path / "out").mkdir()
+    assert run(SampleConfig(), a="1", b="1") == ["a", "b", "drawn"]
+    assert run(SampleConfig(output_dir="elsewhere"), a="1", b="1") == []
+    assert run(SampleConfig(), a="1", b="2") == ["b"]
+    assert run(SampleConfig(guidance_scale=2.0), a="1", b="2") == ["a", "b"]
+    fake_segmenter.write_bytes(b"2")
+    assert run(SampleConfig(guidance_scale=2.0), a="1", b="2") == ["a", "b", "drawn"]
+    (tmp_path / "out" / "scores.json").write_text("{")
+    assert run(SampleConfig(guidance_scale=2.0), a="1", b="2") == ["a", "b", "drawn"]
+
+
+def test_weights_checksum_changes_with_a_name_or_a_value():
+    params = {"unet": {"a": np.ones(3), "b": np.zeros(2)}}
+    others = ({"unet": {"a": np.ones(3), "c": np.zeros(2)}}, {"unet": {"a": np.ones(3), "b": np.ones(2)}})
+    checksum = rows.weights_checksum(params)
+    assert checksum == rows.weights_checksum({"unet": dict(reversed(params["unet"].items()))})
+    assert checksum not in [rows.weights_checksum(other) for other in others]
 
 
 TINY_OPTIONS = ["--num-clips", "2", "--frames", "2"]
@@ -132,38 +223,46 @@ TINY_OPTIONS = ["--num-clips", "2", "--frames", "2"]
 
 @pytest.fixture
 def fake_pipeline() -> Any:
-    """A pipeline without weights, for cheap tests: its clips are the pose images, its latents the frames."""
+    """A pipeline without weights, for cheap tests: its clips are the pose images."""
 
     def sample(prompt: str, pose: np.ndarray, sampling: Any) -> Any:
         assert sampling.num_frames == len(pose)
         return SimpleNamespace(frames=pose)
 
-    pipeline = mock.Mock(side_effect=sample, encode=as_float)
+    pipeline = mock.Mock(side_effect=sample)
     with mock.patch.object(FollowYourPosePipeline, "from_config", return_value=pipeline):
         yield pipeline
 
 
-def models_of(**models: Callable) -> Any:
-    return mock.patch.object(evaluate, "sample_functions", return_value=models)
+def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, fake_segmenter: Path, tmp_path: Path):
+    def text_is_right(*_: Any) -> TextScores:
+        return TextScores(True, True, True)
 
-
-@pytest.mark.slow
-def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, tmp_path: Path):
-    rendering = {ablations.FULL_MODEL: lambda case, seed: render_frames(case.scene, case.keypoints)}
-    skeletons = {"skeletons": lambda case, seed: case.pose_images}
-    with models_of(**rendering, **skeletons):
-        done = run_script(SCRIPTS / "evaluate.py", *TINY_OPTIONS, "--long", "3", "--out", tmp_path / "new")
-    assert done.status == 0, done.err
+    models = {
+        ablations.FULL_MODEL: rows.Model(lambda case, seed: scene_set.drawings([case])[0], "1"),
+        "skeletons": rows.Model(lambda case, seed: case.pose_images, "1"),
+    }
+    args = [*TINY_OPTIONS, "--out", tmp_path / "new", "--long", "3", "4"]
+    with (
+        mock.patch.object(evaluate, "models_of", return_value=models),
+        mock.patch.object(scene_set, "text_scores", text_is_right),
+    ):
+        done = run_script(SCRIPTS / "evaluate.py", *args)
+        assert done.status == 0, done.err
+        again = run_script(SCRIPTS / "evaluate.py", *args)
+    assert again.out == done.out
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
-    models = ["ground truth", "full model", "skeletons", "ground truth, held-out pairs"]
-    models += ["full model, held-out pairs", "ground truth, 3 frames", "full model, 3 frames"]
-    assert list(scores) == models
+    names = ["ground truth", "full model", "skeletons", "ground truth, held-out pairs"]
+    names += ["full model, held-out pairs", "ground truth, open captions", "full model, open captions"]
+    names += [f"{model}, {n} frames" for n in (3, 4) for model in ("ground truth", "full model")]
+    assert list(scores) == names
     assert scores["full model"] == scores["ground truth"]
     assert scores["full model"]["character"]["mean"] == 1
-    assert scores["skeletons"]["iou"]["mean"] < scores["full model"]["iou"]["mean"]
+    assert scores["full model, open captions"]["character"] is None
+    assert scores["skeletons"]["sharpness"]["mean"] != scores["full model"]["sharpness"]["mean"]
     assert (tmp_path / "new" / "scores.md").read_text() in done.out + "\n"
-    for name in ("scores.png", "clips.png"):
-        with Image.open(tmp_path / "new" / name) as figure:
+    for name in ("scores", "clips", "clips_open", "clips_held_out_pairs"):
+        with Image.open(tmp_path / "new" / f"{name}.png") as figure:
             assert min(figure.size) > 100
 
 
@@ -194,7 +293,7 @@ def test_evaluate_scores_the_bundled_model_and_its_ablations(tmp_path: Path):
     done = run_script(SCRIPTS / "evaluate.py", *args[:-2], "num_inference_steps=5", "--out", tmp_path)
     assert done.status == 0, done.err
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert len(scores) == 1 + 8 + 2  # ground truth, models, and two rows of held-out pairs
+    assert len(scores) == 1 + 8 + 2 + 6  # drawings, models, held-out pairs, open captions
     full = scores.pop("full model")
     assert full["pose_accuracy"]["mean"] > 0.7
     assert all(row != full for row in scores.values()), "each ablation changes the clip"
@@ -214,13 +313,15 @@ def test_ablations_change_one_part_of_the_model_each(tmp_path: Path):
         return model
 
     with mock.patch.object(ablations, "full_model", recorded):
-        models = evaluate.sample_functions(config, pipeline, True, {})
+        models = {
+            name: model.sample for name, model in evaluate.models_of(config, pipeline, True, {}).items()
+        }
     used = {name: parts[model] for name, model in models.items() if model in parts}
-    assert len(models) == 8
+    assert len(models) == 8 + 2
     full, sampling = used["full model"]
     assert full is pipeline
     no_correlation = dataclasses.replace(sampling, noise_correlation=0.0)
-    assert used["independent noise for each frame"] == (pipeline, no_correlation)
+    assert used["own noise for each frame"] == (pipeline, no_correlation)
     text_guidance = dataclasses.replace(sampling, pose_guidance=False)
     assert used["guidance on the text alone"] == (pipeline, text_guidance)
     assert sampling not in (no_correlation, text_guidance)
@@ -235,6 +336,8 @@ def test_ablations_change_one_part_of_the_model_each(tmp_path: Path):
     single, _ = used["without cross-frame attention"]
     assert not single.programs.unet.config.cross_frame_attention
     assert single.params is pipeline.params
+    assert used[ablations.ALONE_OWN_NOISE] == (single, no_correlation)
+    assert used[ablations.SILENT_OWN_NOISE] == (used["without temporal layers"][0], no_correlation)
 
 
 def test_frame_by_frame_samples_each_frame_with_its_own_noise():
@@ -244,7 +347,7 @@ def test_frame_by_frame_samples_each_frame_with_its_own_noise():
         calls.append((len(pose), sampling.num_frames, sampling.seed))
         return SimpleNamespace(frames=pose)
 
-    case = eval_set.make_eval_cases(1, 3, False)[0]
+    case = scene_set.make_scene_cases(1, 3, Kind.NAMED)[0]
     params = SampleConfig()
     pipeline: Any = sample
     frames = ablations.frame_by_frame.__wrapped__(pipeline, params)(case, 2)
@@ -261,7 +364,7 @@ def test_teaser_has_the_pose_and_a_clip_for_each_prompt(fake_pipeline: Any, tmp_
     with Image.open(tmp_path / "teaser.gif") as gif:
         assert gif.n_frames == 3
         frame = np.asarray(gif.convert("RGB"))
-    column = 64 * 2 + 6  # scale and gap
+    column = 128 + 6  # with the gap
     assert frame.shape[1] == 3 * column - 6
     np.testing.assert_array_equal(frame[:128, :128], frame[:128, column : column + 128])
     assert (frame[:128, :128].max(axis=-1) > 0).any(), "a skeleton"

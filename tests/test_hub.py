@@ -266,11 +266,12 @@ def card(text: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.slow
 def test_model_card_is_written_without_a_network(checkpoint: Path, tmp_path: Path):
     """conftest sets HF_HUB_OFFLINE."""
-    scores = {"pose_accuracy": (0.9, 0.8, 0.95), "flicker": (3.25, 3.0, 3.5)}
+    scores = {"pose_accuracy": (0.9, 0.8, 0.95), "edge_width": (3.25, 3.0, 3.5)}
     interval = {name: dict(zip(("mean", "low", "high"), x, strict=True)) for name, x in scores.items()}
-    from fyp_jax.evaluation.eval_set import Scores
+    from fyp_jax.evaluation.scene_set import SceneScores
 
-    rows = {name: interval.get(name, interval["flicker"]) for name in Scores._fields}
+    rows = {name: interval.get(name, interval["edge_width"]) for name in SceneScores._fields}
+    rows["character"] = None  # no clips with this score
     (tmp_path / "scores.json").write_text(json.dumps({"ground truth": rows, "full model": rows}))
     out = tmp_path / "dancers"
     run = export(checkpoint, out, "--model-card", "--metrics", tmp_path / "scores.json")
@@ -283,7 +284,8 @@ def test_model_card_is_written_without_a_network(checkpoint: Path, tmp_path: Pat
     assert "base_model" not in header, "a folder of this machine is no model of the Hub"
     (index,) = header["model-index"]
     values = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
-    assert (values["pose_accuracy"], values["flicker"]) == (0.9, 3.25)
+    assert (values["pose_accuracy"], values["edge_width"]) == (0.9, 3.25)
+    assert "character" not in values
     assert 'FollowYourPosePipeline.from_pretrained("OWNER/dancers")' in body
     assert 'StableDiffusionPipeline.from_pretrained("OWNER/dancers")' in body
     assert "| full model | 0.900 (0.800 to 0.950)" in body

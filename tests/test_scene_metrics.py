@@ -14,8 +14,8 @@ from fyp_jax.evaluation.scene_metrics import (
     pose_scores,
     text_scores,
 )
-from fyp_jax.synthetic.second.looks import NAMED
-from fyp_jax.synthetic.second.scenes import Scene, SyntheticClip, pan_velocity, render_clip
+from fyp_jax.synthetic.looks import NAMED
+from fyp_jax.synthetic.scenes import Scene, SyntheticClip, pan_velocity, render_clip
 
 FRAMES = 4
 

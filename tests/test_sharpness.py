@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 
 from fyp_jax.evaluation.autoencoder import held_out_drawings, is_figure, score_autoencoder
 from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
-from fyp_jax.synthetic.second.scenes import render_clip, training_scene
+from fyp_jax.synthetic.scenes import render_clip, training_scene
 
 
 def ramp(width: int, low: int = 40, high: int = 200) -> np.ndarray:

@@ -142,17 +142,13 @@ def read_scores(file: Path | None) -> tuple[dict[str, Any], str]:
     if file is None:
         return {}, ""
     from fyp_jax.evaluation.ablations import FULL_MODEL
-    from fyp_jax.evaluation.eval_set import Scores
     from fyp_jax.evaluation.report import table_rows
-    from fyp_jax.evaluation.statistics import ConfidenceInterval
+    from fyp_jax.evaluation.rows import scores_from_json
 
     try:
         values: dict[str, Any] = json.loads(file.read_text())
         values = {FULL_MODEL: values.pop(FULL_MODEL), **values}
-        rows = {
-            name: Scores(**{metric: ConfidenceInterval(**x) for metric, x in row.items()})
-            for name, row in values.items()
-        }
+        rows = scores_from_json(values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: not the scores.json of evaluate.py ({reason(error)})") from error
     return values, "\n".join(table_rows(rows))

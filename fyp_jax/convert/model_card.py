@@ -241,6 +241,8 @@ def _rows(values: Mapping[str, Any]) -> str:
 
 def _eval_results(task: str, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     for metric, value in next(iter(scores.values()), {}).items():
+        if value is None:  # the first row has no clips with this score
+            continue
         yield EvalResult(
             task_type=task,
             dataset_type="synthetic",

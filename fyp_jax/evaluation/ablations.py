@@ -1,6 +1,7 @@
 """The full model and its ablations: functions that sample a clip for a case of the evaluation set."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +29,45 @@ SampleFn = Callable[[Any, int], UInt8[np.ndarray, "f h w 3"]]
 """A function from a case and the seed of the noise to the frames of a clip."""
 
 FULL_MODEL = "full model"
+FRAME_BY_FRAME = "pose stage only, frame by frame"
+OWN_NOISE = "own noise for each frame"
+WITHOUT_CROSS_FRAME, WITHOUT_TEMPORAL = "without cross-frame attention", "without temporal layers"
+ALONE_OWN_NOISE, SILENT_OWN_NOISE = (f"{OWN_NOISE}, {x}" for x in (WITHOUT_CROSS_FRAME, WITHOUT_TEMPORAL))
+
+
+def full_and_ablations(
+    pipeline: FollowYourPosePipeline, image_unet: Mapping[str, Any], sampling: SamplingParams, ablations: bool
+) -> dict[str, SampleFn]:
+    """What makes clips for each row: the full model and the pose stage alone, and without its parts, one at a
+    time, where `ablations` asks for them. `image_unet` are the nested parameters of the image model."""
+    pose_stage = with_params(pipeline, before_motion_stage(pipeline.params, image_unet))
+    changed = functools.partial(dataclasses.replace, sampling)
+    own = changed(noise_correlation=0.0)
+    found = {
+        FULL_MODEL: full_model(pipeline, sampling),
+        FRAME_BY_FRAME: frame_by_frame(pose_stage, sampling),
+    }
+    if not ablations:
+        return found
+    alone = without_cross_frame_attention(pipeline)
+    silent = with_params(
+        pipeline, {**pipeline.params, "unet": without_temporal_layers(pipeline.params["unet"])}
+    )
+    correlated = changed(noise_correlation=1.0)
+    found["pose stage only, correlated noise"] = full_model(pose_stage, correlated)
+    if sampling != own:
+        found[OWN_NOISE] = full_model(pipeline, own)
+    if sampling != correlated:
+        found["correlated noise"] = full_model(pipeline, correlated)
+    name = "guidance on the text alone" if sampling.pose_guidance else "guidance on the pose too"
+    found[name] = full_model(pipeline, changed(pose_guidance=not sampling.pose_guidance))
+    return found | {
+        "without pose": without_pose(pipeline, sampling),
+        WITHOUT_CROSS_FRAME: full_model(alone, sampling),
+        WITHOUT_TEMPORAL: full_model(silent, sampling),
+        ALONE_OWN_NOISE: full_model(alone, own),
+        SILENT_OWN_NOISE: full_model(silent, own),
+    }
 
 
 def full_model(pipeline: FollowYourPosePipeline, sampling: SamplingParams) -> SampleFn:

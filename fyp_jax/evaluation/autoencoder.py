@@ -8,7 +8,7 @@ import numpy as np
 from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
 from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci
 from fyp_jax.media.images import Frames
-from fyp_jax.synthetic.second.scenes import (
+from fyp_jax.synthetic.scenes import (
     FIRST_HELD_OUT_SEED,
     FIRST_MOVER_LABEL,
     SIZE,

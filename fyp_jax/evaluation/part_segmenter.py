@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, UInt8
 from safetensors.flax import load_file
 
 from fyp_jax.media.images import Frames
-from fyp_jax.synthetic.second.parts import PARTS
-from fyp_jax.synthetic.second.scenes import FIRST_MOVER_LABEL, PERSON_LABELS
+from fyp_jax.synthetic.parts import PARTS
+from fyp_jax.synthetic.scenes import FIRST_MOVER_LABEL, PERSON_LABELS
 
 WEIGHTS = Path(__file__).parents[1] / "assets" / "part_segmenter.safetensors"
 CLASSES = len(PARTS) + 1

@@ -9,53 +9,63 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from fyp_jax.errors import wrap_write_errors
-from fyp_jax.evaluation.eval_set import Scores
+from fyp_jax.evaluation.scene_set import SceneScores
+from fyp_jax.evaluation.statistics import ConfidenceInterval
 
 PANELS = (
     ("pose_accuracy", "iou"),
-    ("character", "background", "style"),
-    ("flicker", "drift"),
+    ("character", "place", "style"),
+    ("sharpness",),
+    ("edge_width",),
+    ("part_deviation", "background_change"),
+    ("pan_unevenness",),
 )
 """Scores that share a scale, and so a panel of the figure."""
+DIGITS = {"edge_width": 2, "part_deviation": 1, "background_change": 1, "pan_unevenness": 2}
+"""Decimals of a score in the table, where they are not 3."""
 
 
-def table_rows(results: Mapping[str, Scores]) -> Iterator[str]:
-    """The lines of a Markdown table with a row for each model or ablation."""
-    names = [name.replace("_", " ") for name in Scores._fields]
+def table_rows(results: Mapping[str, SceneScores]) -> Iterator[str]:
+    """The lines of a Markdown table, a row for each model or ablation. A cell without score is empty."""
+    names = [name.replace("_", " ") for name in SceneScores._fields]
     yield "| | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"
     for name, scores in results.items():
-        digits = [1 if field in ("flicker", "drift") else 3 for field in Scores._fields]
-        cells = [
-            f"{value.mean:.{d}f} ({value.low:.{d}f} to {value.high:.{d}f})"
-            for value, d in zip(scores, digits, strict=True)
-        ]
+        cells = [_cell(value, DIGITS.get(field, 3)) for field, value in scores._asdict().items()]
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def plot_scores(results: Mapping[str, Scores], file: Path) -> None:
+def _cell(value: ConfidenceInterval | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def plot_scores(results: Mapping[str, SceneScores], file: Path) -> None:
     """Write a PNG of bars with intervals: a panel for each scale, a group for each model or ablation."""
-    figure = Figure(figsize=(11, 0.45 * len(results) * 1.6 + 1.5), layout="constrained")
+    figure = Figure(figsize=(3 * len(PANELS) + 2, 0.45 * len(results) * 1.6 + 1.5), layout="constrained")
     panels: Any = figure.subplots(1, len(PANELS), sharey=True)
     positions = -np.arange(len(results), dtype=float)
     for axes, names in zip(panels, PANELS, strict=True):
         height = 0.8 / len(names)
         for number, name in enumerate(names):
-            values = [getattr(scores, name) for scores in results.values()]
-            means = np.array([value.mean for value in values])
-            errors = np.array([[v.mean - v.low for v in values], [v.high - v.mean for v in values]])
             y = positions - (number - (len(names) - 1) / 2) * height
-            axes.barh(y, means, height, xerr=errors, label=name.replace("_", " "), ecolor="#444444")
-            if name in ("pose_accuracy", "iou"):
-                chance = [getattr(scores, f"{name}_shuffled").mean for scores in results.values()]
-                label = "another clip's pose" if number == 0 else None
-                axes.plot(chance, y, "k|", markersize=9, label=label)
+            values = [getattr(scores, name) for scores in results.values()]
+            there = [i for i, value in enumerate(values) if value is not None]
+            means = np.array([values[i].mean for i in there])
+            ends = [[values[i].mean - values[i].low, values[i].high - values[i].mean] for i in there]
+            errors = np.array(ends).reshape(-1, 2).T
+            axes.barh(y[there], means, height, xerr=errors, label=name.replace("_", " "), ecolor="#444444")
+            if name == "pose_accuracy":
+                chance = [scores.pose_accuracy_shuffled for scores in results.values()]
+                marks = [np.nan if value is None else value.mean for value in chance]
+                axes.plot(marks, y, "k|", markersize=9, label="another clip's pose")
         axes.set_yticks(positions, list(results))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3, linewidth=0.5)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=1, frameon=False, fontsize=8)
     with wrap_write_errors(file):
-        figure.savefig(file, dpi=100)
+        figure.savefig(file, dpi=80)
 
 
 def plot_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file: Path, frames: int) -> None:

@@ -1,4 +1,4 @@
-"""Scores of clips of the synthetic world, second edition: pose, text, and what frames have in common.
+"""Scores of clips of the synthetic world: pose, text, and what frames have in common.
 
 Clips are uint8 [f h w 3], keypoints [f p 17 3] in pixels, maps of parts [f h w] as `part_segmenter` numbers
 them. Where a figure is comes from the segmenter; where it should be, from renderings of the same keypoints.
@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, UInt8
 from fyp_jax.evaluation.part_segmenter import part_classes
 from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import JOINTS
-from fyp_jax.synthetic.second.looks import NAMED
-from fyp_jax.synthetic.second.parts import PARTS
-from fyp_jax.synthetic.second.places import OPEN_PLACES, PLACES
-from fyp_jax.synthetic.second.scenes import Scene, render_frames
-from fyp_jax.synthetic.second.styles import STYLES
+from fyp_jax.synthetic.looks import NAMED
+from fyp_jax.synthetic.parts import PARTS
+from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
+from fyp_jax.synthetic.scenes import Scene, render_frames
+from fyp_jax.synthetic.styles import STYLES
 
 People = Float[np.ndarray, "f p 17 3"]
 PartMaps = UInt8[np.ndarray, "f h w"]
@@ -110,15 +110,9 @@ def pose_scores(parts: PartMaps, keypoints: People, drawn: PartMaps) -> PoseScor
 def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps) -> TextScores:
     """Whether the nearest named character, place and style are those of a scene with one named character.
 
-    The distance of characters is the mean absolute difference from renderings of the same keypoints where
-    parts are drawn; that of places and styles compares rows of the background (`_profile`).
+    The distance of places and styles compares rows of the background (`_profile`).
     """
-    body, size = _shrink(drawn > 0, CORE), video.shape[1]
-
-    def character_distance(name: str) -> float:
-        rendered = render_frames(scene._replace(characters=(name,)), keypoints, size)[0]
-        return float(np.abs(video.astype(np.float32) - rendered)[body].mean())
-
+    size = video.shape[1]
     background = ~_grow(drawn > 0, FIGURE_MARGIN)
     profile = _profile(video, background)
     nobody = keypoints[:, :0]
@@ -132,10 +126,22 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
 
     places = [place for place in PLACES if place not in OPEN_PLACES]
     return TextScores(
-        min(NAMED, key=character_distance) == scene.characters[0],
+        nearest_character(video, keypoints, scene, drawn) == scene.characters[0],
         min(places, key=lambda place: place_distance(place, scene.style)) == scene.place,
         min(STYLES, key=lambda style: place_distance(scene.place, style)) == scene.style,
     )
+
+
+def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps) -> str:
+    """The named character whose renderings in this scene differ least from a clip of one figure: in the mean
+    absolute difference, where parts are drawn."""
+    body, size = _shrink(drawn > 0, CORE), video.shape[1]
+
+    def distance(name: str) -> float:
+        rendered = render_frames(scene._replace(characters=(name,)), keypoints, size)[0]
+        return float(np.abs(video.astype(np.float32) - rendered)[body].mean())
+
+    return min(NAMED, key=distance)
 
 
 def consistency(video: Frames, parts: PartMaps, drawn: PartMaps) -> Consistency:

@@ -1,5 +1,4 @@
-"""The evaluation set of the synthetic world, second edition: scenes that no training data has, and scores of
-their clips."""
+"""The evaluation set of the synthetic world: scenes that no training data has, and scores of their clips."""
 
 import enum
 from collections.abc import Sequence
@@ -20,19 +19,20 @@ from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
 from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci
 from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import draw_skeleton
-from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS
-from fyp_jax.synthetic.second.looks import OPEN
-from fyp_jax.synthetic.second.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.second.places import OPEN_PLACES, PLACES
-from fyp_jax.synthetic.second.scenes import (
+from fyp_jax.synthetic.looks import OPEN
+from fyp_jax.synthetic.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
+from fyp_jax.synthetic.scenes import (
     FIRST_HELD_OUT_SEED,
+    HELD_OUT_PAIRS,
     SIZE,
+    TRAIN_PAIRS,
     Scene,
     caption,
     render_clip,
     render_frames,
 )
-from fyp_jax.synthetic.second.styles import STYLES
+from fyp_jax.synthetic.styles import STYLES
 
 SPACING = 100_000
 """Seeds between the kinds of cases, so that no two of them share a scene."""

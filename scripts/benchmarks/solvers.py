@@ -11,7 +11,7 @@ import dataclasses
 
 from fyp_jax.diffusion.config import SOLVERS
 from fyp_jax.evaluation.ablations import full_model
-from fyp_jax.evaluation.eval_set import make_eval_cases, score
+from fyp_jax.evaluation.scene_set import Kind, make_scene_cases, score_scenes
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
 
@@ -25,18 +25,18 @@ def main() -> None:
     args = parser.parse_args()
 
     pipeline = FollowYourPosePipeline.from_pretrained("mini")
-    cases = make_eval_cases(args.clips, pipeline.defaults.num_frames, held_out_pairs=False)
-    print("| solver | steps | pose accuracy | IoU | character, place, style | flicker | colour drift |")
+    cases = make_scene_cases(args.clips, pipeline.defaults.num_frames, Kind.NAMED)
+    print("| solver | steps | pose accuracy | IoU | character, place, style | sharpness | part deviation |")
     print("|---|---|---|---|---|---|---|")
     for solver in SOLVERS:
         for steps in args.steps:
             changes = {"solver": solver, "num_inference_steps": steps, "timestep_spacing": args.spacing}
             sample = full_model(pipeline, dataclasses.replace(pipeline.defaults, **changes))
-            scores = score([sample(case, i) for i, case in enumerate(cases)], cases, pipeline.encode)
-            words = (scores.character, scores.background, scores.style)
+            scores = score_scenes([sample(case, i) for i, case in enumerate(cases)], cases)
+            means = {name: value.mean for name, value in scores._asdict().items() if value is not None}
             cells = (
-                *(f"{x.mean:.3f}" for x in (scores.pose_accuracy, scores.iou)),
-                ", ".join(f"{x.mean:.2f}" for x in words),
-                *(f"{x.mean:.1f}" for x in (scores.flicker, scores.drift)),
+                *(f"{means[name]:.3f}" for name in ("pose_accuracy", "iou")),
+                ", ".join(f"{means[name]:.2f}" for name in ("character", "place", "style")),
+                *(f"{means[name]:.2f}" for name in ("sharpness", "part_deviation")),
             )
             print(f"| {solver} | {steps} | {' | '.join(cells)} |", flush=True)

@@ -1,0 +1,198 @@
+"""The rows of an evaluation: which models make clips of which cases. Rows that have scores are kept."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from fyp_jax import __version__
+from fyp_jax.data.synthetic_source import VERSION
+from fyp_jax.errors import wrap_write_errors
+from fyp_jax.evaluation import part_segmenter
+from fyp_jax.evaluation.ablations import (
+    ALONE_OWN_NOISE,
+    FRAME_BY_FRAME,
+    FULL_MODEL,
+    OWN_NOISE,
+    SILENT_OWN_NOISE,
+)
+from fyp_jax.evaluation.scene_set import (
+    Kind,
+    SceneCase,
+    SceneScores,
+    drawings,
+    make_scene_cases,
+    score_scenes,
+)
+from fyp_jax.evaluation.statistics import ConfidenceInterval
+from fyp_jax.media.images import Frames
+
+GROUND_TRUTH = "ground truth"
+GIVEN_POSE = "given pose"
+OPEN_MODELS = (FULL_MODEL, FRAME_BY_FRAME, OWN_NOISE, ALONE_OWN_NOISE, SILENT_OWN_NOISE)
+"""What is evaluated on open captions, whose looks the frames have to agree on."""
+OPEN_ALONE = (ALONE_OWN_NOISE, SILENT_OWN_NOISE)
+"""What is evaluated on nothing else."""
+SCORES, FINGERPRINTS = "scores.json", "fingerprints.json"
+SHOWN = 2
+"""Clips of each row in the picture."""
+
+
+class Model(NamedTuple):
+    """Something that makes clips for cases."""
+
+    sample: Callable[[Any, int], UInt8[np.ndarray, "f h w 3"]]
+    weights: str
+    """A checksum of its weights (`weights_checksum`)."""
+
+
+class Row(NamedTuple):
+    """A row of the table: clips of a kind of cases, by one model."""
+
+    model: str
+    """Its name, or GROUND_TRUTH for the drawings."""
+    kind: Kind
+    frames: int
+    note: str = ""
+    """What its name ends in."""
+
+    @property
+    def name(self) -> str:
+        return self.model + self.note
+
+
+def plan_rows(models: Sequence[str], frames: int, long: Sequence[int]) -> list[Row]:
+    """All models with named captions; the full model with held-out pairs, and with clips of the lengths
+    `long`; and those of OPEN_MODELS with open captions. The drawings come before each of these groups."""
+    named = [GROUND_TRUTH, *(name for name in models if name not in OPEN_ALONE)]
+    rows = [Row(name, Kind.NAMED, frames) for name in named]
+    both = (GROUND_TRUTH, FULL_MODEL)
+    rows += [Row(name, Kind.HELD_OUT_PAIRS, frames, ", held-out pairs") for name in both]
+    for name in (GROUND_TRUTH, *OPEN_MODELS):
+        if name == GROUND_TRUTH or name in models:
+            rows.append(Row(name, Kind.OPEN, frames, ", open captions"))
+    return rows + [Row(name, Kind.NAMED, n, f", {n} frames") for n in long for name in both]
+
+
+def weights_checksum(params: Mapping[str, Any]) -> str:
+    """A checksum of nested parameters: of their names, shapes and values."""
+    total = hashlib.sha256()
+    for path, x in sorted(flatten_dict(params, sep="/").items()):
+        array = np.asarray(x)
+        total.update(f"{path} {array.shape} {array.dtype}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def score_rows(
+    rows: Sequence[Row], models: Mapping[str, Model], num_clips: int, config: Any, folder: Path
+) -> tuple[dict[str, SceneScores], dict[Kind, dict[str, list[Frames]]]]:
+    """Scores of all rows, and clips to show: for each kind the first SHOWN clips of each row, and the poses.
+
+    Each clip is sampled and scored once. After each row, FOLDER/scores.json is written; a row that it has
+    already, from equal weights, config and number of clips, is kept. Of longer clips none is shown.
+    """
+    kept = _kept(folder)
+    results: dict[str, SceneScores] = {}
+    fingerprints: dict[str, str] = {}
+    shown: dict[Kind, dict[str, list[Frames]]] = {}
+    for row, cases in _with_cases(rows, num_clips):
+        model = models.get(row.model)
+        fingerprint = _fingerprint(row, model.weights if model else "", num_clips, config)
+        old = kept.get(row.name)
+        is_kept = old is not None and old[0] == fingerprint
+        is_shown = row.frames == rows[0].frames
+        wanted = cases[:SHOWN] if is_kept else cases
+        if not is_kept or is_shown:
+            clips = _clips(model, wanted, row.name)
+            if is_shown:
+                poses = {GIVEN_POSE: [case.pose_images for case in cases[:SHOWN]]}
+                shown.setdefault(row.kind, poses)[row.model] = clips[:SHOWN]
+            if not is_kept:
+                old = (fingerprint, score_scenes(clips, cases))
+        assert old is not None
+        fingerprints[row.name], results[row.name] = old
+        _write(folder, results, fingerprints, kept)
+    _write(folder, results, fingerprints, {})
+    return results, shown
+
+
+def scores_json(results: Mapping[str, SceneScores]) -> dict[str, Any]:
+    """Scores as values that JSON holds."""
+    return {
+        name: {field: value and value._asdict() for field, value in scores._asdict().items()}
+        for name, scores in results.items()
+    }
+
+
+def scores_from_json(values: Mapping[str, Any]) -> dict[str, SceneScores]:
+    """The scores of `scores_json`. Raises TypeError, AttributeError for other values."""
+    return {
+        name: SceneScores(**{field: value and ConfidenceInterval(**value) for field, value in row.items()})
+        for name, row in values.items()
+    }
+
+
+def _with_cases(rows: Sequence[Row], num_clips: int) -> Iterator[tuple[Row, list[SceneCase]]]:
+    """Each row with its cases, which are made once where rows that follow each other share them."""
+    key, cases = None, []
+    for row in rows:
+        if key != (row.kind, row.frames):
+            key, cases = (row.kind, row.frames), make_scene_cases(num_clips, row.frames, row.kind)
+        yield row, cases
+
+
+def _clips(model: Model | None, cases: list[SceneCase], name: str) -> list[Frames]:
+    if model is None:
+        return drawings(cases)
+    return [model.sample(case, seed) for seed, case in enumerate(tqdm(cases, name, unit=" clips"))]
+
+
+def _fingerprint(row: Row, weights: str, num_clips: int, config: Any) -> str:
+    """A checksum of all that a row's scores depend on."""
+    options = {} if row.model == GROUND_TRUTH else dataclasses.asdict(config) | {"output_dir": None}
+    segmenter = hashlib.sha256(part_segmenter.WEIGHTS.read_bytes()).hexdigest()
+    parts = [
+        row.name,
+        row.kind.value,
+        row.frames,
+        weights,
+        num_clips,
+        options,
+        segmenter,
+        VERSION,
+        __version__,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(folder: Path) -> dict[str, tuple[str, SceneScores]]:
+    """The rows that a folder has, each with its fingerprint; none where its files cannot be read."""
+    try:
+        scores = scores_from_json(json.loads((folder / SCORES).read_text()))
+        fingerprints = json.loads((folder / FINGERPRINTS).read_text())
+        return {name: (fingerprints[name], scores[name]) for name in scores if name in fingerprints}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(
+    folder: Path,
+    results: Mapping[str, SceneScores],
+    fingerprints: Mapping[str, str],
+    kept: Mapping[str, tuple[str, SceneScores]],
+) -> None:
+    """Write the rows so far, and those of before that may still be kept."""
+    rest = {name: row for name, row in kept.items() if name not in results}
+    scores = scores_json({**results, **{name: row for name, (_, row) in rest.items()}})
+    prints = {**fingerprints, **{name: fingerprint for name, (fingerprint, _) in rest.items()}}
+    for file, values in ((SCORES, scores), (FINGERPRINTS, prints)):
+        with wrap_write_errors(folder / file) as path:
+            path.write_text(json.dumps(values, indent=1) + "\n")
