@@ -1,6 +1,6 @@
 """What the VAE of a pipeline keeps of drawings of the synthetic world: PSNR, sharpness, width of edges.
 
-    python scripts/evaluate_vae.py configs/mini128/weights
+    python scripts/evaluate_vae.py mini
 
 prints means over drawings that training has not seen, with 95% intervals. --picture FILE shows the first six
 drawings, and below them what the VAE makes of them.

@@ -4,8 +4,9 @@ prompt.
     python scripts/make_teaser.py --out docs/teaser.gif
     python scripts/make_teaser.py --pose dance.mov --prompt "A robot, on the sea" --out robot.gif
 
-The first column of the GIF is the pose, the others are clips of one seed, enlarged, each above its prompt.
-The default pose sequence has the motion that is held out of training.
+The first column of the GIF is the pose, the others are clips of one seed, each above its prompt. The default
+pose sequence has the motion that is held out of training. The default prompts are chosen by a rule: every
+second named character, with every second place, and one style after the other.
 """
 
 import argparse
@@ -24,18 +25,20 @@ from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.pose.loading import load_pose
 from fyp_jax.pose.skeleton import draw_skeleton
+from fyp_jax.synthetic.looks import NAMED
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.scenes import FPS, SIDE, Scene, render_clip
+from fyp_jax.synthetic.places import PLACES
+from fyp_jax.synthetic.scenes import FIRST_HELD_OUT_SEED, FPS, SIZE, Scene, caption, scene_keypoints
+from fyp_jax.synthetic.styles import STYLES
 
 CONFIG = "configs/mini/sample.yaml"
-PROMPTS = (
-    "Hulk, on the beach",
-    "An astronaut, on the sea",
-    "A panda, on the moon",
-    "Iron man, in the snow",
-    "A panda, on the beach, Van Gogh style",
+POSE_SCENE = Scene(("man",), "simple", "none", HELD_OUT_MOTION, FIRST_HELD_OUT_SEED)
+EVERY = 2
+PROMPTS = tuple(
+    caption(Scene((character,), place, list(STYLES)[i % len(STYLES)], HELD_OUT_MOTION, 0))
+    for i, (character, place) in enumerate(zip(list(NAMED)[::EVERY], list(PLACES)[::EVERY], strict=False))
 )
-SCALE, GAP, LINE = 2, 6, 12  # pixels of the GIF for a pixel of a clip, between clips, for a line of text
+GAP, LINE = 6, 12  # pixels between clips, and for a line of text
 
 
 def side_by_side(
@@ -45,11 +48,10 @@ def side_by_side(
     lines = max(len(text.split(", ")) for text in captions)
     frames = []
     for pictures in zip(*clips, strict=True):
-        large = [picture.repeat(SCALE, 0).repeat(SCALE, 1) for picture in pictures]
-        high, wide, _ = large[0].shape
-        canvas = Image.new("RGB", ((wide + GAP) * len(large) - GAP, high + LINE * lines + 4), "white")
+        high, wide, _ = pictures[0].shape
+        canvas = Image.new("RGB", ((wide + GAP) * len(pictures) - GAP, high + LINE * lines + 4), "white")
         pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 2)
-        for i, (picture, text) in enumerate(zip(large, captions, strict=True)):
+        for i, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
             canvas.paste(Image.fromarray(picture), ((wide + GAP) * i, 0))
             pen.multiline_text(
                 ((wide + GAP) * i, high + 2), text.replace(", ", ",\n"), "black", font, spacing=1
@@ -71,11 +73,11 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(SampleConfig, CONFIG, [])
     if args.pose is None:
-        keypoints = render_clip(Scene("man", "simple", "none", HELD_OUT_MOTION, 4), args.frames).keypoints
-        pose = np.stack([draw_skeleton(joints[None], SIDE, SIDE) for joints in keypoints])
+        keypoints = scene_keypoints(POSE_SCENE, range(args.frames), SIZE)
+        pose = np.stack([draw_skeleton(people, SIZE, SIZE) for people in keypoints])
     else:
         pose = load_pose(
-            args.pose, num_frames=args.frames, stride=args.stride, start=0, height=SIDE, width=SIDE
+            args.pose, num_frames=args.frames, stride=args.stride, start=0, height=SIZE, width=SIZE
         )
     pipeline = FollowYourPosePipeline.from_config(config)
     sampling = sampling_params(config, num_frames=args.frames, seed=args.seed)

@@ -22,12 +22,12 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
-from fyp_jax.synthetic.scenes import FPS, Scene, render_clip
+from fyp_jax.synthetic.scenes import FIRST_HELD_OUT_SEED, FPS, Scene, render_clip
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.logs import read_metrics
 from fyp_jax.training.loop import train
 
-SCENE = Scene("robot", "beach", "none", HELD_OUT_MOTION, 1)
+SCENE = Scene(("robot",), "beach", "none", HELD_OUT_MOTION, FIRST_HELD_OUT_SEED, pan=0.0)
 CONFIG = "configs/mini/overfit.yaml"
 
 
@@ -42,7 +42,8 @@ def main() -> None:
     paths = [f"output_dir={args.out}", f"data.path={args.out}/records/captioned_videos"]
     config = load_config(TrainConfig, CONFIG, [*paths, *args.overrides])
     config.check()
-    clip, _, caption = render_clip(SCENE, config.data.num_frames)
+    rendered = render_clip(SCENE, config.data.num_frames, config.data.height)
+    clip, caption = rendered.video, rendered.caption
     if args.video is not None:
         clip = resize_center_crop(
             read_frames(args.video, range(config.data.num_frames)), config.data.height, config.data.width

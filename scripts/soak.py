@@ -31,7 +31,8 @@ from fyp_jax.errors import UserError
 ROOT = Path(__file__).parents[1]
 STEPS, KEEP = 24, 2
 TRAINING = [
-    *("--config", str(ROOT / "configs" / "mini" / "stage2_motion.yaml"), "init_checkpoint=null"),
+    *("--config", str(ROOT / "configs" / "mini" / "stage2_motion.yaml")),
+    *("pretrained=mini", "init_checkpoint=null"),
     *(f"num_train_steps={STEPS}", "data.num_frames=2", "data.batch_size=2", "data.workers=1"),
     *("checkpoint.save_interval=4", f"checkpoint.max_to_keep={KEEP}", "log.log_interval=1"),
 ]

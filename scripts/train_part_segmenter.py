@@ -24,8 +24,8 @@ from fyp_jax.console import run_console
 from fyp_jax.errors import wrap_write_errors
 from fyp_jax.evaluation.autoencoder import held_out_drawings
 from fyp_jax.evaluation.part_segmenter import CLASSES, PartSegmenter, part_classes
-from fyp_jax.synthetic.second.parts import PARTS
-from fyp_jax.synthetic.second.scenes import render_clip, training_scene
+from fyp_jax.synthetic.parts import PARTS
+from fyp_jax.synthetic.scenes import render_clip, training_scene
 
 FIRST_SEED = 7 * 10**8
 """Seed of the first drawing; neither images nor videos of training come so far."""

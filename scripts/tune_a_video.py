@@ -20,20 +20,18 @@ from fyp_jax.compilation_cache import enable_compilation_cache
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.data.one_clip import open_one_clip
-from fyp_jax.evaluation.synthetic_metrics import text_scores
+from fyp_jax.evaluation.scene_metrics import drawn_parts, nearest_character
 from fyp_jax.media.images import Frames, image_grid
 from fyp_jax.media.writing import write_png
 from fyp_jax.pipeline.inversions import INVERSION_PROMPT
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.synthetic.characters import CHARACTERS
-from fyp_jax.synthetic.scenes import Scene
-from fyp_jax.synthetic.second.scenes import render_clip, training_scene
+from fyp_jax.synthetic.scenes import scene_keypoints, training_scene
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.loop import train
 
 CONFIG = "configs/mini/tune_a_video.yaml"
 BUNDLED, SEED = "waving", 200_000_020
-"""The bundled clip is this scene of the second edition, at 64 pixels."""
+"""The bundled clip is this scene (scripts/render_bundled_clips.py)."""
 
 
 def main() -> None:
@@ -79,9 +77,9 @@ def psnr(found: Frames, expected: Frames) -> float:
 
 def character(video: Frames) -> str:
     """The character that a clip with the bundled clip's motion looks most like."""
-    keypoints = render_clip(training_scene(SEED), len(video), video.shape[1]).keypoints[:, 0]
-    scores = {x: text_scores(video, keypoints, Scene(x, "park", "none", "wave", 0)) for x in CHARACTERS}
-    return next((name for name, score in scores.items() if score.character), "none")
+    scene, size = training_scene(SEED), video.shape[1]
+    keypoints = scene_keypoints(scene, range(len(video)), size)
+    return nearest_character(video, keypoints, scene, drawn_parts(scene, keypoints, size))
 
 
 if __name__ == "__main__":
