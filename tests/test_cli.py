@@ -61,13 +61,13 @@ def test_run_writes_video_gif_grid_record_and_config(default_run: tuple):
     assert clip_files(folder) == sorted(
         ["config.yaml", *(f"{stem}.{e}" for e in ("gif", "json", "mp4", "png"))]
     )
-    assert read_frames(folder / f"{stem}.mp4", range(8)).shape == (8, 64, 64, 3)
+    assert read_frames(folder / f"{stem}.mp4", range(8)).shape == (8, 128, 128, 3)
     with Image.open(folder / f"{stem}.gif") as gif:
-        assert (gif.n_frames, gif.size) == (8, (64, 64))
+        assert (gif.n_frames, gif.size) == (8, (128, 128))
     with Image.open(folder / f"{stem}.png") as grid:
-        top = np.asarray(grid)[:64]
+        top = np.asarray(grid)[:128]
         assert (top.max(axis=2) > 0).mean() < 0.2  # skeletons on black, above
-        assert grid.height > 128
+        assert grid.height > 2 * 128
 
 
 SECOND_START = """
@@ -175,7 +175,7 @@ def test_help_lists_fields_with_the_values_that_the_command_uses(capsys: pytest.
         parse(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in ("pose.stride=5", "guidance_scale=3.0", "height=64", "negative_prompt="):
+    for key in ("pose.stride=5", "guidance_scale=3.0", "height=128", "negative_prompt="):
         assert key in text
 
 

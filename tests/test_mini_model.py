@@ -16,18 +16,18 @@ from PIL import Image
 from fyp_jax.config import load_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder, find_folder
 from fyp_jax.evaluation.ablations import before_motion_stage
-from fyp_jax.evaluation.eval_set import EvalCase, make_eval_cases
-from fyp_jax.evaluation.synthetic_metrics import pose_scores, text_scores
+from fyp_jax.evaluation.scene_metrics import TextScores, drawn_parts, text_scores
+from fyp_jax.evaluation.scene_set import Kind, SceneCase, make_scene_cases, score_scenes
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.synthetic.scenes import caption
+from fyp_jax.synthetic.scenes import Scene, caption
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initialize_weights
 from fyp_jax.training.stages import get_stage
+from make_golden import GOLDEN, golden_strip
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "fixtures" / "golden_robot.png"
 FOLDER = find_folder("mini", ())
 FRAMES = 4
 
@@ -37,15 +37,11 @@ def pipeline() -> FollowYourPosePipeline:
     return FollowYourPosePipeline.from_pretrained("mini")
 
 
-def sample(pipeline: FollowYourPosePipeline, case: EvalCase, prompt: str) -> np.ndarray:
-    return pipeline(prompt, case.pose_images).frames
-
-
 @pytest.fixture(scope="module")
-def clips(pipeline: FollowYourPosePipeline) -> list[tuple[EvalCase, np.ndarray]]:
+def clips(pipeline: FollowYourPosePipeline) -> list[tuple[SceneCase, np.ndarray]]:
     """Six clips of the motion and of pairs that are not in the training data."""
-    cases = make_eval_cases(6, FRAMES, held_out_pairs=True)
-    return [(case, sample(pipeline, case, caption(case.scene))) for case in cases]
+    cases = make_scene_cases(6, FRAMES, Kind.HELD_OUT_PAIRS)
+    return [(case, pipeline(case.caption, case.pose_images).frames) for case in cases]
 
 
 def test_bundled_model_has_the_sampling_options_of_its_config(pipeline: FollowYourPosePipeline):
@@ -65,60 +61,56 @@ def test_training_begins_with_the_trained_pose_encoder_and_temporal_layers(pipel
 
 
 @pytest.mark.slow
-def test_clips_follow_the_given_pose_and_not_another(clips: list[tuple[EvalCase, np.ndarray]]):
-    right = [pose_scores(video, case.keypoints, case.scene) for case, video in clips]
-    others = [clips[(i + 3) % 6][0].keypoints for i in range(6)]
-    wrong = [pose_scores(v, other, case.scene) for (case, v), other in zip(clips, others, strict=True)]
-    accuracy, iou = np.mean(right, axis=0)
-    chance, chance_iou = np.mean(wrong, axis=0)
-    assert accuracy > 0.85
-    assert iou > 0.5
-    assert accuracy - chance > 0.25
-    assert iou - chance_iou > 0.25
+def test_clips_follow_the_given_pose_and_not_another(clips: list[tuple[SceneCase, np.ndarray]]):
+    scores = score_scenes([video for _, video in clips], [case for case, _ in clips])
+    assert scores.pose_accuracy is not None
+    assert scores.pose_accuracy_shuffled is not None
+    assert scores.pose_accuracy.mean > 0.85
+    assert scores.pose_accuracy.mean - scores.pose_accuracy_shuffled.mean > 0.25
 
 
 @pytest.mark.slow
-def test_clips_show_character_background_and_style_of_the_prompt(
-    clips: list[tuple[EvalCase, np.ndarray]],
-):
-    scores = np.array([text_scores(video, case.keypoints, case.scene) for case, video in clips])
-    assert scores.mean(axis=0).min() >= 0.5, f"character, background, style: {scores.tolist()}"
+def test_clips_show_character_place_and_style_of_the_prompt(clips: list[tuple[SceneCase, np.ndarray]]):
+    scores = np.array([text_of(video, case, case.scene) for case, video in clips])
+    assert scores.mean(axis=0).min() >= 0.8, f"character, place, style: {scores.tolist()}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("field", "value"), [("character", "hulk"), ("background", "desert"), ("style", "van gogh")]
+    ("field", "value"), [("characters", ("hulk",)), ("place", "desert"), ("style", "van gogh")]
 )
 def test_each_word_of_the_prompt_changes_what_it_names(
-    pipeline: FollowYourPosePipeline, field: str, value: str
+    pipeline: FollowYourPosePipeline, field: str, value: Any
 ):
     """The two clips have the same pose and noise."""
-    case = make_eval_cases(1, FRAMES, held_out_pairs=False)[0]
-    first = case.scene._replace(character="robot", background="beach", style="none")
+    (case,) = make_scene_cases(1, FRAMES, Kind.NAMED)
+    first = case.scene._replace(characters=("robot",), place="beach", style="none")
     second = first._replace(**{field: value})
-    one, two = (sample(pipeline, case, caption(scene)) for scene in (first, second))
-    assert getattr(text_scores(one, case.keypoints, first), field)
-    assert getattr(text_scores(two, case.keypoints, second), field)
-    assert not getattr(text_scores(two, case.keypoints, first), field)
+    one, two = (pipeline(caption(scene), case.pose_images).frames for scene in (first, second))
+    score = {"characters": "character"}.get(field, field)
+    assert getattr(text_of(one, case, first), score)
+    assert getattr(text_of(two, case, second), score)
+    assert not getattr(text_of(two, case, first), score)
 
 
-def test_sample_equals_the_golden_one_and_follows_its_pose(pipeline: FollowYourPosePipeline):
-    """tests/fixtures/golden_robot.png has its frames side by side. Machines round a little differently."""
-    case = make_eval_cases(1, FRAMES, held_out_pairs=False)[0]
-    video = sample(pipeline, case, "A robot, on the beach")
-    strip = np.concatenate(list(video), axis=1).astype(np.float32)
+def text_of(video: np.ndarray, case: SceneCase, scene: Scene) -> TextScores:
+    drawn = drawn_parts(scene, case.keypoints, video.shape[1])
+    return text_scores(video, case.keypoints, scene._replace(seed=0), drawn)
+
+
+def test_sample_equals_the_golden_one(pipeline: FollowYourPosePipeline):
+    """make_golden.py says what the picture shows. Machines round a little differently."""
+    strip = golden_strip(pipeline).astype(np.float32)
     golden = np.asarray(Image.open(GOLDEN), np.float32)
     assert strip.shape == golden.shape
     difference = np.abs(strip - golden)
     assert difference.mean() < 1.0, f"{difference.mean():.2f} grey levels, {difference.max():.0f} at most"
-    scene = case.scene._replace(character="robot", background="beach", style="none")
-    assert pose_scores(video, case.keypoints, scene).accuracy > 0.8
 
 
-def test_weights_are_under_20_megabytes():
+def test_weights_are_under_30_megabytes():
     files = [file for file in FOLDER.rglob("*") if file.is_file()]
     total = sum(file.stat().st_size for file in files)
-    assert total < 20e6, f"{total / 1e6:.1f} MB"
+    assert total < 30e6, f"{total / 1e6:.1f} MB"
     assert {file.name for file in files} >= {"follow_your_pose.safetensors", "model_index.json"}
 
 
@@ -129,13 +121,14 @@ def test_pytorch_loads_the_folder_and_makes_the_same_image(pipeline: FollowYourP
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(FOLDER), torch_dtype=torch.float32)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    noise = np.array(jax.random.normal(jax.random.key(0), (1, 8, 8, 8)))
+    size, channels = pipeline.defaults.height, pipeline.programs.unet.config.in_channels
+    noise = np.array(jax.random.normal(jax.random.key(0), (1, size // 8, size // 8, channels)))
     prompt = "A panda, on the sea"
     torch_image = pipe(
         prompt,
         latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
-        height=64,
-        width=64,
+        height=size,
+        width=size,
         num_inference_steps=10,
         guidance_scale=4.0,
         output_type="np",
@@ -173,5 +166,5 @@ def test_wheel_samples_from_an_empty_folder(tmp_path: Path):
     )
     package = site / "fyp_jax"
     config = package / "configs" / "mini" / "sample.yaml"
-    assert done.stdout.splitlines()[-1] == f"{package / '__init__.py'} {config} r.gif (1, 64, 64, 3)"
+    assert done.stdout.splitlines()[-1] == f"{package / '__init__.py'} {config} r.gif (1, 128, 128, 3)"
     assert (folder / "r.gif").stat().st_size > 1000

@@ -372,4 +372,4 @@ def test_mini_config_is_ready_with_its_bundled_clip():
     config = train_cli.parse(["--config", str(ROOT / MINI)])
     source = open_one_clip(config.data)
     assert isinstance(source, OneClipSource)
-    assert source.frames.shape == (config.data.num_frames, 64, 64, 3)
+    assert source.frames.shape == (config.data.num_frames, 128, 128, 3)

@@ -32,7 +32,7 @@ def test_overfit_script_learns_one_clip(tmp_path: Path):
     assert last < first / 10
     with Image.open(tmp_path / "overfit.png") as grid:
         rows = np.asarray(grid, np.float32)
-    clip, sample = rows[:64, :64], rows[68:132, :64]
+    clip, sample = rows[:128, :128], rows[132:260, :128]
     assert np.abs(clip - sample).mean() < 0.5 * np.abs(clip - clip.mean(axis=(0, 1))).mean()
 
 
@@ -67,6 +67,6 @@ def test_overfit_script_trains_on_the_clip_and_samples_with_its_caption(tmp_path
     assert pipeline.call_args.args[2].guidance_scale == 1
     with Image.open(tmp_path / "overfit.png") as grid:
         rows = np.asarray(grid)
-    assert rows.shape == (64 + 4 + 64, 3 * 68 - 4, 3)
-    assert (rows[68:, :64] == 77).all(), "the sample, below the clip"
-    assert rows[:64, :64].std() > 10
+    assert rows.shape == (128 + 4 + 128, 3 * 132 - 4, 3)
+    assert (rows[132:, :128] == 77).all(), "the sample, below the clip"
+    assert rows[:128, :128].std() > 10
