@@ -30,8 +30,8 @@ from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.synthetic.looks import OPEN
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.pairs import HELD_OUT_PAIRS, TRAIN_PAIRS
 from fyp_jax.synthetic.places import PLACES
-from fyp_jax.synthetic.scenes import HELD_OUT_PAIRS, TRAIN_PAIRS
 from fyp_jax.synthetic.styles import STYLES
 
 
@@ -234,6 +234,7 @@ def fake_pipeline() -> Any:
         yield pipeline
 
 
+@pytest.mark.slow
 def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, fake_segmenter: Path, tmp_path: Path):
     def text_is_right(*_: Any) -> TextScores:
         return TextScores(True, True, True)

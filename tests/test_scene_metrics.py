@@ -1,4 +1,4 @@
-"""Scores of clips of the second edition: drawings get the best scores, each fault lowers its own score."""
+"""Scores of clips of the synthetic world: drawings get the best scores, each fault lowers its own score."""
 
 import numpy as np
 import pytest

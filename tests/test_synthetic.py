@@ -34,15 +34,13 @@ from fyp_jax.synthetic.looks import (
     sample_look,
 )
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION, MOTIONS, make_motion
+from fyp_jax.synthetic.pairs import HELD_OUT_PAIRS, PAIRS, TRAIN_PAIRS
 from fyp_jax.synthetic.parts import PARTS
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
 from fyp_jax.synthetic.scenes import (
     FIRST_HELD_OUT_SEED,
     FIRST_MOVER_LABEL,
-    HELD_OUT_PAIRS,
-    PAIRS,
     PERSON_LABELS,
-    TRAIN_PAIRS,
     Scene,
     caption,
     caption_words,

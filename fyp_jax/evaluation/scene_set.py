@@ -24,9 +24,7 @@ from fyp_jax.synthetic.motions import HELD_OUT_MOTION
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
 from fyp_jax.synthetic.scenes import (
     FIRST_HELD_OUT_SEED,
-    HELD_OUT_PAIRS,
     SIZE,
-    TRAIN_PAIRS,
     Scene,
     caption,
     render_clip,

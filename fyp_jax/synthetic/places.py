@@ -1,4 +1,4 @@
-"""The places of the second edition. A seed chooses what stands and moves in them.
+"""The places of the synthetic world. A seed chooses what stands and moves in them.
 
 A place has a sky, and a ground in front of it. Both are painted once for a clip, and the camera sees a window
 of them. What moves by itself is painted on each frame, at a constant velocity.

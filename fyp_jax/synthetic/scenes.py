@@ -2,7 +2,7 @@
 
 With this world the full method can be trained and evaluated on a laptop. A `Scene` determines every pixel of
 its clip, in every process. Held out of all training are one in eight pairs of named character and place
-(`HELD_OUT_PAIRS`), one motion (`planar_motions.HELD_OUT_MOTION`), and `looks.HELD_OUT_CLOTHES`.
+(`pairs.HELD_OUT_PAIRS`), one motion (`planar_motions.HELD_OUT_MOTION`), and `looks.HELD_OUT_CLOTHES`.
 """
 
 import re
@@ -18,6 +18,7 @@ from fyp_jax.synthetic.figure import draw_figure
 from fyp_jax.synthetic.looks import NAMED, NAMES_WITHOUT_ARTICLE, OPEN, Look, sample_look
 from fyp_jax.synthetic.motions import TRAIN_MOTIONS, TRAIN_WEIGHTS
 from fyp_jax.synthetic.movers import Mover
+from fyp_jax.synthetic.pairs import HELD_OUT_PAIRS
 from fyp_jax.synthetic.parts import PARTS
 from fyp_jax.synthetic.people import people_keypoints
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
@@ -37,15 +38,6 @@ FIRST_MOVER_LABEL = 200
 """In a label map, what belongs to entry i > 0 of the velocities has the label FIRST_MOVER_LABEL + i."""
 FIRST_HELD_OUT_SEED = 10**9
 """Training scenes have smaller seeds; evaluation takes seeds from here on."""
-
-
-PAIRS = tuple((name, place) for name in NAMED for place in PLACES if place not in OPEN_PLACES)
-HELD_OUT_PAIRS = tuple(
-    (name, place)
-    for name, place in PAIRS
-    if (3 * list(NAMED).index(name) + list(PLACES).index(place)) % 8 == 5
-)
-TRAIN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
 
 
 class Scene(NamedTuple):
