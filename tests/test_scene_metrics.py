@@ -106,5 +106,14 @@ def test_deviation_of_a_colour_is_that_of_its_levels():
     assert np.isnan(part_deviation(video, np.zeros_like(drawn)))
 
 
+def test_clip_without_background_has_no_score_of_it():
+    clip, parts = clip_of(scene_of("person", 2, "park"), 3)
+    everywhere = np.ones_like(parts)
+    _, change, unevenness = consistency(clip.video, everywhere, everywhere)
+    assert np.isnan([change, unevenness]).all()
+    everywhere[1:] = 0  # one frame without any: the two others are compared
+    assert np.isfinite(consistency(clip.video, everywhere, everywhere)[1:]).all()
+
+
 def test_scenes_of_the_evaluation_have_held_out_seeds():
     assert held_out_scene(3).seed >= 10**9

@@ -55,7 +55,8 @@ def plot_scores(results: Mapping[str, SceneScores], file: Path) -> None:
             means = np.array([values[i].mean for i in there])
             ends = [[values[i].mean - values[i].low, values[i].high - values[i].mean] for i in there]
             errors = np.array(ends).reshape(-1, 2).T
-            axes.barh(y[there], means, height, xerr=errors, label=name.replace("_", " "), ecolor="#444444")
+            label, bar = name.replace("_", " "), {"color": f"C{number}", "ecolor": "#444444"}
+            axes.barh(y[there], means, height, xerr=errors, label=label, **bar)
             if name == "pose_accuracy":
                 chance = [scores.pose_accuracy_shuffled for scores in results.values()]
                 marks = [np.nan if value is None else value.mean for value in chance]

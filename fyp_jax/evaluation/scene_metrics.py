@@ -146,12 +146,15 @@ def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: Par
 
 def consistency(video: Frames, parts: PartMaps, drawn: PartMaps) -> Consistency:
     """How little the looks and the background of a clip change. Figures are where they are drawn, and where
-    the clip shows them."""
+    the clip shows them. The scores of a background that no two frames show are nan."""
     background = ~_grow((parts > 0) | (drawn > 0), FIGURE_MARGIN)
-    pairs = range(len(video) - 1)
-    shifts, changes = zip(*(_background_shift(video, background, i) for i in pairs), strict=True)
-    unevenness = np.abs(np.array(shifts) - np.median(shifts)).mean()
-    return Consistency(part_deviation(video, drawn), float(np.mean(changes)), float(unevenness))
+    found = np.array([_background_shift(video, background, i) for i in range(len(video) - 1)])
+    shifts, changes = found[np.isfinite(found).all(axis=1)].T
+    deviation = part_deviation(video, drawn)
+    if not len(shifts):
+        return Consistency(deviation, float("nan"), float("nan"))
+    unevenness = np.abs(shifts - np.median(shifts)).mean()
+    return Consistency(deviation, float(changes.mean()), float(unevenness))
 
 
 def part_deviation(video: Frames, drawn: PartMaps) -> float:
@@ -176,11 +179,11 @@ def _background_shift(
     video: Frames, background: Bool[np.ndarray, "f h w"], index: int
 ) -> tuple[float, float]:
     """The horizontal shift that makes a frame's background most like the next one's, and the mean absolute
-    difference that is left."""
+    difference that is left; nan where the two frames show no background in common."""
     before, after = video[index].astype(np.float32), video[index + 1].astype(np.float32)
     width, margin = before.shape[1], int(LARGEST_SHIFT) + 1
     columns = np.arange(margin, width - margin)
-    best = (0.0, np.inf)
+    best = (float("nan"), float("nan"))
     for shift in sorted(np.arange(-LARGEST_SHIFT, LARGEST_SHIFT + SHIFT_STEP, SHIFT_STEP), key=abs):
         source = columns - shift
         left = np.floor(source).astype(int)
@@ -191,7 +194,7 @@ def _background_shift(
         )
         if valid.any():
             difference = float(np.abs(moved - after[:, columns])[valid].mean())
-            if difference < best[1]:
+            if not difference >= best[1]:
                 best = (float(shift), difference)
     return best
 

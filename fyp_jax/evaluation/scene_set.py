@@ -21,6 +21,7 @@ from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.looks import OPEN
 from fyp_jax.synthetic.motions import HELD_OUT_MOTION
+from fyp_jax.synthetic.pairs import HELD_OUT_PAIRS, TRAIN_PAIRS
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
 from fyp_jax.synthetic.scenes import (
     FIRST_HELD_OUT_SEED,
