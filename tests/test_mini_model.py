@@ -1,6 +1,7 @@
 """The bundled model `mini`: its clips follow poses and prompts, and it loads wherever it should."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors.numpy import load_file
 
+from cli_utils import run_script
+from fyp_jax.checkpoints.inference import save_inference
 from fyp_jax.config import load_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder, find_folder
 from fyp_jax.evaluation.ablations import before_motion_stage
@@ -112,6 +116,35 @@ def test_weights_are_under_30_megabytes():
     total = sum(file.stat().st_size for file in files)
     assert total < 30e6, f"{total / 1e6:.1f} MB"
     assert {file.name for file in files} >= {"follow_your_pose.safetensors", "model_index.json"}
+
+
+@pytest.mark.slow
+def test_package_mini_writes_the_folder_that_its_checkpoints_came_from(
+    pipeline: FollowYourPosePipeline, tmp_path: Path
+):
+    """But for the VAE, which the decoder stage has changed."""
+    image = PipelineFolder("mini", ("unet",)).image_unet(pipeline.programs.unet.config)
+    first = before_motion_stage(pipeline.params, image)
+    decoder = {**first, "vae": jax.tree.map(lambda x: 2 * x, first["vae"])}
+    stages = {"image": first, "pose": pipeline.params, "motion": pipeline.params, "decoder": decoder}
+    options = []
+    for name, params in stages.items():
+        save_inference(tmp_path / name, 7, pipeline.programs.unet.config, params, {"stage": name})
+        options += [f"--{name}", str(tmp_path / name)]
+    run = run_script(ROOT / "scripts" / "package_mini.py", *options, "--out", tmp_path / "model")
+    assert run.status == 0, run.err
+    for file in (file for file in FOLDER.rglob("*") if file.is_file()):
+        written = tmp_path / "model" / file.relative_to(FOLDER)
+        if file.suffix == ".safetensors":
+            factor = 2 if file.parent.name == "vae" else 1
+            expected, found = load_file(file), load_file(written)
+            assert expected.keys() == found.keys()
+            for key, x in expected.items():
+                np.testing.assert_array_equal(found[key], factor * x, err_msg=f"{file.name} {key}")
+        elif file.name != "conversion.json":
+            texts = [path.read_text() for path in (file, written)]
+            a, b = map(json.loads, texts) if file.suffix == ".json" else texts
+            assert a == b, file.name
 
 
 @pytest.mark.slow
