@@ -113,7 +113,7 @@ def test_all_chips_have_the_same_argument_size_and_flops(check_motion: Any, topo
     assert other.hardware_flops == pytest.approx(v5e.hardware_flops, rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.tpu_compile
 def test_hardware_flops_of_a_step_are_close_to_its_model_flops(check_motion: Any):
     (stats,) = check_motion("v5e:2x2").variants["config"].programs
@@ -226,7 +226,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_videos(tmp_path_factory.mktemp("videos"), 5)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_training_with_a_saved_step_has_the_losses_of_training_without(
     pipeline: Path, records: Path, tmp_path: Path
 ):

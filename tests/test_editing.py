@@ -32,6 +32,8 @@ from tiny_models import encoders
 STEPS, TOKENS = 5, 77
 EDIT = SCRIPTS / "edit.py"
 EDITS = sorted(name for name in CASES if name.startswith("edit/") and name != "edit/null_text")
+OFTEN = {"edit/fatezero_replace", "edit/p2p_blend", "edit/p2p_replace"}
+"""Edits that CI compares; the others take a minute each, too."""
 
 
 def prompt(text: str) -> TokenizedPrompt:
@@ -112,7 +114,9 @@ def blend_words(case: dict[str, Any]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.release] * (name not in OFTEN)) for name in EDITS]
+)
 def test_edit_equals_the_published_one(model: tuple[UNet3D, dict], inversion: Inversion, name: str):
     case, fatezero = CASES[name], CASES[name]["what"] == "fatezero"
     source, target = prompts(case)
