@@ -8,6 +8,7 @@ start          the first start of sample.py against the second, which finds its 
 data           the data loader against plain PyAV decoding
 long_clips     clips in windows: time, memory, appearance, pose accuracy, flicker at seams
 many_clips     throughput of batches of clips, by devices and clips a device
+checkpoints    what the checksums of checkpoints cost
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
 
 `python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark
@@ -26,6 +27,7 @@ TOPICS = (
     "data",
     "long_clips",
     "many_clips",
+    "checkpoints",
     "solvers",
 )
 
