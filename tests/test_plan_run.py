@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 import tiny_models
@@ -65,16 +64,13 @@ def test_twice_the_chips_take_half_the_hours_and_as_many_cores_a_host(chips: int
 
 
 def test_loader_cores_and_bytes_are_proportional_to_the_cost_of_a_clip():
-    for factor in (0.5, 3.0):
-        other = dataclasses.replace(DATA, load_seconds=factor * DATA.load_seconds, load_bytes=factor * 5e6)
-        assert training(16, data=other).cores_per_host == pytest.approx(
-            factor * (training(16).cores_per_host or 0)
+    for factor in (0.5, 1.0, 3.0):
+        plan = training(
+            16, data=dataclasses.replace(DATA, load_seconds=factor * 0.3, load_bytes=factor * 5e6)
         )
-        assert training(16, data=other).read_per_host == pytest.approx(
-            factor * (training(16).read_per_host or 0)
-        )
-    # by hand: a host of four chips takes four clips in 0.16 s
-    assert training(16).cores_per_host == pytest.approx(4 / 0.16 * 0.3)
+        # a host of four chips takes four clips in 0.16 s
+        assert plan.cores_per_host == pytest.approx(factor * 0.3 * 4 / 0.16)
+        assert plan.read_per_host == pytest.approx(factor * 5e6 * 4 / 0.16)
 
 
 @pytest.mark.parametrize("name", list(ROOFLINE))
@@ -112,7 +108,8 @@ def test_storage_and_preparation_are_proportional_to_the_items():
     assert small[0].checkpoints == large[0].checkpoints == 300
     assert large[0].records == 100 * (small[0].records or 0) == 1e8 * 5e6
     assert large[0].latents == 1e8 * (400 * 10 + 7)
-    assert small[1] and large[1]
+    assert small[1] is not None
+    assert large[1] is not None
     assert large[1].core_hours == pytest.approx(100 * small[1].core_hours)
     assert large[1].hours == pytest.approx(large[1].core_hours / 10)
     assert small[1].workers_for_a_day >= small[1].core_hours / 24 > small[1].workers_for_a_day - 1
@@ -145,11 +142,11 @@ def test_a_step_of_fewer_chips_holds_for_more():
     [
         ({}, {"chip": CHIPS["v5p"]}, "compiled for v5e, and the plan is for v5p"),
         ({}, {"clips": 2}, "1 clips a chip, and the plan 2"),
-        ({}, {"fields": {"dtype": "float32"}}, "compiled for dtype=bfloat16, and the config has float32"),
-        ({}, {"fields": {}}, "compiled for dtype=bfloat16, and the config has None"),
+        ({}, {"fields": {"dtype": "float32"}}, "was compiled for dtype=bfloat16, and the config has float32"),
+        ({}, {"fields": {}}, "was compiled for dtype=bfloat16, and the config has None"),
         ({}, {"mesh": {"data": 8, "fsdp": 2, "frame": 1}}, "mesh.fsdp=1, and the plan has 2"),
         ({}, {"mesh": {"data": 8, "fsdp": 1, "frame": 4}}, "mesh.frame=1, and the plan has 4"),
-        ({"mesh": {**MESH, "data": 1}}, {}, "no gradients are sent"),
+        ({"mesh": {**MESH, "data": 1}}, {}, "mesh.data=1, and the plan has 4; with 1 no gradients are sent"),
         ({}, {"mesh": {**MESH, "data": 1}}, "mesh.data=4, and the plan has 1"),
     ],
 )
@@ -221,18 +218,13 @@ def files(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[obje
         "config": {"fits": True, "roofline": ROOFLINE, "peak_hbm_bytes": 10**9},
     }
     (folder / "step.json").write_text(json.dumps(step))
-    (folder / "data.json").write_text(json.dumps(DATA_JSON | {"height": 64, "width": 64}))
+    (folder / "data.json").write_text(json.dumps(DATA_JSON | {"height": 64, "width": 64, "stride": 2}))
     return [*overrides, "--config", MOTION, "--step", folder / "step.json", "--data", folder / "data.json"]
 
 
 def _overrides(pipeline: Path) -> list[str]:
-    return [
-        f"pretrained={pipeline}",
-        "data.height=64",
-        "data.width=64",
-        "data.batch_size=8",
-        "num_train_steps=160",
-    ]
+    sizes = ("data.height=64", "data.width=64", "data.batch_size=8")
+    return [f"pretrained={pipeline}", *sizes]
 
 
 @pytest.mark.tpu_compile
@@ -300,8 +292,7 @@ def test_size_of_a_checkpoint_is_that_of_its_arrays(pipeline: Path):
     trained = tiny_models.STAGES["motion"].trains(params)
     moments = 3 * sum(x.size for path, x in params.items() if trained[path])  # weights, and AdamW's two means
     size = run_state(config).checkpoint_bytes
-    assert 4 * (sampled + moments) <= size <= 4 * (sampled + moments) + 100
-    assert jax.devices()
+    assert 4 * (sampled + moments) <= size <= 4 * (sampled + moments) + 100  # beside them, numbers of steps
 
 
 def test_cached_latents_have_the_size_that_the_scale_page_says():

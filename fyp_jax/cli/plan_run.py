@@ -6,8 +6,8 @@
     python scripts/plan_run.py --config configs/sd14/stage2_motion.yaml --topology v5e:16x16 \\
         --step step.json --data data.json --clips 1e8
 
-The step may have been compiled for fewer chips of the same kind: with as many clips a chip, each chip does the
-same. All of the run sees as many clips as the config says (num_train_steps times data.batch_size), unless
+The step may have been compiled for fewer chips of the same kind: with as many clips a chip, each chip does
+the same. The run sees as many clips as the config says (num_train_steps times data.batch_size), unless
 --steps says otherwise. Give the same overrides as to the run itself. Hours are lower bounds.
 """
 
@@ -85,20 +85,21 @@ def make_plan(config: TrainConfig, args: argparse.Namespace) -> Any:
         raise UserError(
             f"--topology {HERE}: a plan needs published figures; give CHIP:SHAPE, such as v5e:16x16"
         )
-    mesh = dict(make_mesh(config.mesh, devices).shape)
-    shards = mesh["data"] * mesh["fsdp"]
+    mesh = make_mesh(config.mesh, devices)
+    axes = dict(mesh.shape)
+    shards = axes["data"] * axes["fsdp"]
     if any(text.startswith(BATCH_SIZE) for text in args.overrides):
         batch_size = config.data.batch_size
     else:
         batch_size = (args.clips_per_chip or step.clips_per_shard) * shards
-    check_divisible(batch_size, config.data.num_frames, make_mesh(config.mesh, devices))
+    check_divisible(batch_size, config.data.num_frames, mesh)
     state = run_state(config)
     plan_inputs.check_step(
-        step, chip, mesh, batch_size // shards, plan_inputs.comparable_fields(state.fields)
+        step, chip, axes, batch_size // shards, plan_inputs.comparable_fields(state.fields)
     )
     chips = len(devices) // CHIPS[chip.name].devices
-    cores = args.host_cores or run_plan.HOST_CORES.get(chip.name)
-    hosts = run_plan.hosts_of(chips, CHIPS[chip.name].devices, mesh, batch_size, cores)
+    cores = args.host_cores or run_plan.published_cores(chip.name, chips)
+    hosts = run_plan.hosts_of(chips, CHIPS[chip.name].devices, axes, batch_size, cores)
     clips = config.num_train_steps * config.data.batch_size
     training = run_plan.plan_training(
         step.seconds,
@@ -113,27 +114,37 @@ def make_plan(config: TrainConfig, args: argparse.Namespace) -> Any:
     preparation = None
     if args.clips is not None and data is not None:
         preparation = run_plan.plan_preparation(args.clips, data, args.workers)
-    return run_plan.Plan(training, storage, preparation, tuple(_notes(config, args, step, data, batch_size)))
+    return run_plan.Plan(training, storage, preparation, tuple(_notes(config, args, step, data, training)))
 
 
-def _notes(config: TrainConfig, args: argparse.Namespace, step: Any, data: Any, batch_size: int) -> list[str]:
+def _notes(config: TrainConfig, args: argparse.Namespace, step: Any, data: Any, training: Any) -> list[str]:
     notes = [f"The step is {args.step}, compiled for {step.topology}, {step.clips_per_shard} clips a chip."]
     if step.topology != args.topology:
         notes.append("Its figures are taken for each chip of the plan (weak scaling).")
+    batch_size, cores = training.batch_size, training.cores_per_host
     if batch_size != config.data.batch_size:
         notes.append(
-            f"The config says data.batch_size={config.data.batch_size}. Train with {BATCH_SIZE}{batch_size}, and "
-            "choose the learning rate for that."
+            f"The config says data.batch_size={config.data.batch_size}. Train with {BATCH_SIZE}{batch_size}, "
+            "and choose the learning rate for that."
         )
     if data is not None:
         notes.append(f"The data benchmark is {args.data}, of {data.source}.")
+    if cores is not None and config.data.workers < cores:
+        notes.append(
+            f"The config says data.workers={config.data.workers}, and the loader would bound the run. Train with "
+            f"data.workers={math.ceil(cores)} or more."
+        )
     return notes
 
 
 def _count(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value < 1 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    """A number of items, such as 1e8."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
     return value
 
 

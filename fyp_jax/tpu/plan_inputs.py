@@ -163,15 +163,12 @@ def check_step(
     if (step.mesh["data"] == 1) != (mesh["data"] == 1):
         raise UserError(
             f"{step.file}: the step was compiled with mesh.data={step.mesh['data']}, and the plan has "
-            f"{mesh['data']}; on one shard of data no gradients are sent, so compile it on a larger topology"
-            if step.mesh["data"] == 1
-            else f"{step.file}: the step was compiled with mesh.data={step.mesh['data']}, and the plan has 1; "
-            "compile it for that topology"
+            f"{mesh['data']}; with 1 no gradients are sent along it, so compile the step for that topology"
         )
 
 
 def check_data(figures: DataFigures, file: Path, kind: str, data: Any) -> None:
-    """Raise UserError unless a data benchmark loaded the clips that a run's `data` (a DataConfig) asks for."""
+    """Raise UserError unless a benchmark loaded the clips that a run's `data` (a DataConfig) asks for."""
     if figures.kind != kind:
         raise UserError(f"{file}: the benchmark loaded {figures.kind}, and the stage trains on {kind}")
     for name in DATA_FIELDS:

@@ -32,7 +32,7 @@ class Hosts:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a run takes. A time is that of its slowest part, as if all parts ran at their peak side by side."""
+    """What a run takes. A step takes as long as its slowest part: all run side by side, at their peak."""
 
     chips: int
     batch_size: int
@@ -81,6 +81,11 @@ class Preparation:
     workers_for_a_day: int
     shards: int
     """Shards of the records: no more workers than that have work."""
+
+
+def published_cores(chip: str, chips: int) -> int | None:
+    """vCPUs of each host of a slice; None for other chips, and for a slice of less than a host."""
+    return HOST_CORES.get(chip) if chips >= CHIPS_PER_HOST else None
 
 
 def hosts_of(
@@ -144,10 +149,8 @@ def plan_preparation(items: float, data: DataFigures, workers: int) -> Preparati
     """What making records of all items takes; None where the benchmark made none."""
     if data.prepare_seconds is None:
         return None
-    core_hours, shards = (
-        items * data.prepare_seconds / 3600,
-        math.ceil(items * data.bytes_per_item / SHARD_BYTES),
-    )
+    core_hours = items * data.prepare_seconds / 3600
+    shards = math.ceil(items * data.bytes_per_item / SHARD_BYTES)
     busy = min(workers, shards)
     return Preparation(items, core_hours, workers, core_hours / busy, math.ceil(core_hours / 24), shards)
 
@@ -196,6 +199,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if run.cores_per_host is not None and run.read_per_host is not None:
         known = "" if run.hosts.cores is None else f" of {run.hosts.cores}"
         yield "  cores a host", f"{run.cores_per_host:.3g}{known}"
+        yield "  data.workers, at least", str(math.ceil(run.cores_per_host))
         yield "  read, MB a second and host", f"{run.read_per_host / 1e6:.3g}"
     yield "storage", ""
     if storage.records is not None:

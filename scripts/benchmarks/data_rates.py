@@ -1,14 +1,13 @@
 """Seconds of a core that an item takes to become a record, and a clip to be loaded; and their bytes.
 
     python scripts/benchmark.py data_rates --config configs/sd14/stage2_motion.yaml --json data.json
-    python scripts/benchmark.py data_rates --config configs/sd14/stage2_motion.yaml --source DIR --json data.json
-    python scripts/benchmark.py data_rates --config configs/sd14/stage2_motion.yaml data.path=DIR --json data.json
 
-scripts/plan_run.py reads the JSON. The first command measures synthetic items, the second a folder of yours, as
-prepare_data.py reads it, and the third records or cached latents that are there. Items become records in one
-process, and clips are loaded in one process; the seconds are of its CPU time, over all of its threads, so other
-programs on the machine matter little. Texts are not tokenized. The first clip, which opens the records, is not
-counted.
+scripts/plan_run.py reads the JSON. Without other options the items are synthetic. --source DIR takes a folder
+of yours, as prepare_data.py reads it, and data.path=DIR records or cached latents that are there.
+
+Items become records in one process, and clips are loaded in one. The seconds are its CPU time, over all of
+its threads, so other programs on the machine matter little. Texts are not tokenized. The first clip, which
+opens the records, is not counted.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py sweep --field guidance_scale --values 1,3,5,7 --clips 8
 
-The cases are those of scripts/evaluate.py, which training never saw. All values get the same scenes, poses and
-noise. Prints a table with a row for each value: means over clips with 95% intervals, whose columns
+The cases are those of scripts/evaluate.py, which training never saw. All values get the same scenes, poses
+and noise. Prints a table with a row for each value: means over clips with 95% intervals, whose columns
 docs/synthetic_world.md explains. Other fields are those of configs/mini/sample.yaml, or a.b=c.
 """
 
