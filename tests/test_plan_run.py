@@ -124,7 +124,7 @@ def test_more_workers_than_shards_do_not_help():
 
 
 def test_records_that_were_there_have_no_preparation():
-    assert plan_preparation(10, dataclasses.replace(DATA, prepare_seconds=None), 1) is None
+    assert plan_preparation(10.0, dataclasses.replace(DATA, prepare_seconds=None), 1) is None
 
 
 # What does not fit together.

@@ -131,8 +131,8 @@ def _notes(config: TrainConfig, args: argparse.Namespace, step: Any, data: Any, 
         notes.append(f"The data benchmark is {args.data}, of {data.source}.")
     if cores is not None and config.data.workers < cores:
         notes.append(
-            f"The config says data.workers={config.data.workers}, and the loader would bound the run. Train with "
-            f"data.workers={math.ceil(cores)} or more."
+            f"The config says data.workers={config.data.workers}, and the loader would bound the run. Train "
+            f"with data.workers={math.ceil(cores)} or more."
         )
     return notes
 

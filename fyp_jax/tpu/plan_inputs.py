@@ -23,6 +23,8 @@ SAME_TIME = (
 sends; the number of clips is compared by itself."""
 DATA_FIELDS = ("num_frames", "stride", "height", "width", "random_crop", "cached_latents")
 """Fields of `data` that a data benchmark was run with."""
+MEASURED = ("frames_per_item", "bytes_per_item", "load_seconds", "load_bytes", "prepare_seconds")
+"""Figures of a data benchmark, all above 0."""
 
 
 class StepFigures(NamedTuple):
@@ -113,14 +115,13 @@ def read_data(file: Path) -> DataFigures:
             f"{file}: is not the JSON of a data benchmark; write it with benchmark.py {DATA_BENCHMARK} --json"
         )
     try:
-        figures = DataFigures(**{item.name: found[item.name] for item in dataclasses.fields(DataFigures)})
-        for name in ("frames_per_item", "bytes_per_item", "load_seconds", "load_bytes"):
-            _positive(getattr(figures, name))
-        if figures.prepare_seconds is not None:
-            _positive(figures.prepare_seconds)
+        figures = {item.name: found[item.name] for item in dataclasses.fields(DataFigures)}
+        for name in MEASURED:
+            if figures[name] is not None or name != "prepare_seconds":
+                figures[name] = _positive(figures[name])
+        return DataFigures(**figures)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: its data benchmark cannot be read ({reason(error)})") from error
-    return figures
 
 
 def comparable_fields(fingerprint: Mapping[str, str]) -> dict[str, str]:
@@ -179,7 +180,8 @@ def check_data(figures: DataFigures, file: Path, kind: str, data: Any) -> None:
             )
 
 
-def _positive(value: float, zero: bool = False) -> float:
+def _positive(value: Any, zero: bool = False) -> float:
+    value = float(value)
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{value} is not a positive number")
     return value

@@ -66,7 +66,7 @@ class Storage:
     records: float | None
     latents: float | None
     """Cached latents in float16, without skeletons."""
-    checkpoints: float
+    checkpoints: int
 
 
 @dataclasses.dataclass(frozen=True)
