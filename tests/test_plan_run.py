@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
+from etils import epath
 
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
+from fyp_jax.checkpoints.checksums import read_checksums
 from fyp_jax.config import load_config
 from fyp_jax.errors import UserError
 from fyp_jax.tpu.plan_inputs import (
@@ -34,6 +38,7 @@ from fyp_jax.tpu.run_plan import (
 from fyp_jax.tpu.run_state import run_state
 from fyp_jax.tpu.topologies import CHIPS
 from fyp_jax.training.config import TrainConfig
+from fyp_jax.training.loop import train
 
 SCRIPT, BENCHMARK = SCRIPTS / "plan_run.py", SCRIPTS / "benchmark.py"
 MOTION = SCRIPTS.parent / "configs" / "mini" / "stage2_motion.yaml"
@@ -298,3 +303,73 @@ def test_size_of_a_checkpoint_is_that_of_its_arrays(pipeline: Path):
 def test_cached_latents_have_the_size_that_the_scale_page_says():
     config = load_config(TrainConfig, "sd14/stage2_motion.yaml", [])
     assert run_state(config).latents == LatentBytes(frame=65_536, caption=118_272)
+
+
+# The benchmarks.
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs scripts/benchmark.py with options."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return lambda *options: run_script(BENCHMARK, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--field", "seed", "--values", "1"), "--field seed: the fields are"),
+        (("--field", "guidance_scale", "--values", "1,two"), "guidance_scale=two"),
+        (("--field", "guidance_scale", "--values", "3,3"), "3 is there twice"),
+        (("--field", "eta", "--values", "2"), "eta=2.0 is not between 0 and 1"),
+        (("--field", "eta", "--values", "0", "--clips", "0"), "--clips 0 must be at least 1"),
+        (("--field", "eta", "--values", "0", "height=128"), "height=128: the clips of a sweep do not depend"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_prints_one_line(
+    benchmark: Callable[..., Any], options: tuple[str, ...], message: str
+):
+    assert_mistake(benchmark("sweep", *options), message)
+
+
+@pytest.mark.slow
+def test_a_sweep_prints_a_row_for_each_value_and_values_differ(benchmark: Callable[..., Any]):
+    options = ("--field", "guidance_scale", "--values", "1,7", "--clips", "1", "num_inference_steps=1")
+    run = benchmark("sweep", *options)
+    assert run.status == 0, run
+    header, rule, *rows = run.out.strip().splitlines()
+    assert header.startswith("| | pose accuracy |")
+    assert [row.split("|")[1].strip() for row in rows] == ["guidance_scale=1", "guidance_scale=7"]
+    assert rows[0].split("|")[2:] != rows[1].split("|")[2:]
+    assert rule.count("|") == rows[0].count("|") == header.count("|")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "frames"), [("mini/stage2_motion.yaml", 30), ("mini/stage1_pose.yaml", 1)]
+)
+def test_a_data_benchmark_writes_what_a_plan_reads(
+    benchmark: Callable[..., Any], config: str, frames: int, tmp_path: Path
+):
+    file = tmp_path / "data.json"
+    small = ("--items=2", "--seconds=1", "--batches=2", "--runs=1", "--size", "96", "64")
+    run = benchmark("data_rates", "--config", config, "data.path=null", *small, "--json", file)
+    assert run.status == 0, run
+    figures, chosen = read_data(file), load_config(TrainConfig, config, [])
+    check_data(figures, file, tiny_models.STAGES[chosen.stage].dataset, chosen.data)
+    assert figures.frames_per_item == frames
+    assert figures.bytes_per_item == figures.load_bytes > 100
+    assert figures.prepare_seconds is not None
+
+
+@pytest.mark.slow
+def test_a_checkpoint_has_the_size_that_the_plan_says(pipeline: Path, tmp_path: Path):
+    records = tiny_models.write_videos(tmp_path / "videos", 5)
+    own = ("random_init=true", "num_train_steps=1", "data.workers=0", f"data.path={records}")
+    overrides = [*_overrides(pipeline), *own, f"output_dir={tmp_path / 'run'}", "data.num_frames=2"]
+    config = load_config(TrainConfig, MOTION, overrides)
+    train(config)
+    saved = read_checksums(epath.Path(config.checkpoint_folder) / "1")
+    assert saved is not None
+    sizes = (math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in saved.arrays.values())
+    assert sum(sizes) == run_state(config).checkpoint_bytes
