@@ -177,22 +177,26 @@ def test_a_data_benchmark_of_other_clips_is_refused(changes: dict[str, Any], mes
         check_data(dataclasses.replace(DATA, **changes), Path("data.json"), "captioned_videos", data)
 
 
+NO_STEP, NO_DATA = "is not the JSON of a compile check", "is not the JSON of a data benchmark"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "as_step", "as_data"),
     [
-        ("", "is not JSON"),
-        ("[]", "is not a JSON object"),
-        ("{}", "is not the JSON of a"),
-        (json.dumps(DATA_JSON | {"load_seconds": 0}), "is not a"),
-        (json.dumps({"compiled": {"command": "sample"}, "config": {}, "benchmark": "data_rates"}), ""),
+        ("", "is not JSON", "is not JSON"),
+        ("[]", "is not a JSON object", "is not a JSON object"),
+        ("{}", NO_STEP, NO_DATA),
+        (json.dumps(DATA_JSON | {"load_seconds": 0}), NO_STEP, "0.0 is not a positive number"),
+        (json.dumps({"compiled": {"command": "sample"}, "config": {}}), "check of `sample`", NO_DATA),
     ],
 )
-@pytest.mark.parametrize("read", [read_step, read_data])
-def test_another_file_is_refused(read: Callable[[Path], Any], text: str, message: str, tmp_path: Path):
+def test_another_file_is_refused(text: str, as_step: str, as_data: str, tmp_path: Path):
     file = tmp_path / "figures.json"
     file.write_text(text)
-    with pytest.raises(UserError, match=message):
-        read(file)
+    with pytest.raises(UserError, match=as_step):
+        read_step(file)
+    with pytest.raises(UserError, match=as_data):
+        read_data(file)
 
 
 def test_a_step_that_does_not_fit_is_refused(tmp_path: Path):

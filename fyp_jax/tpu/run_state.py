@@ -46,7 +46,7 @@ def run_state(config: TrainConfig) -> RunState:
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
     state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema_decay is not None)
     saved = {*MODELS[:2], *(path.split("/")[0] for path in trainable)}
-    params = state.sampling_params() | state.frozen
+    params = {**trainable, **frozen}  # a moving average has the same shapes
     inference = [leaf for path, leaf in params.items() if path.split("/")[0] in saved]
     spec, (height, width) = models.encoders.spec, config.data.clip_size
     frame = 2 * FLOAT16 * (height // spec.downscale) * (width // spec.downscale) * spec.latent_channels
