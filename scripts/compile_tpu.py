@@ -74,7 +74,8 @@ def main() -> None:
     print("\n".join(table(result.variants, chip)))
     if args.json:
         with wrap_write_errors(args.json):
-            args.json.write_text(json.dumps(as_json(result.variants, chip), indent=1) + "\n")
+            figures = as_json(result, chip, args.what, args.topology)
+            args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
