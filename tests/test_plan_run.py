@@ -187,7 +187,7 @@ NO_STEP, NO_DATA = "is not the JSON of a compile check", "is not the JSON of a d
         ("[]", "is not a JSON object", "is not a JSON object"),
         ("{}", NO_STEP, NO_DATA),
         (json.dumps(DATA_JSON | {"load_seconds": 0}), NO_STEP, "0.0 is not a positive number"),
-        (json.dumps({"compiled": {"command": "sample"}, "config": {}}), "check of `sample`", NO_DATA),
+        (json.dumps({"compiled": {"command": "sample"}, "config": {}}), "programs of `sample`", NO_DATA),
     ],
 )
 def test_another_file_is_refused(text: str, as_step: str, as_data: str, tmp_path: Path):
