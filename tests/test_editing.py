@@ -242,6 +242,24 @@ def test_command_line_options_become_config_fields():
     assert parse(["--method", "generate"]).video is None
 
 
+def test_fields_behind_words_are_fields_and_words_of_the_prompt_are_words():
+    config = parse(
+        [
+            "--keep-background",
+            "robot",
+            "panda",
+            "edit.blend_threshold=0.5",
+            "--emphasise",
+            "panda=3",
+            "seed=4",
+        ]
+    )
+    assert (config.edit.blend_words, config.edit.equalizer) == (["robot", "panda"], ["panda=3"])
+    assert (config.edit.blend_threshold, config.seed) == (0.5, 4)
+    config = parse(["--prompt", "A robot and a seed", "--emphasise", "seed=4"])
+    assert (config.edit.equalizer, config.seed) == (["seed=4"], 0)
+
+
 @pytest.mark.parametrize("kind", ["style", "attribute", "shape"])
 def test_published_configs_are_read(kind: str):
     config = parse(

@@ -9,10 +9,11 @@ import sys
 from tqdm import tqdm
 
 from fyp_jax.cli.sample import is_override
-from fyp_jax.config import load_config, make_parser
+from fyp_jax.config import help_lines, load_config, make_parser
 from fyp_jax.console import run_console
 from fyp_jax.editing.options import keep_background
 from fyp_jax.editing.prompt_options import fit_blend_words
+from fyp_jax.editing.words import TokenizedPrompt, has_words
 from fyp_jax.errors import printable
 from fyp_jax.media.clips import bundled_clip
 from fyp_jax.pipeline.config import RANDOM_WEIGHTS
@@ -38,9 +39,11 @@ def parse(argv: list[str]) -> EditConfig:
     add("--out", metavar="DIR", help="same as output_dir=DIR")
     add("--seed", metavar="N", help="same as seed=N")
     args = parser.parse_intermixed_args(argv)
-    words = args.prompt or []
-    prompts = [text for text in words if not is_override(text, EditConfig)]
-    overrides = args.overrides + [text for text in words if is_override(text, EditConfig)]
+    # argparse gives these options all words that follow them, a.b=c among them.
+    words = args.prompt or [], args.keep_background or []
+    (prompts, own), (blend_words, more) = (_without_overrides(x) for x in words)
+    factors, others = _without_overrides(args.emphasise or [], prompts)
+    overrides = [*args.overrides, *own, *more, *others]
     flags = {"source": args.source, "edit.method": args.method, "pose.path": args.pose}
     flags |= {"video": args.video, "output_dir": args.out, "seed": args.seed}
     if args.method == "generate" and args.video is None:
@@ -49,16 +52,32 @@ def parse(argv: list[str]) -> EditConfig:
     config = load_config(EditConfig, args.config, overrides)
     config = dataclasses.replace(config, **({"prompt": prompts} if prompts else {}))
     edit = config.edit
-    if args.emphasise:
-        edit = dataclasses.replace(edit, equalizer=args.emphasise)
-    if args.keep_background:
-        edit = keep_background(edit, args.keep_background)
+    if factors:
+        edit = dataclasses.replace(edit, equalizer=factors)
+    if blend_words:
+        edit = keep_background(edit, blend_words)
     config = dataclasses.replace(config, edit=edit)
     given = {text.partition("=")[0] for text in overrides}
-    given |= {"edit.blend_words"} if args.keep_background else set()
+    given |= {"edit.blend_words"} if blend_words else set()
     config = _without_foreign_parts(config, load_config(EditConfig, args.config, []), given)
     config.check()
     return config
+
+
+def _without_overrides(texts: list[str], prompts: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """The texts without those that set a field of the config, and these.
+
+    With `prompts` the texts are WORDS=NUMBER: one sets a field if its name is a field's and in no prompt.
+    """
+
+    def is_field(text: str) -> bool:
+        if prompts is None:
+            return is_override(text, EditConfig)
+        name = text.partition("=")[0]
+        fields = {line.split("=")[0].strip() for line in help_lines(EditConfig)}
+        return name in fields and not any(has_words(TokenizedPrompt(x, (), ()), name) for x in prompts)
+
+    return [x for x in texts if not is_field(x)], [x for x in texts if is_field(x)]
 
 
 def _without_foreign_parts(config: EditConfig, base: EditConfig, given: set[str]) -> EditConfig:

@@ -14,8 +14,8 @@ STEPS = ("denoise", "invert", "edit")
 
 def edit_figures(config: EditConfig, programs: Sequence[ProgramStats]) -> dict[str, float]:
     """Bytes of HBM of a step of plain sampling, of the inversion and of the edit, and the ratio of the edit's
-    to that of sampling; bytes that an inversion keeps for its edits (`Inversion`), at most: for a prompt of as
-    many tokens as there may be."""
+    to that of sampling; bytes that an inversion keeps for its edits (`Inversion`) if its prompt has as many
+    tokens as there may be."""
     peaks = {item.name: item.peak_hbm_bytes for item in programs}
     found: dict[str, float] = {f"{name}_hbm_bytes": peaks[name] for name in STEPS if name in peaks}
     found["edit_over_denoise"] = peaks["edit"] / peaks["denoise"]
