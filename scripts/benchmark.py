@@ -9,6 +9,7 @@ data           the data loader against plain PyAV decoding
 long_clips     clips in windows: time, memory, appearance, pose accuracy, flicker at seams
 many_clips     throughput of batches of clips, by devices and clips a device
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
+editing        edits of drawn clips: another character beside plain inversion, and the factor of a style
 
 `python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark
 compares within one run.
@@ -27,6 +28,7 @@ TOPICS = (
     "long_clips",
     "many_clips",
     "solvers",
+    "editing",
 )
 
 
