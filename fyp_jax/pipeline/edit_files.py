@@ -2,6 +2,7 @@
 edit."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from fyp_jax.pipeline.styles import warn_of_unused_tokens
 from fyp_jax.pose.config import PoseConfig
 from fyp_jax.pose.loading import load_configured_pose, pose_record
 from fyp_jax.versions import versions
+
+log = logging.getLogger(__name__)
 
 
 def edit_to_files(config: EditConfig) -> Iterator[Path]:
@@ -99,6 +102,7 @@ class EditingRun(NamedTuple):
         warn_of_unused_tokens(
             pipeline.programs.encoders, [config.source, *config.prompt, config.negative_prompt]
         )
+        _warn_of_other_frames(config, pipeline.weights)
         folder = new_run_folder(Path(config.output_dir))
         save_config(config, folder / "config.yaml")
         record = {
@@ -200,6 +204,18 @@ def _check_prompts(config: EditConfig, pipeline: FollowYourPosePipeline) -> None
     pipeline.programs.schedule.timesteps(config.num_inference_steps)
     source, *targets = (tokenize_prompt(encoders, text) for text in (config.source, *config.prompt))
     make_plan(config.edit, source, targets, config.num_inference_steps, levels, encoders.spec.tokens)
+
+
+def _warn_of_other_frames(config: EditConfig, weights: dict[str, Any]) -> None:
+    """Warn where the weights were tuned on one clip, of which other frames were taken than those to edit."""
+    tuned = weights.get("provenance", {}).get("clip", {})
+    own = {"stride": config.video_stride, "start": config.video_start}
+    if config.video is not None and any(tuned.get(name, value) != value for name, value in own.items()):
+        log.warning(
+            "the weights were tuned on every frame %(start)d + %(stride)d i of a clip; "
+            "video_start=%(start)d video_stride=%(stride)d edits these",
+            {name: tuned.get(name, value) for name, value in own.items()},
+        )
 
 
 def _read_inversion(config: EditConfig, pipeline: FollowYourPosePipeline, source: EditSource) -> Inversion:
