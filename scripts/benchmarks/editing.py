@@ -77,7 +77,7 @@ class Edits:
 
     def invert(self, case: EditCase) -> Any:
         sampling = dataclasses.replace(self.sampling, guidance_scale=1.0)
-        options = {"trajectory": True, "map_level": self.config.edit.map_level}
+        options: dict[str, Any] = {"trajectory": True, "map_level": self.config.edit.map_level}
         return self.pipeline.invert(case.clip, case.captions[0], sampling, pose=case.pose_images, **options)
 
     def edit(self, case: EditCase, inversion: Any, **options: Any) -> EditOutput:
