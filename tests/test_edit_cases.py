@@ -21,7 +21,7 @@ def test_drawing_of_the_edit_has_the_best_scores_and_the_clip_another_character(
     assert all(a in b.lower() for a, b in zip(case.characters, case.captions, strict=True))
     drawn, source = (case.swap_scores(video, case.clip) for video in (case.drawing, case.clip))
     assert (drawn.character, source.character) == (1, 0)
-    assert drawn.pose_accuracy > 0.9
+    assert min(drawn.pose_accuracy, source.pose_accuracy) > 0.9
     assert drawn.background_psnr > 40, "the world draws the same background behind another character"
     assert case.background.mean() > 0.3
 

@@ -148,10 +148,11 @@ class SecondEdition:
         return min(drawings, key=distance) == self.character(scene)
 
     def pose_accuracy(self, video: Frames, scene: second.Scene, keypoints: np.ndarray) -> float:
-        """Fraction of limb points where most of 3 x 3 pixels are nearer to the figure than to the place."""
-        drawn, _ = self.draw(scene, keypoints)
+        """Fraction of limb points where most of 3 x 3 pixels are nearer to a character than to the place."""
+        drawings = (self.draw(self.changed(scene, name), keypoints)[0] for name in self.characters)
         place, _ = self.draw(scene._replace(characters=()), keypoints[:, :0])
-        figure = _difference(video, drawn) < _difference(video, place)
+        nearest = np.min([_difference(video, x) for x in drawings], axis=0)
+        figure = nearest < _difference(video, place)
         padded = np.pad(figure, ((0, 0), (1, 1), (1, 1)), mode="edge")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
         most = windows.mean(axis=(-1, -2)) > 0.5
