@@ -61,7 +61,7 @@ def test_benchmark_of_edits_prints_tables_and_writes_scores(
     from benchmarks.editing import main  # pyright: ignore
 
     args = ["--clips", "1", "--factors", "1", "4", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["benchmark.py editing", "num_inference_steps=2", "num_frames=2", *args])
+    monkeypatch.setattr("sys.argv", ["benchmark.py editing", "num_inference_steps=4", "num_frames=2", *args])
     monkeypatch.setattr("benchmarks.editing.enable_compilation_cache", lambda: None)
     main()
     out = capsys.readouterr().out
