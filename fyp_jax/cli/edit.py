@@ -59,9 +59,15 @@ def parse(argv: list[str]) -> EditConfig:
     config = dataclasses.replace(config, edit=edit)
     given = {text.partition("=")[0] for text in overrides}
     given |= {"edit.blend_words"} if blend_words else set()
-    config = _without_foreign_parts(config, load_config(EditConfig, args.config, []), given)
-    config.check()
-    return config
+    found = _without_foreign_parts(config, load_config(EditConfig, args.config, []), given)
+    found.check()
+    if config.edit.blend_words and not found.edit.blend_words:
+        log.warning(
+            "the config's blend words (%s) are in other prompts, so the background is not kept; "
+            "--keep-background WORDS keeps it",
+            ", ".join(config.edit.blend_words),
+        )
+    return found
 
 
 def _without_overrides(texts: list[str], prompts: list[str] | None = None) -> tuple[list[str], list[str]]:
@@ -94,13 +100,6 @@ def _without_foreign_parts(config: EditConfig, base: EditConfig, given: set[str]
         config = dataclasses.replace(config, source_pose=dataclasses.replace(config.source_pose, path=path))
     if "edit.blend_words" not in given and (config.source, config.prompt) != (base.source, base.prompt):
         edit = fit_blend_words(config.edit, config.source, config.prompt)
-        if not edit.blend_words and config.edit.blend_words:
-            words = ", ".join(config.edit.blend_words)
-            log.warning(
-                "the config's blend words (%s) are in other prompts, so the background is not kept; "
-                "--keep-background WORDS keeps it",
-                words,
-            )
         config = dataclasses.replace(config, edit=edit)
     return config
 
