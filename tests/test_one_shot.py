@@ -248,8 +248,9 @@ def test_tuned_model_is_exported_imported_and_edits_its_clip(
     np.testing.assert_allclose(again.latents, saved.latents, atol=1e-4)  # stride 3, as in the training
 
     texts = ["--video", clip_file, "--source", CAPTION, "--prompt", "a circle moves"]
-    levels = ["edit.self_level=0", "edit.map_level=0", f"inversion={tmp_path}/clip.npz"]
-    done = run_script(SCRIPTS / "edit.py", *common, *texts, *levels, "--method", "p2p")
+    windows = ["edit.cross_replace_steps=1", "edit.self_replace_steps=1"]
+    options = ["--method", "p2p", *windows, f"inversion={tmp_path}/clip.npz"]
+    done = run_script(SCRIPTS / "edit.py", *common, *texts, *options)
     assert done.status == 0, done.err
     assert "video_start=0 video_stride=3 edits these" in caplog.text
     assert Inversion.load(tmp_path / "clip.npz").latents.shape == (3, FRAMES, 8, 8, 4)
