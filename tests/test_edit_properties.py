@@ -32,7 +32,7 @@ STEPS, GUIDANCE, THRESHOLD = 9, 3.0, 0.95
 SHAPE = (1, 3, 8, 12, 4)
 LEVELS = len(UNET.block_out_channels)
 SOURCE, TARGETS = "a cat and a cat on grass", ("a dog and a cat on grass", "a big cat and a bird on sand")
-HIGHEST = {"self_level": 0, "map_level": 0}
+HIGHEST: dict[str, Any] = {"self_level": 0, "map_level": 0}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,16 @@ def test_edit_of_two_targets_equals_the_edit_of_attention_maps(
     )
     ours = run_edit(unet, inversion, plan, *TARGETS)
     assert plan.words is not None
-    case = Case(method, STEPS, tuple(plan.text), 0.6, plan.words[..., 0], THRESHOLD, GUIDANCE, own)
+    case = Case(
+        method,
+        STEPS,
+        (plan.text.source_weights, plan.text.own_weights),
+        0.6,
+        plan.words[..., 0],
+        THRESHOLD,
+        GUIDANCE,
+        own,
+    )
     text = np.asarray(embeddings(SOURCE, *TARGETS))
     theirs, masks = edit_by_maps(case, UNET, unet[1], inversion.latents, text, embedding(""))
     assert 0.05 < np.mean(masks) < 0.95

@@ -45,7 +45,10 @@ class SwapScores(NamedTuple):
 class World(Protocol):
     """An edition of the synthetic world, for clips of one size. A scene and its keypoints are its own."""
 
-    characters: Sequence[str]
+    @property
+    def characters(self) -> Sequence[str]:
+        """The names that the world may give a figure."""
+        ...
 
     def scenes(self, count: int, frames: int) -> list[tuple[Any, np.ndarray]]:
         """Scenes that no training data has, without a style, and their keypoints."""
@@ -199,11 +202,12 @@ class EditCase(NamedTuple):
 
     def swap_scores(self, video: Frames, decoded: Frames) -> SwapScores:
         """Scores of an edit; `decoded` is the clip as the VAE decodes it."""
-        against = [psnr(np.square(video.astype(float) - x)[self.background]) for x in (self.clip, decoded)]
+        clip, vae = (np.square(video.astype(float) - x)[self.background] for x in (self.clip, decoded))
         return SwapScores(
-            float(self.world.shows_character(video, self.target, self.keypoints)),
-            *against,
-            self.world.pose_accuracy(video, self.target, self.keypoints),
+            character=float(self.world.shows_character(video, self.target, self.keypoints)),
+            background_psnr=psnr(clip),
+            background_psnr_vae=psnr(vae),
+            pose_accuracy=self.world.pose_accuracy(video, self.target, self.keypoints),
         )
 
     def style_score(self, video: Frames) -> float:

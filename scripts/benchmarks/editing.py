@@ -159,7 +159,8 @@ def print_styles(rows: Sequence[Sequence[float]], factors: Sequence[float]) -> d
     print("| factor of the style's words | style score | change from the factor before |\n|---|---|---|")
     found: dict[str, Any] = {}
     for i, factor in enumerate(factors):
-        own, change = bootstrap_ci(scores[:, i]), bootstrap_ci(scores[:, i] - scores[:, max(i - 1, 0)])
+        column, before = scores[:, i], scores[:, max(i - 1, 0)]
+        own, change = (bootstrap_ci(x.tolist()) for x in (column, column - before))
         found[str(factor)] = {"style": own, "change": change}
         print(f"| {factor:g} | {cell(own)} | {cell(change) if i else ''} |")
     monotone = bool((np.diff(scores.mean(axis=0)) > 0).all())
