@@ -229,7 +229,7 @@ def test_null_text_brings_the_source_back_where_guidance_loses_it(
         assert run.status == 0, run.err
     source = Inversion.load(tmp_path / "clip.npz").latents[0]
     plain, fitted = (np.abs(outputs[i].latents - source).mean() for i in (0, 2))
-    assert fitted < 0.9 * plain
+    assert fitted < 0.95 * plain
     record, _, _ = only_run(tmp_path / "fitted")
     assert record["config"]["edit"]["null_text"] is True
     assert record["source_pose"]["file"] == str(folder / "pose")
