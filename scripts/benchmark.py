@@ -12,6 +12,7 @@ many_clips     throughput of batches of clips, by devices and clips a device
 checkpoints    what the checksums of checkpoints cost
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
 sweep          values of a sampling field, by the quality of the bundled model's clips
+editing        edits of drawn clips: another character beside plain inversion, and the factor of a style
 
 `python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark
 compares within one run.
@@ -33,6 +34,7 @@ TOPICS = (
     "checkpoints",
     "solvers",
     "sweep",
+    "editing",
 )
 
 
