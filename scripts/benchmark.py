@@ -6,9 +6,13 @@ attention_tpu  implementations of attention, by what the TPU compiler makes of t
 motion         a training step of the motion stage against its baseline
 start          the first start of sample.py against the second, which finds its programs in the cache
 data           the data loader against plain PyAV decoding
+data_rates     core seconds of preparing an item and of loading a clip, for scripts/plan_run.py
 long_clips     clips in windows: time, memory, appearance, pose accuracy, flicker at seams
 many_clips     throughput of batches of clips, by devices and clips a device
+checkpoints    what the checksums of checkpoints cost
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
+sweep          values of a sampling field, by the quality of the bundled model's clips
+editing        edits of drawn clips: another character beside plain inversion, and the factor of a style
 
 `python scripts/benchmark.py TOPIC --help` lists the options. The speed of a machine drifts, so each benchmark
 compares within one run.
@@ -24,9 +28,13 @@ TOPICS = (
     "motion",
     "start",
     "data",
+    "data_rates",
     "long_clips",
     "many_clips",
+    "checkpoints",
     "solvers",
+    "sweep",
+    "editing",
 )
 
 

@@ -6,7 +6,8 @@
 
 Compiles the training step of the config, or the programs of sampling, with the TPU compiler. Prints for one
 chip: HBM in use, hardware and model FLOPs, HBM traffic, collectives, and the roofline's lower bound of the
-time. Exit status 1: the config does not fit; the message says what to try.
+time. For an edit it also prints the HBM of its step beside that of a sampling step, and what is kept of an
+inversion. Exit status 1: the config does not fit; the message says what to try.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main() -> None:
     config.check()
     # These imports take seconds, so they come after the arguments are known to be good.
     from fyp_jax.tpu.compile_check import compile_check
+    from fyp_jax.tpu.edit_report import edit_figures, edit_lines
     from fyp_jax.tpu.program_stats import OutOfMemory
     from fyp_jax.tpu.report import as_json, out_of_memory_message, table
     from fyp_jax.tpu.topologies import topology_devices
@@ -72,9 +74,13 @@ def main() -> None:
         sys.exit(1)
     print(f"{args.config} on {args.topology}, {result.chips} of {len(devices)} chips")
     print("\n".join(table(result.variants, chip)))
+    figures = as_json(result, chip, args.what, args.topology)
+    if isinstance(config, EditConfig):
+        figures["edit"] = edit_figures(config, result.variants["config"].programs)
+        print("\n".join(edit_lines(config, figures["edit"])))
     if args.json:
         with wrap_write_errors(args.json):
-            args.json.write_text(json.dumps(as_json(result.variants, chip), indent=1) + "\n")
+            args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.data.one_clip import open_one_clip
 from fyp_jax.evaluation.scene_metrics import drawn_parts, nearest_character
+from fyp_jax.evaluation.statistics import psnr
 from fyp_jax.media.images import Frames, image_grid
 from fyp_jax.media.writing import write_png
 from fyp_jax.pipeline.inversions import INVERSION_PROMPT
@@ -61,18 +62,19 @@ def main() -> None:
         decoded = np.asarray(z[0])
         latents = pipeline.invert(clip, INVERSION_PROMPT, sampling)
         made = [pipeline(text, None, sampling, latents=latents).frames for text in texts]
-        print(f"{when}: {psnr(made[0], clip):.1f} dB, {psnr(made[0], decoded):.1f} dB against the VAE's")
+        against = [likeness(made[0], x) for x in (clip, decoded)]
+        print(f"{when}: {against[0]:.1f} dB, {against[1]:.1f} dB against the VAE's")
         if config.data.video == BUNDLED:
             print(", ".join(f"{text!r} shows {character(x)}" for text, x in zip(texts, made, strict=True)))
         rows += [decoded, *made] if checkpoint is None else made
-    print(f"the VAE alone: {psnr(decoded, clip):.1f} dB")
+    print(f"the VAE alone: {likeness(decoded, clip):.1f} dB")
     write_png(args.out / "tune_a_video.png", image_grid(rows))
     print(args.out / "tune_a_video.png")
 
 
-def psnr(found: Frames, expected: Frames) -> float:
-    """Peak signal-to-noise ratio in dB."""
-    return float(10 * np.log10(255**2 / np.mean(np.square(found.astype(float) - expected))))
+def likeness(found: Frames, expected: Frames) -> float:
+    """PSNR in dB."""
+    return psnr(np.square(found.astype(float) - expected))
 
 
 def character(video: Frames) -> str:

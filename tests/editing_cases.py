@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conftest import FIXTURES
+from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.editing.tables import (
     TextTables,
     equalizer,
@@ -16,11 +17,39 @@ from fyp_jax.editing.tables import (
     time_weights,
 )
 from fyp_jax.editing.words import TokenizedPrompt
+from fyp_jax.models.unet import UNet3D
+from fyp_jax.pipeline.clip_editor import ClipEditor
+from fyp_jax.pipeline.params import SamplingParams
+from fyp_jax.pipeline.programs import SamplingPrograms
 
-TOKENS = 77
+STEPS, TOKENS = 5, 77
 CASES: dict[str, Any] = json.loads((FIXTURES / "editing_reference.json").read_text())
 with np.load(FIXTURES / "editing_reference.npz") as _arrays:
     ARRAYS: dict[str, np.ndarray] = dict(_arrays)
+
+
+def prompt(text: str) -> TokenizedPrompt:
+    """A prompt whose words are a token each."""
+    words = text.split(" ")
+    return TokenizedPrompt(text, (1, *(2 + sum(map(ord, x)) for x in words), 0), tuple(words))
+
+
+class Programs:
+    """What `ClipEditor` needs of a pipeline's programs to run a UNet alone."""
+
+    def __init__(self, unet: UNet3D):
+        self.unet, self.schedule, self.mesh = unet, ScheduleConfig(), None
+
+    on_host = SamplingPrograms.on_host
+
+
+def editor(unet: UNet3D, params: dict, **sampling: Any) -> ClipEditor:
+    """What edits latents with a UNet alone."""
+    options = SamplingParams(**{"num_inference_steps": STEPS, **sampling})
+    found = object.__new__(ClipEditor)
+    for name, value in {"programs": Programs(unet), "params": {"unet": params}, "sampling": options}.items():
+        object.__setattr__(found, name, value)
+    return found
 
 
 class Tables(NamedTuple):

@@ -105,7 +105,15 @@ def test_sizes_of_the_grid_have_every_pair_of_values():
             assert len(pairs) == len(lists[a]) * len(lists[b]), (a, b)
 
 
-@pytest.mark.parametrize("size", LATIN_SQUARES, ids=str)
+LARGEST = {(5, 1024, 8, 160), (2, 1024, 20, 40)}
+"""Sizes that take most of a minute each."""
+
+
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=[pytest.mark.release] * (size in LARGEST)) for size in LATIN_SQUARES],
+    ids=str,
+)
 def test_kernel_of_each_size_equals_plain_attention_in_float64(size: tuple[int, int, int, int]):
     assert kernel_error(KERNEL, qkv(*size)) < TOLERANCE
 

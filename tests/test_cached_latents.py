@@ -304,6 +304,7 @@ def test_losses_from_latents_in_float16_on_a_mesh_are_near_those_from_records(
     assert worst < 2e-3, worst
 
 
+@pytest.mark.release
 def test_command_in_two_processes_caches_what_one_process_does(
     world: Path, cache: LatentSource, tmp_path: Path
 ):

@@ -36,6 +36,7 @@ from fyp_jax.training.stages import STAGES
 SCRIPT = SCRIPTS / "compile_tpu.py"
 MOTION = SCRIPTS.parent / "configs" / "mini" / "stage2_motion.yaml"
 SAMPLE = SCRIPTS.parent / "configs" / "mini" / "sample.yaml"
+EDIT = SCRIPTS.parent / "configs" / "mini" / "edit.yaml"
 SMALL = (
     *("init_checkpoint=null", "data.height=64", "data.width=64", "data.num_frames=4"),
     "optimizer.ema_decay=null",
@@ -113,7 +114,7 @@ def test_all_chips_have_the_same_argument_size_and_flops(check_motion: Any, topo
     assert other.hardware_flops == pytest.approx(v5e.hardware_flops, rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.tpu_compile
 def test_hardware_flops_of_a_step_are_close_to_its_model_flops(check_motion: Any):
     (stats,) = check_motion("v5e:2x2").variants["config"].programs
@@ -146,6 +147,26 @@ def test_check_of_sampling_prints_a_table_and_writes_json(pipeline: Path, tmp_pa
     assert config["peak_hbm_bytes"] < GIB
     denoise = config["programs"][2]
     assert denoise["peak_hbm_bytes"] > denoise["argument_size_in_bytes"] + denoise["resident_bytes"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compile
+def test_check_of_an_edit_has_its_step_beside_that_of_sampling(pipeline: Path, tmp_path: Path):
+    file = tmp_path / "check.json"
+    options = ["num_inference_steps=3", "num_frames=2", "--topology", "v5e:2x2", "--json", file]
+    run = run_script(SCRIPT, "edit", "--config", EDIT, f"pretrained={pipeline}", *options)
+    assert run.status == 0, run
+    result = json.loads(file.read_text())
+    edit, programs = result["edit"], {item["name"]: item for item in result["config"]["programs"]}
+    for name in ("denoise", "invert", "edit"):
+        assert edit[f"{name}_hbm_bytes"] == programs[name]["peak_hbm_bytes"]
+    ratio = edit["edit_hbm_bytes"] / edit["denoise_hbm_bytes"]
+    assert edit["edit_over_denoise"] == ratio
+    # Two frames of 8x8 latents of four channels at four levels of noise; maps of 77 tokens in three steps.
+    assert edit["kept_latents_bytes"] == 4 * 4 * 2 * 8 * 8 * 4
+    assert edit["kept_word_maps_bytes"] == 3 * 4 * 2 * 8 * 8 * 77
+    assert f"HBM of an edit's step / of a sampling step: {ratio:.2f}" in run.out
+    assert "kept for 3 steps, MiB: 0.1 (0.0 latents, 0.1 word maps at most)" in run.out
 
 
 def program_too_large_for_v5e() -> Programs:
@@ -226,7 +247,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_videos(tmp_path_factory.mktemp("videos"), 5)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_training_with_a_saved_step_has_the_losses_of_training_without(
     pipeline: Path, records: Path, tmp_path: Path
 ):

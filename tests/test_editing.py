@@ -11,7 +11,7 @@ import pytest
 
 from cli_utils import SCRIPTS, assert_mistake, run_script
 from conftest import FIXTURES, channels_last, synthetic_model, tagged
-from editing_cases import ARRAYS, CASES, prompts, tables
+from editing_cases import ARRAYS, CASES, editor, prompt, prompts, tables
 from fyp_jax.cli.edit import parse
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.editing.inversion import Inversion
@@ -19,41 +19,17 @@ from fyp_jax.editing.null_text import null_text_step
 from fyp_jax.editing.options import EditOptions
 from fyp_jax.editing.plan import EditPlan, make_plan
 from fyp_jax.editing.steps import Denoiser
-from fyp_jax.editing.words import TokenizedPrompt
 from fyp_jax.errors import UserError
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
-from fyp_jax.pipeline.clip_editor import ClipEditor
 from fyp_jax.pipeline.editing import tokenize_prompt
-from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.pipeline.programs import SamplingPrograms
 from tiny_models import encoders
 
 STEPS, TOKENS = 5, 77
 EDIT = SCRIPTS / "edit.py"
 EDITS = sorted(name for name in CASES if name.startswith("edit/") and name != "edit/null_text")
-
-
-def prompt(text: str) -> TokenizedPrompt:
-    words = text.split(" ")
-    return TokenizedPrompt(text, (1, *(2 + sum(map(ord, x)) for x in words), 0), tuple(words))
-
-
-class Programs:
-    """What `ClipEditor` needs of a pipeline's programs to run a UNet alone."""
-
-    def __init__(self, unet: UNet3D):
-        self.unet, self.schedule, self.mesh = unet, ScheduleConfig(), None
-
-    on_host = SamplingPrograms.on_host
-
-
-def editor(unet: UNet3D, params: dict, **sampling: Any) -> ClipEditor:
-    options = SamplingParams(num_inference_steps=STEPS, **sampling)
-    found = object.__new__(ClipEditor)
-    for name, value in {"programs": Programs(unet), "params": {"unet": params}, "sampling": options}.items():
-        object.__setattr__(found, name, value)
-    return found
+OFTEN = {"edit/fatezero_replace", "edit/p2p_blend", "edit/p2p_replace"}
+"""Edits that CI compares; the others take a minute each, too."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +88,9 @@ def blend_words(case: dict[str, Any]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.release] * (name not in OFTEN)) for name in EDITS]
+)
 def test_edit_equals_the_published_one(model: tuple[UNet3D, dict], inversion: Inversion, name: str):
     case, fatezero = CASES[name], CASES[name]["what"] == "fatezero"
     source, target = prompts(case)
@@ -266,6 +244,24 @@ def test_command_line_options_become_config_fields():
     assert config.edit.blend_latents
     assert (config.prompt, config.seed) == (["A panda"], 4)
     assert parse(["--method", "generate"]).video is None
+
+
+def test_fields_behind_words_are_fields_and_words_of_the_prompt_are_words():
+    config = parse(
+        [
+            "--keep-background",
+            "robot",
+            "panda",
+            "edit.blend_threshold=0.5",
+            "--emphasise",
+            "panda=3",
+            "seed=4",
+        ]
+    )
+    assert (config.edit.blend_words, config.edit.equalizer) == (["robot", "panda"], ["panda=3"])
+    assert (config.edit.blend_threshold, config.seed) == (0.5, 4)
+    config = parse(["--prompt", "A robot and a seed", "--emphasise", "seed=4"])
+    assert (config.edit.equalizer, config.seed) == (["seed=4"], 0)
 
 
 @pytest.mark.parametrize("kind", ["style", "attribute", "shape"])

@@ -395,6 +395,7 @@ def training_checkpoint(
     return folder
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("stage", ["pose", "motion"])
 def test_checkpoint_of_eight_devices_is_exported_on_one(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path, stage: str
@@ -490,7 +491,7 @@ def test_trained_encoder_of_another_size_is_refused(
 # ---- dtypes, torch, verification
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.release), "bfloat16"])
 def test_verify_accepts_every_format(checkpoint: Path, exported: Path, tmp_path: Path, dtype: str):
     """The script prints all comparisons, and exits with status 0."""
     out = tmp_path / "out"
@@ -587,6 +588,7 @@ def test_checkpoint_that_disappears_while_it_is_read_is_named(checkpoint: Path, 
         read_tree(weights.models)
 
 
+@pytest.mark.release
 def test_untrained_pose_encoder_is_refused_by_formats_that_need_it(
     config: UNet3DConfig, params: dict[str, Any], pipeline_folder: Path, tmp_path: Path
 ):

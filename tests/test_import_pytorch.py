@@ -111,6 +111,7 @@ def test_import_of_published_checkpoint_is_bitwise(reference: Reference, tmp_pat
     assert provenance["checkpoint"] == str(tmp_path / "checkpoint-7")
 
 
+@pytest.mark.release
 def test_imported_pipeline_can_be_sampled(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

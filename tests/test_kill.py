@@ -118,6 +118,7 @@ def test_killed_run_resumed_equals_undisturbed_run(world: Path, undisturbed: Pat
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.release
 def test_run_started_after_its_process_group_was_killed_leaves_no_shared_memory(
     world: Path, undisturbed: Path, tmp_path: Path
 ):
@@ -143,6 +144,7 @@ def test_run_that_is_resumed_again_and_again_keeps_few_checkpoints(world: Path, 
     assert len(found) <= 3, "the newest two, and the one with the lowest loss"
 
 
+@pytest.mark.release
 def test_run_with_flipped_bytes_in_its_newest_checkpoint_equals_the_undisturbed_run(
     world: Path, undisturbed: Path, tmp_path: Path
 ):
@@ -165,6 +167,7 @@ def test_second_training_in_one_folder_stops_with_the_first_one_s_id(world: Path
     finish(first)
 
 
+@pytest.mark.release
 def test_run_after_sigterm_resumed_equals_undisturbed_run(world: Path, undisturbed: Path, tmp_path: Path):
     process = start(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 8, process)
@@ -178,6 +181,7 @@ def test_run_after_sigterm_resumed_equals_undisturbed_run(world: Path, undisturb
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.release
 def test_run_killed_while_saving_resumes_from_the_whole_checkpoint(
     world: Path, undisturbed: Path, tmp_path: Path
 ):
@@ -216,6 +220,7 @@ def test_two_processes_have_the_losses_of_one_and_resume_after_a_kill(
     np.testing.assert_allclose([float(x) for x in losses(disturbed)], ours, rtol=1e-6)
 
 
+@pytest.mark.release
 def test_sigterm_to_one_of_two_processes_saves_the_same_step(world: Path, tmp_path: Path):
     pair = start_pair(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 3, pair[0])

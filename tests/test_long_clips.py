@@ -163,6 +163,7 @@ def test_predictions_of_windows_are_those_of_the_unet_with_frame_0_of_the_clip()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), on_mesh[1], on_one[1])
 
 
+@pytest.mark.release
 def test_mesh_of_windows_makes_the_same_clip(config: SampleConfig, latents: np.ndarray):
     for mesh in (MeshConfig(data=3), MeshConfig(data=2, frame=2)):
         found = FollowYourPosePipeline.from_config(dataclasses.replace(config, mesh=mesh), use_cache=True)

@@ -124,6 +124,7 @@ def test_run_resumed_after_two_steps_equals_whole_run_bit_for_bit(
         np.testing.assert_array_equal(ours[path], x, err_msg=path)
 
 
+@pytest.mark.release
 def test_run_resumed_on_another_mesh_has_the_same_losses(
     world: Path, whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -258,6 +259,7 @@ def test_ten_nonfinite_steps_in_a_row_end_the_run(
         )
 
 
+@pytest.mark.release
 def test_run_in_bfloat16_with_ema_saves_averaged_float32_weights(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

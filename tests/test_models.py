@@ -452,7 +452,7 @@ def test_rematerialisation_keeps_fewer_arrays_for_the_gradient():
     assert sizes["all"] < sizes["transformers"] < sizes["none"], sizes
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_rematerialisation_of_the_unet_changes_no_gradient():
     latents, text = normal(0, 1, 2, 16, 16, 4), normal(1, 1, 5, 6)
     params = random_params(unet_shapes(TINY), seed=0)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import tiny_models
-from cli_utils import ROOT, SAMPLE, assert_mistake, run_script
+from cli_utils import ROOT, SAMPLE, SCRIPTS, assert_mistake, assert_same, run_script
 from fyp_jax.checkpoints.inference import load_inference
 from fyp_jax.cli import sample as sample_cli
 from fyp_jax.cli import train as train_cli
@@ -20,6 +20,7 @@ from fyp_jax.config import load_config
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.example_source import ExampleSource
 from fyp_jax.data.one_clip import OneClipSource, open_one_clip
+from fyp_jax.editing.inversion import Inversion
 from fyp_jax.errors import UserError
 from fyp_jax.media.errors import ClipTooShort
 from fyp_jax.media.reading import read_frames
@@ -41,7 +42,7 @@ from fyp_jax.training.config import (
     TrainConfig,
     ValidationConfig,
 )
-from fyp_jax.training.init import initialize_weights
+from fyp_jax.training.init import InitialState, initialize_weights
 from fyp_jax.training.logs import TrainingLog
 from fyp_jax.training.stages import STAGES
 from fyp_jax.training.state import init_state
@@ -171,17 +172,32 @@ def one_shot(clip_file: Path, pipeline: Path, out: Path, **changes: Any) -> Trai
     return TrainConfig(**{**values, **changes})
 
 
-@pytest.mark.slow
-def test_run_on_one_clip_trains_its_layers_and_is_sampled_from(
-    clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    folder = tiny_models.write_weights(tiny_models.write_pipeline(tmp_path / "configs"), tmp_path / "sd")
-    config = one_shot(clip_file, folder, tmp_path / "run", random_init=False)
+class Tuned(NamedTuple):
+    """A run that has tuned a tiny model on the clip in two steps."""
+
+    base: Path
+    """The Stable Diffusion from which it started."""
+    run: Path
+    begin: InitialState
+
+
+@pytest.fixture(scope="module")
+def tuned(clip_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    folder = tmp_path_factory.mktemp("tuned")
+    base = tiny_models.write_weights(tiny_models.write_pipeline(folder / "configs"), folder / "sd")
+    config = one_shot(clip_file, base, folder / "run", random_init=False)
     config.check()
-    monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     begin = initialize_weights(config, STAGES["one_shot"], None)
-    loop.train(config)
-    _, params, provenance = load_inference(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        loop.train(config)
+    return Tuned(base, folder / "run", begin)
+
+
+@pytest.mark.slow
+def test_run_on_one_clip_trains_its_layers_and_is_sampled_from(clip_file: Path, tuned: Tuned, tmp_path: Path):
+    begin, run = tuned.begin, tuned.run
+    _, params, provenance = load_inference(run)
     assert provenance["clip"]["stride"] == 3
     assert provenance["num_frames"] == FRAMES
     before = begin.trainable | begin.frozen
@@ -189,13 +205,13 @@ def test_run_on_one_clip_trains_its_layers_and_is_sampled_from(
     assert changed
     assert changed <= begin.trainable.keys()
     assert all("to_q" in path or "attn_temp" in path for path in changed)
-    assert (tmp_path / "run" / "validation" / "000002-00.png").is_file()
+    assert (run / "validation" / "000002-00.png").is_file()
 
-    saved = read_inversion(tmp_path / "run" / "inv_latents" / "ddim_latent-2.npz")
+    saved = read_inversion(run / "inv_latents" / "ddim_latent-2.npz")
     assert saved.num_inference_steps == 2
     sizes = [f"num_frames={FRAMES}", f"height={SIDE}", f"width={SIDE}", "num_inference_steps=2"]
-    common = [f"pretrained={folder}", f"checkpoint={tmp_path}/run", f"output_dir={tmp_path}/out", *sizes]
-    for invert in (clip_file, tmp_path / "run" / "inv_latents" / "ddim_latent-2.npz"):
+    common = [f"pretrained={tuned.base}", f"checkpoint={run}", f"output_dir={tmp_path}/out", *sizes]
+    for invert in (clip_file, run / "inv_latents" / "ddim_latent-2.npz"):
         done = run_script(SAMPLE, *common, f"invert={invert}", "--prompt", "a circle")
         assert done.status == 0, done.err
     again = read_inversion(tmp_path / "out" / "0000" / "inverted.npz")
@@ -206,6 +222,39 @@ def test_run_on_one_clip_trains_its_layers_and_is_sampled_from(
     assert np.abs(first.astype(int) - second).max() <= 2
     written = load_config(SampleConfig, tmp_path / "out" / "0000" / "config.yaml", [])
     assert (written.invert, written.pose.path) == (str(clip_file), None)
+
+
+@pytest.mark.slow
+def test_tuned_model_is_exported_imported_and_edits_its_clip(
+    clip_file: Path, tuned: Tuned, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    exported, imported = tmp_path / "exported", tmp_path / "imported"
+    for script, *args in (
+        ("export_pytorch.py", "--checkpoint", tuned.run, "--out", exported, "--format", "tuneavideo"),
+        ("import_pytorch.py", "--pipeline", exported, "--out", imported),
+    ):
+        done = run_script(SCRIPTS / script, *args)
+        assert done.status == 0, done.err
+    (_, before, _), (_, after, provenance) = (load_inference(folder) for folder in (tuned.run, imported))
+    assert_same(after["unet"], before["unet"])
+    assert (provenance["clip"]["stride"], provenance["num_frames"]) == (3, FRAMES)
+
+    sizes = [f"num_frames={FRAMES}", f"height={SIDE}", f"width={SIDE}", "num_inference_steps=2"]
+    common = [f"pretrained={exported}", f"output_dir={tmp_path}/out", *sizes]
+    done = run_script(SAMPLE, *common, f"invert={clip_file}", "--prompt", "a circle")
+    assert done.status == 0, done.err
+    again = read_inversion(tmp_path / "out" / "0000" / "inverted.npz")
+    saved = read_inversion(tuned.run / "inv_latents" / "ddim_latent-2.npz")
+    np.testing.assert_allclose(again.latents, saved.latents, atol=1e-4)  # stride 3, as in the training
+
+    texts = ["--video", clip_file, "--source", CAPTION, "--prompt", "a circle moves"]
+    windows = ["edit.cross_replace_steps=1", "edit.self_replace_steps=1"]
+    options = ["--method", "p2p", *windows, f"inversion={tmp_path}/clip.npz"]
+    done = run_script(SCRIPTS / "edit.py", *common, *texts, *options)
+    assert done.status == 0, done.err
+    assert "video_start=0 video_stride=3 edits these" in caplog.text
+    assert Inversion.load(tmp_path / "clip.npz").latents.shape == (3, FRAMES, 8, 8, 4)
+    assert next((tmp_path / "out" / "0001").glob("*.mp4")).is_file()
 
 
 def test_validation_starts_from_the_inverted_clip(

@@ -16,6 +16,7 @@ FEW = 4
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.release
 def test_sigterm_while_compiling_saves_and_ends(world: Path, tmp_path: Path):
     process = start(world, tmp_path)
     wait_for((tmp_path / "config.yaml").exists, process)
@@ -28,6 +29,7 @@ def test_sigterm_while_compiling_saves_and_ends(world: Path, tmp_path: Path):
     assert load_inference(tmp_path / "checkpoints")[2]["step"] == done
 
 
+@pytest.mark.release
 def test_sigterm_while_the_last_checkpoint_is_written_finishes_it(world: Path, tmp_path: Path):
     process = start(world, tmp_path, [f"num_train_steps={FEW}"])
     wait_for(lambda: any((tmp_path / "checkpoints").glob(f"{FEW}.orbax-checkpoint-tmp*")), process)
@@ -36,6 +38,7 @@ def test_sigterm_while_the_last_checkpoint_is_written_finishes_it(world: Path, t
     assert load_inference(tmp_path / "checkpoints")[2]["step"] == FEW
 
 
+@pytest.mark.release
 def test_process_whose_coordinator_is_killed_ends(world: Path, tmp_path: Path):
     pair = start_pair(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 2, pair[0])

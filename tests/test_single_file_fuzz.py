@@ -128,7 +128,7 @@ def models() -> list[Tensors]:
     return [single_file(SD1), single_file(SD2, is_sd2=True)]
 
 
-@pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.release)])
 def test_altered_files_are_read_or_refused(
     models: list[Tensors], tmp_path: Path, cases: int, caplog: pytest.LogCaptureFixture
 ):

@@ -382,7 +382,7 @@ def clip_caption(seed: int) -> str:
     return caption(training_scene(seed), comma=bool(seed % 2))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_render_synthetic_preview_shows_rows_of_twelve_frames(tmp_path: Path):
     run = run_script(SCRIPTS / "render_synthetic.py", "--preview", tmp_path / "preview.png")
     assert run.status == 0, run

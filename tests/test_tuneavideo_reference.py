@@ -72,7 +72,7 @@ def test_one_shot_stage_trains_what_the_published_code_trains(
     assert sum(trained.values()) == len(arrays["trainable_names"]) == 112
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_noise_predictions_equal_the_published_ones(
     reference: Reference, arrays: dict[str, np.ndarray], params: dict[str, Any]
 ):

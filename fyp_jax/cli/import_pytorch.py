@@ -37,7 +37,7 @@ from fyp_jax.convert.followyourpose_checkpoint import (
 from fyp_jax.convert.native_safetensors import is_native, read_native
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
-from fyp_jax.convert.video_pipeline import read_video_pipeline
+from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
 from fyp_jax.models.pose_encoder import init_pose_encoder
@@ -120,7 +120,7 @@ def read_pipeline(folder: PipelineFolder, seed: int) -> tuple[UNet3DConfig, dict
         return trained
     video = read_video_pipeline(folder)
     if video is not None:
-        return *video, {}
+        return *video, video_provenance(folder)
     config = folder.unet_config()
     return config, {"unet": folder.inflate_unet(config, seed)}, {}
 

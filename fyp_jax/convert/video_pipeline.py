@@ -5,6 +5,7 @@ hold the pose encoder too, or it is in `pose_encoder.pth`, in the folder or besi
 pose encoder, and no temporal convolutions: these are added, and change nothing before they are trained.
 """
 
+import json
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fyp_jax.convert.followyourpose_checkpoint import POSE_ENCODER_FILES, read_followyourpose
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.convert.recognise import FATEZERO
+from fyp_jax.convert.safetensors_files import MANIFEST
 from fyp_jax.convert.torch_key_mapping import POSE_PREFIX, params_from_torch
 from fyp_jax.errors import UserError
 from fyp_jax.models.pose_encoder import pose_encoder_shapes
@@ -66,3 +68,21 @@ def read_video_pipeline(folder: PipelineFolder) -> tuple[UNet3DConfig, dict[str,
         what = f"{folder.name}, pose encoder"
         params["pose_encoder"] = params_from_torch(pose, pose_encoder_shapes(config), what, POSE_PREFIX)
     return config, params
+
+
+def video_provenance(folder: PipelineFolder) -> dict[str, Any]:
+    """What an export of ours says of the clips that its UNet was trained on: `num_frames`, and, where it was
+    tuned on one clip, which of its frames (`clip`). A published folder says nothing."""
+    try:
+        recorded = json.loads((folder.path / MANIFEST).read_text())["provenance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    recorded = recorded if isinstance(recorded, dict) else {}
+    frames, clip = recorded.get("num_frames"), recorded.get("clip")
+    found = {"num_frames": frames} if isinstance(frames, int) else {}
+    least = {"stride": 1, "start": 0}
+    if isinstance(clip, dict) and all(
+        isinstance(clip.get(name), int) and clip[name] >= x for name, x in least.items()
+    ):
+        found |= {"clip": clip}
+    return found

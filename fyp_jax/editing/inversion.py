@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 
 from fyp_jax.errors import UserError, reason, wrap_write_errors
 
-FORMAT = "fyp_jax inversion 1"
+FORMAT = "fyp_jax inversion 2"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Inversion:
     """The attention of each pixel of a level to the prompt's tokens, start token first, in each step."""
     prompt: str
     made_for: dict[str, Any]
-    """What the numbers depend on: weights, steps, level of the maps, pose."""
+    """What the numbers depend on: clip, weights, noise schedule, steps, level of the maps, pose."""
 
     @property
     def noise(self) -> Float32[np.ndarray, "f h w c"]:
@@ -57,18 +57,28 @@ class Inversion:
                 header = json.loads(str(arrays["header"]))
                 if header["format"] != FORMAT:
                     raise ValueError(f"its format is {header['format']!r}")
-                found = cls(arrays["latents"], arrays["word_maps"], header["prompt"], header["made_for"])
+                latents, maps = arrays["latents"], arrays["word_maps"]
+                prompt, made_for = str(header["prompt"]), dict(header["made_for"])
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file") from error
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: is no inversion that this package saved ({reason(error)})") from error
-        if len(found.latents) != len(found.word_maps) + 1 or not np.isfinite(found.latents).all():
+        if not _fit(latents, maps):
             raise UserError(f"{path}: is damaged: its latents do not fit its word maps, or are not finite")
-        return found
+        return cls(latents, maps, prompt, made_for)
 
     def check_made_for(self, made_for: dict[str, Any], what: str) -> None:
-        """Raise UserError where the inversion was made for something else: other weights, steps, pose."""
+        """Raise UserError where the inversion was made for something else: other weights, steps, pose.
+
+        `what` names the inversion in the message.
+        """
         for name, value in made_for.items():
             if self.made_for.get(name) != value:
                 found = self.made_for.get(name)
                 raise UserError(f"{what}: was made for {name}={found}, not {value}; invert the clip again")
+
+
+def _fit(latents: np.ndarray, maps: np.ndarray) -> bool:
+    """Whether two arrays of a file are the latents and the word maps of one inversion."""
+    whole = all(x.ndim == 5 and x.dtype == np.float32 and np.isfinite(x).all() for x in (latents, maps))
+    return whole and len(latents) == len(maps) + 1 and latents.shape[1] == maps.shape[1]

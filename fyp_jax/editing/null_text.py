@@ -52,14 +52,18 @@ def null_text_step(
         learning_rate=LEARNING_RATE * (1 - index / LEARNING_RATE_STEPS)
     )
 
-    def predict(embedding: Float[Array, "1 l d"]) -> Latents:
-        out = denoiser.unet.apply({"params": params}, z, t[None], embedding, pose_features)
+    def predict(embedding: Float[Array, "1 l d"], poses: Sequence[FeatureMaps] | None) -> Latents:
+        out = denoiser.unet.apply({"params": params}, z, t[None], embedding, poses)
         return out.astype(z.dtype)  # pyright: ignore
 
-    conditional = predict(text)
+    conditional = predict(text, pose_features)
+    # The embeddings are for the unconditional rows of an edit, so these get the pose that those get.
+    bare = pose_features
+    if pose_features is not None and denoiser.pose_guidance:
+        bare = [jnp.zeros_like(pose) for pose in pose_features]
 
     def behind(embedding: Float[Array, "1 l d"]) -> Latents:
-        unconditional = predict(embedding)
+        unconditional = predict(embedding, bare)
         prediction = unconditional + guidance_scale * (conditional - unconditional)
         return ddim.step(lambda z, t: prediction, z, index, ddim_schedule, denoiser.schedule)
 

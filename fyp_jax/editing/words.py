@@ -66,5 +66,14 @@ def find_words(prompt: TokenizedPrompt, phrase: str, option: str) -> list[int]:
     return found
 
 
+def has_words(prompt: TokenizedPrompt, phrase: str) -> bool:
+    """Whether a prompt has all words that a user means by a phrase."""
+    try:
+        find_words(prompt, phrase, "")
+    except UserError:
+        return False
+    return True
+
+
 def _plain(word: str) -> str:
     return word.strip(".,;:!?\"'()").casefold() or word

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
-from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci
+from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci, psnr
 from fyp_jax.media.images import Frames
 from fyp_jax.synthetic.scenes import (
     FIRST_HELD_OUT_SEED,
@@ -55,8 +55,8 @@ def score_autoencoder(
         frames, figure = reconstruct(drawing.video), is_figure(drawing.labels)
         squared = (frames.astype(np.float64) - drawing.video) ** 2
         row = {
-            "psnr": _psnr(squared),
-            "figure_psnr": _psnr(squared[figure]) if figure.any() else float("nan"),
+            "psnr": psnr(squared),
+            "figure_psnr": psnr(squared[figure]) if figure.any() else float("nan"),
             "sharpness": edge_sharpness(frames, drawing.video),
             "edge_width": mean_edge_width(frames),
             "drawn_edge_width": mean_edge_width(drawing.video),
@@ -70,7 +70,3 @@ def score_autoencoder(
 def is_figure(labels: np.ndarray) -> np.ndarray:
     """Where label maps show a person, and not the place or what moves there."""
     return (labels > 0) & (labels < FIRST_MOVER_LABEL)
-
-
-def _psnr(squared: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / squared.mean()))

@@ -113,7 +113,7 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
     The distance of places and styles compares rows of the background (`_profile`).
     """
     size = video.shape[1]
-    background = ~_grow(drawn > 0, FIGURE_MARGIN)
+    background = ~grow(drawn > 0, FIGURE_MARGIN)
     profile = _profile(video, background)
     nobody = keypoints[:, :0]
 
@@ -135,7 +135,7 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
 def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps) -> str:
     """The named character whose renderings in this scene differ least from a clip of one figure: in the mean
     absolute difference, where parts are drawn."""
-    body, size = _shrink(drawn > 0, CORE), video.shape[1]
+    body, size = shrink(drawn > 0, CORE), video.shape[1]
 
     def distance(name: str) -> float:
         rendered = render_frames(scene._replace(characters=(name,)), keypoints, size)[0]
@@ -147,7 +147,7 @@ def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: Par
 def consistency(video: Frames, parts: PartMaps, drawn: PartMaps) -> Consistency:
     """How little the looks and the background of a clip change. Figures are where they are drawn, and where
     the clip shows them. The scores of a background that no two frames show are nan."""
-    background = ~_grow((parts > 0) | (drawn > 0), FIGURE_MARGIN)
+    background = ~grow((parts > 0) | (drawn > 0), FIGURE_MARGIN)
     found = np.array([_background_shift(video, background, i) for i in range(len(video) - 1)])
     shifts, changes = found[np.isfinite(found).all(axis=1)].T
     deviation = part_deviation(video, drawn)
@@ -162,7 +162,7 @@ def part_deviation(video: Frames, drawn: PartMaps) -> float:
     in grey levels; nan where no part is seen in two frames."""
     deviations = []
     for part in COLOURED_PARTS:
-        core = _shrink(drawn == 1 + PARTS.index(part), CORE)
+        core = shrink(drawn == 1 + PARTS.index(part), CORE)
         seen = [i for i in range(len(video)) if core[i].sum() >= FEWEST_PIXELS]
         if len(seen) > 1:
             colours = np.stack([video[i][core[i]].mean(axis=0) for i in seen])
@@ -210,12 +210,12 @@ def _profile(video: Frames, mask: Bool[np.ndarray, "f h w"]) -> Float[np.ndarray
     return np.concatenate([mean, np.sqrt(np.maximum(square - mean**2, 0))], axis=-1)
 
 
-def _grow(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h w"]:
+def grow(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h w"]:
     """The mask with all pixels that are at most so many pixels away from it, in x and in y."""
     padded = np.pad(mask, ((0, 0), (pixels, pixels), (pixels, pixels)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * pixels + 1,) * 2, axis=(1, 2))
     return windows.max(axis=(-1, -2))
 
 
-def _shrink(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h w"]:
-    return ~_grow(~mask, pixels)
+def shrink(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h w"]:
+    return ~grow(~mask, pixels)

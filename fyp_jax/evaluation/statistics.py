@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals of means over clips, and the similarity of consecutive frames."""
+"""Bootstrap confidence intervals of means over clips, PSNR, and the similarity of consecutive frames."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +12,12 @@ def consecutive_cosine(features: Float[np.ndarray, "f *d"]) -> float:
     flat = features.reshape(len(features), -1).astype(np.float64)
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     return float(np.mean(np.sum(unit[1:] * unit[:-1], axis=1)))
+
+
+def psnr(squared: Float[np.ndarray, "*d"]) -> float:
+    """Peak signal-to-noise ratio in dB, from squared errors of values in 0..255; without any error 148 dB, so
+    that it has a mean over clips."""
+    return float(10 * np.log10(255**2 / max(squared.mean(), 1e-10)))
 
 
 class ConfidenceInterval(NamedTuple):

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from fyp_jax.errors import UserError
+
 WORDS = "words"
 """The Flax collection in which layers leave their word maps: `apply(..., mutable=[WORDS])`."""
 
@@ -121,11 +123,13 @@ def split_frame_rows(own: Bool[Array, "k f _"], out: Float[Array, "rows f n c"])
 def word_maps(words: Mapping, frames: int, height: int, width: int) -> Float[Array, "r f h w m"]:
     """The word maps that the layers of one level left in the collection `WORDS`: their mean.
 
-    Raises ValueError where no layer left any, so that an edit that reaches no layer is noticed.
+    Raises UserError where no layer left any, so that an edit that reaches no layer is noticed.
     """
     left = jax.tree.leaves(words)
     if not left:
-        raise ValueError("no layer left word maps: the model has no attention to text at this level")
+        raise UserError(
+            "this model has no attention to text at the level of the maps: give another map_level"
+        )
     mean = jnp.asarray(sum(left) / len(left))
     return rearrange(mean, "r (f h w) m -> r f h w m", f=frames, h=height, w=width)
 

@@ -16,6 +16,7 @@ from fyp_jax.editing.steps import Conditions, Denoiser, EditState, edit_step, in
 from fyp_jax.editing.words import TokenizedPrompt
 from fyp_jax.pipeline.params import SamplingParams
 from fyp_jax.pipeline.programs import SamplingPrograms
+from fyp_jax.pipeline.sampling_loop import tokenize
 from fyp_jax.types import FeatureMaps, Latents, TextEmbeddings
 
 OnStep = Callable[[], Any] | None
@@ -49,11 +50,9 @@ class ClipEditor:
         return Denoiser(programs.unet, programs.schedule, steps, programs.mesh, pose_guidance)
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbeddings:
-        """The embeddings of prompts, which `tokenize_prompt` has found short enough."""
-        encoders = self.programs.encoders
-        ids = np.concatenate([encoders.tokenize(prompt)[0] for prompt in prompts])
-        rows = [self.programs.encode_text(self.params, row[None]) for row in ids]
-        return jnp.concatenate(rows)
+        """The embeddings of prompts. One that is too long for the text encoder is cut, with a warning."""
+        rows = [tokenize(self.programs.encoders, prompt) for prompt in prompts]
+        return jnp.concatenate([self.programs.encode_text(self.params, row) for row in rows])
 
     def encode_pose(self, pose_images: np.ndarray | None) -> list[FeatureMaps] | None:
         """The feature maps of a pose sequence (RGB in 0..255); None for none."""

@@ -33,6 +33,10 @@ class EditConfig(SampleConfig):
         self.edit.check()
         if not self.source.strip():
             raise UserError("the source prompt is empty: give --source TEXT, which says what the clip shows")
+        if self.invert is not None:
+            raise UserError(
+                f"invert={self.invert}: an edit inverts its clip itself; give --video FILE instead"
+            )
         generate = self.edit.method == "generate"
         if generate and self.video is not None:
             raise UserError(f"video={self.video} and edit.method=generate exclude each other: leave one out")

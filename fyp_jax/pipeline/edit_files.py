@@ -2,6 +2,7 @@
 edit."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
 from fyp_jax.editing.inversion import Inversion
+from fyp_jax.editing.options import EditOptions
 from fyp_jax.editing.plan import make_plan
+from fyp_jax.editing.prompt_options import options_of_prompt
 from fyp_jax.errors import UserError, printable
 from fyp_jax.media.clips import bundled_clip, find_clip, read_clip
 from fyp_jax.media.images import image_grid
@@ -21,13 +24,17 @@ from fyp_jax.media.writing import write_png
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.edit_config import EditConfig
-from fyp_jax.pipeline.editing import EditOutput, tokenize_prompt
+from fyp_jax.pipeline.editing import EditOutput, check_inversion, crc32, tokenize_prompt
 from fyp_jax.pipeline.files import Bar, new_run_folder, write_clip
 from fyp_jax.pipeline.output import Frames
 from fyp_jax.pipeline.params import sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.pose.loading import load_configured_pose
+from fyp_jax.pipeline.styles import warn_of_unused_tokens
+from fyp_jax.pose.config import PoseConfig
+from fyp_jax.pose.loading import load_configured_pose, pose_record
 from fyp_jax.versions import versions
+
+log = logging.getLogger(__name__)
 
 
 def edit_to_files(config: EditConfig) -> Iterator[Path]:
@@ -56,11 +63,14 @@ class EditSource(NamedTuple):
 def read_edit_source(config: EditConfig) -> EditSource:
     """Read the clip and the poses of a config. Raises UserError."""
     size = config.num_frames, config.height, config.width
-    source_pose = config.source_pose
-    if source_pose.path is not None and (bundled := bundled_clip(source_pose.path, ".json")) is not None:
-        source_pose = dataclasses.replace(source_pose, path=str(bundled))
-    poses = load_configured_pose(source_pose, *size), load_configured_pose(config.pose, *size)
-    return EditSource(read_edited_clip(config), poses)
+    first = load_configured_pose(_with_bundled(config.source_pose), *size)
+    return EditSource(read_edited_clip(config), (first, load_configured_pose(config.pose, *size)))
+
+
+def _with_bundled(pose: PoseConfig) -> PoseConfig:
+    """The pose with the file of a bundled clip's keypoints, where it names that clip."""
+    bundled = None if pose.path is None else bundled_clip(pose.path, ".json")
+    return pose if bundled is None else dataclasses.replace(pose, path=str(bundled))
 
 
 class EditingRun(NamedTuple):
@@ -82,19 +92,26 @@ class EditingRun(NamedTuple):
 
         Nothing is edited yet, and a mistake leaves no folder. Raises UserError.
         """
-        if config.video is not None and Path(config.video).exists():
-            # config.yaml names the clip by its whole path, so that the run can be repeated from another
-            # folder.
-            config = dataclasses.replace(config, video=str(Path(config.video).absolute()))
+        config = _with_whole_paths(config)
         _check_prompts(config, pipeline)
         inversion = None
         if config.inversion is not None and Path(config.inversion).exists():
-            inversion = Inversion.load(config.inversion)
+            inversion = _read_inversion(config, pipeline, source)
         elif source.clip is None and config.edit.method != "generate":
             raise UserError(f"{config.inversion}: no such file, and there is no video to make it from")
+        warn_of_unused_tokens(
+            pipeline.programs.encoders, [config.source, *config.prompt, config.negative_prompt]
+        )
+        _warn_of_other_frames(config, pipeline.weights)
         folder = new_run_folder(Path(config.output_dir))
         save_config(config, folder / "config.yaml")
-        record = {"weights": pipeline.weights, "versions": versions(), "config": dataclasses.asdict(config)}
+        record = {
+            "source_pose": pose_record(_with_bundled(config.source_pose), source.poses[0]),
+            "pose": pose_record(config.pose, source.poses[1]),
+            "weights": pipeline.weights,
+            "versions": versions(),
+            "config": dataclasses.asdict(config),
+        }
         return cls(config, pipeline, source, inversion, record, folder)
 
     @property
@@ -117,12 +134,19 @@ class EditingRun(NamedTuple):
             reconstruction = self._reconstruct(inversion, bar)
         for number, prompt in enumerate(config.prompt):
             bar.set_description(printable(prompt[:32]))
-            args = inversion, config.source, prompt, config.edit, sampling_params(config)
+            args = inversion, config.source, prompt, self._options(number), sampling_params(config)
             output = self.pipeline.edit(*args, source_pose=poses[0], pose=poses[1], on_step=bar.update)
             own = {"prompt": prompt, "source": config.source, "seed": config.seed}
             path = write_clip(self.folder, number, prompt, output, config.fps, own | self.record)
             write_png(path.with_suffix(".png"), sheet(output, clip, reconstruction))
             yield path
+
+    def _options(self, number: int) -> EditOptions:
+        """The options of the edit of this number: prompts are edited one by one, and each has words of its
+        own."""
+        encoders = self.pipeline.programs.encoders
+        targets = [tokenize_prompt(encoders, prompt) for prompt in self.config.prompt]
+        return options_of_prompt(self.config.edit, targets, number)
 
     def _invert(self, clip: Frames, bar: Bar) -> Inversion:
         """The inversion of the clip, written to the file of the config if it names one."""
@@ -178,7 +202,54 @@ def _check_prompts(config: EditConfig, pipeline: FollowYourPosePipeline) -> None
     """Raise UserError for prompts that do not fit the options, before the first step runs."""
     encoders, levels = pipeline.programs.encoders, len(pipeline.programs.unet.config.block_out_channels)
     pipeline.programs.schedule.timesteps(config.num_inference_steps)
-    source = tokenize_prompt(encoders, config.source)
-    for prompt in config.prompt:
-        targets = [tokenize_prompt(encoders, prompt)]
-        make_plan(config.edit, source, targets, config.num_inference_steps, levels, encoders.spec.tokens)
+    source, *targets = (tokenize_prompt(encoders, text) for text in (config.source, *config.prompt))
+    make_plan(config.edit, source, targets, config.num_inference_steps, levels, encoders.spec.tokens)
+
+
+def _warn_of_other_frames(config: EditConfig, weights: dict[str, Any]) -> None:
+    """Warn where the weights were tuned on one clip, of which other frames were taken than those to edit."""
+    tuned = weights.get("provenance", {}).get("clip", {})
+    own = {"stride": config.video_stride, "start": config.video_start}
+    if config.video is not None and any(tuned.get(name, value) != value for name, value in own.items()):
+        log.warning(
+            "the weights were tuned on every frame %(start)d + %(stride)d i of a clip; "
+            "video_start=%(start)d video_stride=%(stride)d edits these",
+            {name: tuned.get(name, value) for name, value in own.items()},
+        )
+
+
+def _read_inversion(config: EditConfig, pipeline: FollowYourPosePipeline, source: EditSource) -> Inversion:
+    """The inversion that a config names. Raises UserError where it is not that of the config's clip, prompt,
+    steps, pose, size and weights."""
+    file = str(config.inversion)
+    inversion = Inversion.load(file)
+    if source.clip is not None and inversion.made_for.get("clip") != crc32(source.clip):
+        raise UserError(
+            f"{file}: is the inversion of another clip than {config.video}, or of other frames of it; "
+            "give another inversion=FILE, or video=null"
+        )
+    expected = pipeline.programs.latent_shape(config.num_frames, config.height, config.width)[1:]
+    if inversion.latents.shape[1:] != expected:
+        raise UserError(
+            f"{file}: latents [f h w c] of {list(inversion.latents.shape[1:])}, but this model's are "
+            f"{list(expected)} for num_frames={config.num_frames} height={config.height} width={config.width}"
+        )
+    tokens = tokenize_prompt(pipeline.programs.encoders, config.source)
+    editor = pipeline.editor(sampling_params(config))
+    check_inversion(editor, inversion, tokens, config.edit, source.poses[0], file)
+    return inversion
+
+
+def _with_whole_paths(config: EditConfig) -> EditConfig:
+    """The config with whole paths of its files, so that the run can be repeated from another folder. Bundled
+    clips and poses have none."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
+
+    poses = {
+        name: dataclasses.replace(pose, path=whole(pose.path))
+        for name, pose in (("source_pose", config.source_pose), ("pose", config.pose))
+    }
+    inversion = None if config.inversion is None else str(Path(config.inversion).absolute())
+    return dataclasses.replace(config, video=whole(config.video), inversion=inversion, **poses)

@@ -34,25 +34,50 @@ class EditOutput(PipelineOutput):
 
 def invert_clip(
     editor: ClipEditor,
+    clip: Frames,
     z: Latents,
     prompt: str,
     pose_images: Frames | None,
     map_level: int,
     on_step: Callable[[], Any] | None = None,
 ) -> Inversion:
-    """The inversion of clean latents with a source prompt. Raises UserError for a prompt that is empty or too
-    long, for guidance, and for a level that the model does not have."""
+    """The inversion of a clip, whose clean latents are `z`, with a source prompt.
+
+    Raises UserError for a prompt that is empty or too long, for guidance, and for a level that the model does
+    not have.
+    """
     sampling, levels = editor.sampling, _levels(editor)
     if sampling.guidance_scale != 1:
         raise UserError(f"guidance_scale={sampling.guidance_scale}: a trajectory is made without guidance")
-    if map_level >= levels:
+    if not 0 <= map_level < levels:
         raise UserError(f"map_level={map_level}: this model has levels 0 to {levels - 1}")
     tokens = tokenize_prompt(editor.programs.encoders, prompt)
     if not tokens.strings:
         raise UserError("the source prompt is empty: an edit needs a text that says what the clip shows")
     text, features = editor.encode_text([tokens.text]), editor.encode_pose(pose_images)
     trajectory, maps = editor.invert(z, tokens, text, features, map_level, on_step)
-    return Inversion(trajectory, maps, tokens.text, _made_for(editor, pose_images, map_level))
+    made_for = _made_for(editor, pose_images, map_level) | {"clip": crc32(clip)}
+    return Inversion(trajectory, maps, tokens.text, made_for)
+
+
+def check_inversion(
+    editor: ClipEditor,
+    inversion: Inversion,
+    source: TokenizedPrompt,
+    options: EditOptions,
+    pose_images: Frames | None,
+    what: str = "the inversion",
+) -> None:
+    """Raise UserError where an edit of this source would take an inversion that was made for something else.
+
+    `what` names the inversion in the message.
+    """
+    made_for = _made_for(editor, pose_images, options.map_level)
+    if not options.blend_words:
+        del made_for["map_level"]  # nothing reads the maps
+    inversion.check_made_for(made_for, what)
+    if inversion.prompt != source.text:
+        raise UserError(f"{what}: was made with source={inversion.prompt!r}, not {source.text!r}")
 
 
 def edit_clip(
@@ -79,12 +104,7 @@ def edit_clip(
         )
     noise = None
     if inversion is not None:
-        made_for = _made_for(editor, pose_images[0], options.map_level)
-        if not options.blend_words:
-            del made_for["map_level"]  # nothing reads the maps
-        inversion.check_made_for(made_for, "the inversion")
-        if inversion.prompt != source.text:
-            raise UserError(f"the inversion was made with source={inversion.prompt!r}, not {source.text!r}")
+        check_inversion(editor, inversion, source, options, pose_images[0])
     else:
         # The two keys are split as in a call without an edit, so that the source is the same clip.
         key, _ = jax.random.split(jax.random.key(sampling.seed))
@@ -94,17 +114,38 @@ def edit_clip(
         editor.encode_text([source.text, target.text]),
         editor.encode_text([sampling.negative_prompt]),
     )
-    first = editor.encode_pose(pose_images[0])
-    other = first if pose_images[1] is None else editor.encode_pose(pose_images[1])
+    poses = edit_poses(pose_images, generated=inversion is None)
+    first = editor.encode_pose(poses[0])
+    other = first if poses[1] is poses[0] else editor.encode_pose(poses[1])
     run = editor.edit(plan, text, negative, stack_rows(first, other, 1), inversion, noise, on_step)
-    shown = pose_images[0] if pose_images[1] is None else pose_images[1]
-    return EditOutput(editor.decode(run.z[0]), run.z[0], shown, editor.decode(run.source), run.masks)
+    return EditOutput(editor.decode(run.z[0]), run.z[0], poses[1], editor.decode(run.source), run.masks)
+
+
+def edit_poses(pose_images: Sequence[Frames | None], generated: bool) -> tuple[Frames | None, Frames | None]:
+    """The poses that source and edit follow, from those that are given for them.
+
+    An edit without a pose of its own follows the source's. A source that is generated and has none follows
+    the edit's, so that a pose that is given once steers both.
+    """
+    source, target = pose_images
+    if source is None and generated:
+        source = target
+    return source, source if target is None else target
 
 
 def _made_for(editor: ClipEditor, pose_images: Frames | None, map_level: int) -> dict[str, Any]:
-    pose = None if pose_images is None else zlib.crc32(np.ascontiguousarray(pose_images).data)
-    steps = editor.sampling.num_inference_steps
-    return {"weights": editor.weights, "num_inference_steps": steps, "map_level": map_level, "pose": pose}
+    return {
+        "weights": editor.weights,
+        "schedule": repr(editor.programs.schedule),
+        "num_inference_steps": editor.sampling.num_inference_steps,
+        "map_level": map_level,
+        "pose": None if pose_images is None else crc32(pose_images),
+    }
+
+
+def crc32(frames: Frames) -> int:
+    """The checksum by which an inversion knows a clip and a pose again."""
+    return zlib.crc32(np.ascontiguousarray(frames).data)
 
 
 def _levels(editor: ClipEditor) -> int:

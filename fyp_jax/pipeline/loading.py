@@ -21,7 +21,7 @@ from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.folders import SAMPLING_DEFAULTS
 from fyp_jax.convert.open_pipeline import base_pipeline, open_pipeline, options_of, recorded_options
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
-from fyp_jax.convert.video_pipeline import read_video_pipeline
+from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.models.encoders import ENCODERS
@@ -167,7 +167,7 @@ def _video_weights(
     if "pose_encoder" not in params:
         log.warning("%s: has no pose encoder, so poses have no effect", config.pretrained)
         params["pose_encoder"] = init_pose_encoder(unet_config, jax.random.key(0))
-    return unet_config, _cast(params, dtype), {"pipeline": config.pretrained}
+    return unet_config, _cast(params, dtype), {"pipeline": config.pretrained, **video_provenance(folder)}
 
 
 def _compiled(

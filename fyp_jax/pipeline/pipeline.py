@@ -156,7 +156,8 @@ class FollowYourPosePipeline:
         pose_images = self._pose_images(pose, sampling, pose_stride, pose_start)
         z = self._encode(np.asarray(video))
         if trajectory:
-            return invert_clip(self._editor(sampling), z, prompt, pose_images, map_level, on_step)
+            args = np.asarray(video), z, prompt, pose_images, map_level, on_step
+            return invert_clip(self.editor(sampling), *args)
         key = jax.random.key(sampling.seed)
         return self._on_host(self._denoise(z, prompt, pose_images, sampling, key, on_step, inverse=True))
 
@@ -178,9 +179,10 @@ class FollowYourPosePipeline:
         """Change what a clip shows: from the source prompt, which describes it, to another prompt.
 
         `inversion` is what `invert(..., trajectory=True)` gave for the clip, with the same source prompt and
-        `source_pose`; None for options.method "generate". The edit follows `pose`, or else the source's.
-        Other arguments are those of a call. Raises UserError as a call, where words or prompts do not fit the
-        options, where the inversion was made for something else, and for a solver but DDIM, eta and windows.
+        `source_pose`; None for options.method "generate". The edit follows `pose`, or else the source's; a
+        source that is generated without a pose of its own follows `pose`, too. Other arguments are those of a
+        call. Raises UserError as a call, where words or prompts do not fit the options, where the inversion
+        was made for something else, and for a solver but DDIM, eta and windows.
         """
         clip = None if inversion is None else inversion.latents[0]
         sizes = self._sizes((source_pose, pose), clip)
@@ -188,9 +190,10 @@ class FollowYourPosePipeline:
         check_edit_params(sampling)
         images = [self._pose_images(x, sampling, pose_stride, pose_start) for x in (source_pose, pose)]
         options = options or EditOptions()
-        return edit_clip(self._editor(sampling), inversion, (source, prompt), options, images, on_step)
+        return edit_clip(self.editor(sampling), inversion, (source, prompt), options, images, on_step)
 
-    def _editor(self, sampling: SamplingParams) -> ClipEditor:
+    def editor(self, sampling: SamplingParams) -> ClipEditor:
+        """What runs inversions and edits with the models and parameters of this pipeline."""
         return ClipEditor(self.programs, self.params, sampling, self.weights.get("crc32"))
 
     def encode(self, video: Frames) -> Float32[np.ndarray, "f h w c"]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fyp_jax.compilation_cache import save_programs
+from fyp_jax.compilation_cache import Fingerprint, save_programs
 from fyp_jax.convert.open_pipeline import open_pipeline
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.tpu.program_stats import OutOfMemory, ProgramStats, compile_and_measure
-from fyp_jax.tpu.programs import bundled_sizes, sampling_programs, training_programs
+from fyp_jax.tpu.programs import Programs, bundled_sizes, sampling_programs, training_programs
 from fyp_jax.tpu.topologies import topology_devices
 from fyp_jax.training.config import TrainConfig
 
@@ -47,6 +47,8 @@ class CompileCheck(NamedTuple):
     """`config`, and `baseline` if it was asked for."""
     chips: int
     """Number of chips that the config uses."""
+    fingerprint: Fingerprint
+    """What the programs of `config` were compiled for."""
 
 
 def compile_check(
@@ -70,17 +72,17 @@ def compile_check(
     if isinstance(config, TrainConfig) and clips_per_chip is not None:
         data = dataclasses.replace(config.data, batch_size=clips_per_chip * len(devices) // config.mesh.frame)
         config = dataclasses.replace(config, data=data)
-    programs, chips = _measure(config, devices, False, save)
+    programs, found = _measure(config, devices, False, save)
     variants = {"config": Variant(programs)}
     if baseline:
         variants["baseline"] = _measure_baseline(config, devices)
-    return CompileCheck(variants, chips)
+    return CompileCheck(variants, found.devices, found.fingerprint)
 
 
 def _measure(
     config: TrainConfig | SampleConfig, devices: Sequence[Any], baseline: bool, save: Path | None = None
-) -> tuple[list[ProgramStats], int]:
-    """Statistics of each program, and the number of devices that run it together."""
+) -> tuple[list[ProgramStats], Programs]:
+    """Statistics of each program, and the programs."""
     if isinstance(config, SampleConfig):
         found, pixels = sampling_programs(config, devices, baseline), config.height * config.width
     else:
@@ -92,7 +94,7 @@ def _measure(
     measured = [compile_and_measure(program, found.devices, dims) for program in found.programs]
     if save is not None:
         save_programs(save, {stats.name: compiled for stats, compiled in measured}, found.fingerprint)
-    return [stats for stats, _ in measured], found.devices
+    return [stats for stats, _ in measured], found
 
 
 def _measure_baseline(config: TrainConfig | SampleConfig, devices: Sequence[Any]) -> Variant:

@@ -40,7 +40,11 @@ def edit_calls(
     level = config.edit.map_level
     z, text = shaped(latents, spec=FRAMES), shaped((1, tokens, text_width))
     index, scalar = shaped((), jnp.int32), shaped(())
-    generated = config.edit.method == "generate"
+    has_clip = config.edit.method != "generate"
+    generated = not has_clip or config.edit.null_text
+    edited_maps = (
+        config.edit.method != "fatezero"
+    )  # of source and targets; else of the targets' own attention
     edits = {}
     for i in range(len(programs.unet.config.block_out_channels)):
         queries = (height >> i) * (width >> i)
@@ -49,18 +53,19 @@ def edit_calls(
             shaped((1, tokens)),
             shaped((1, frames, queries), bool, FRAMES) if i >= config.edit.self_level else None,
             shaped((2, tokens, 1)) if i == level else None,
+            shaped((1, tokens, 1)) if i == level and edited_maps else None,
         )
     size = height >> level, width >> level
     rows = shaped((1 + generated, *latents[1:]), spec=FRAMES)
-    summed = 1 + (config.edit.method != "fatezero")
+    summed = 1 + edited_maps
     state = EditState(rows, shaped((summed, frames, *size), spec=FRAMES))
     conditions = Conditions(shaped((2, tokens, text_width)), text, None, scalar)
     source = None if generated else z
-    source_map = shaped((frames, *size)) if config.edit.method == "fatezero" else None
+    source_map = None if edited_maps else shaped((frames, *size))
     blend = Blend(shaped((), bool), scalar, source, source_map)
     args = params, state, source, index, conditions, edits, blend
     calls = {"edit": (edit_step, denoiser, AbstractCall(args, {"map_level": level}))}
-    if not generated:
+    if has_clip:
         args = params, z, index, text, None, shaped((1, tokens, tokens))
         calls["invert"] = (invert_step, denoiser, AbstractCall(args, {"map_level": level}))
     return calls

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fyp_jax.pipeline.config import SampleConfig
-from fyp_jax.tpu.compile_check import Variant
+from fyp_jax.tpu.compile_check import CompileCheck, Variant
 from fyp_jax.tpu.program_stats import GIB, OutOfMemory, ProgramStats
 from fyp_jax.tpu.topologies import Chip
 from fyp_jax.training.config import TrainConfig
@@ -94,8 +94,11 @@ def _program_figures(programs: Sequence[ProgramStats], chip: Chip | None) -> Ite
     yield "compile time, s", f"{sum(item.compile_seconds for item in programs):.1f}"
 
 
-def as_json(variants: Mapping[str, Variant], chip: Chip | None) -> dict[str, Any]:
-    """The figures of the table as JSON; sizes in bytes, times in seconds."""
+def as_json(check: CompileCheck, chip: Chip | None, command: str, topology: str) -> dict[str, Any]:
+    """The figures of the table as JSON, and what was compiled; sizes in bytes, times in seconds.
+
+    `command` is "train", "sample" or "edit".
+    """
     found = {
         name: {
             "fits": variant.out_of_memory is None,
@@ -106,9 +109,15 @@ def as_json(variants: Mapping[str, Variant], chip: Chip | None) -> dict[str, Any
             },
             **_json_of_programs(variant.programs, chip if variant.out_of_memory is None else None),
         }
-        for name, variant in variants.items()
+        for name, variant in check.variants.items()
     }
-    return {"chip": dataclasses.asdict(chip) if chip else None, **found}
+    compiled = {
+        "command": command,
+        "topology": topology,
+        "devices": check.chips,
+        "fingerprint": check.fingerprint,
+    }
+    return {"chip": dataclasses.asdict(chip) if chip else None, "compiled": compiled, **found}
 
 
 def _json_of_programs(programs: Sequence[ProgramStats], chip: Chip | None) -> dict[str, Any]:

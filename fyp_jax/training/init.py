@@ -15,7 +15,7 @@ from fyp_jax.checkpoints.inference import inference_shapes, load_inference
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
-from fyp_jax.convert.video_pipeline import read_video_pipeline
+from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.models.attention_functions import AttentionFn
 from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
@@ -207,7 +207,7 @@ def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[st
     folder = open_pipeline(config.pretrained, (), options)
     if folder.has_video_unet:
         video = read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options))
-        return (None, {}, None) if video is None else (*video, None)
+        return (None, {}, None) if video is None else (*video, video_provenance(folder).get("num_frames"))
     delta = read_delta_weights(folder)
     return (None, {}, None) if delta is None else (*delta[:2], delta[2].get("num_frames"))
 

@@ -115,6 +115,15 @@ def configured_step(
 
 def train_step_fingerprint(config: TrainConfig, models: Models, mesh: Mesh) -> Fingerprint:
     """All that a compiled step depends on: fields of the config, sizes of the models, mesh, versions."""
+    return {
+        **step_fields(config, models),
+        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        **environment_fingerprint(list(mesh.devices.flatten())),
+    }
+
+
+def step_fields(config: TrainConfig, models: Models) -> Fingerprint:
+    """Fields of a config, and sizes of its models, that a compiled step depends on, whatever the devices."""
     fields = dict(line.split("=", 1) for line in config_lines(config))
     fields = {key: value for key, value in fields.items() if not key.startswith(NOT_IN_A_STEP)}
     if config.optimizer.lr_schedule == "constant":
@@ -124,6 +133,4 @@ def train_step_fingerprint(config: TrainConfig, models: Models, mesh: Mesh) -> F
         "unet": str(models.unet.config.sizes()),
         **models.encoders.spec.sizes,
         "schedule": str(models.schedule),
-        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-        **environment_fingerprint(list(mesh.devices.flatten())),
     }

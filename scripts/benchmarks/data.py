@@ -45,15 +45,15 @@ class SyntheticVideos:
         return {"name": "synthetic", "video": self.videos[index], "frames": FRAMES, "captions": captions}
 
 
-def synthetic_video(seed: int) -> bytes:
-    coarse = np.random.default_rng(seed).integers(0, 256, (1, HEIGHT // 4, WIDTH // 4, 3)).astype(np.uint8)
-    texture, out = resize_center_crop(coarse, 2 * HEIGHT, 2 * WIDTH)[0], io.BytesIO()
+def synthetic_video(seed: int, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (1, height // 4, width // 4, 3)).astype(np.uint8)
+    texture, out = resize_center_crop(coarse, 2 * height, 2 * width)[0], io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(2 * FPS), "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        for x in range(FRAMES):
-            y = round(HEIGHT / 2 * (1 + np.sin(x / 40)))
-            image = np.ascontiguousarray(texture[y : y + HEIGHT, x : x + WIDTH])
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for frame in range(frames):
+            x, y = frame % width, round(height / 2 * (1 + np.sin(frame / 40)))
+            image = np.ascontiguousarray(texture[y : y + height, x : x + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return out.getvalue()
