@@ -77,8 +77,9 @@ def make_plan(config: TrainConfig, args: argparse.Namespace) -> Any:
     from fyp_jax.training.stages import get_stage
 
     step = plan_inputs.read_step(args.step)
-    data = None if args.data is None else plan_inputs.read_data(args.data)
-    if data is not None:
+    data = None
+    if args.data is not None:
+        data = plan_inputs.read_data(args.data)
         plan_inputs.check_data(data, args.data, get_stage(config.stage).dataset, config.data)
     chip, devices = topology_devices(args.topology)
     if chip is None:
