@@ -51,7 +51,7 @@ def test_style_score_is_0_for_the_clip_and_1_for_the_drawing():
     assert case.style_score(half) == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_benchmark_of_edits_prints_tables_and_writes_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -366,7 +366,7 @@ def test_a_data_benchmark_writes_what_a_plan_reads(
     assert figures.prepare_seconds is not None
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_checkpoint_has_the_size_that_the_plan_says(pipeline: Path, tmp_path: Path):
     records = tiny_models.write_videos(tmp_path / "videos", 5)
     own = ("random_init=true", "num_train_steps=1", "data.workers=0", f"data.path={records}")

@@ -38,7 +38,9 @@ def word_mask(
 
 
 def blend_latents(
-    z: Latents, background: Latents, mask: Bool[Array, "#b #f h w"] | Float[Array, "#b #f h w"]
+    z: Latents,
+    background: Float[Array, "#b f h w c"],
+    mask: Bool[Array, "#b #f h w"] | Float[Array, "#b #f h w"],
 ) -> Latents:
     """`z` inside of the mask, the background's latents outside of it."""
     return jnp.where(mask[..., None] > 0, z, background)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool, Float
 
 from fyp_jax.editing.inversion import Inversion
 from fyp_jax.editing.options import EditOptions
@@ -175,7 +175,7 @@ def tokenize_prompt(encoders: LatentEncoders, text: str) -> TokenizedPrompt:
 
 def stack_rows(
     source: Sequence[FeatureMaps] | None, target: Sequence[FeatureMaps] | None, targets: int
-) -> list[FeatureMaps] | None:
+) -> list[Float[Array, "rows f _ _ _"]] | None:
     """Pose features of the rows of an edit; a row without a pose gets zeros where another has one."""
     if source is None and target is None:
         return None

@@ -12,12 +12,12 @@ STEPS = ("denoise", "invert", "edit")
 """Programs of a step of plain sampling, of the inversion and of the edit."""
 
 
-def edit_figures(config: EditConfig, programs: Sequence[ProgramStats]) -> dict[str, float]:
+def edit_figures(config: EditConfig, programs: Sequence[ProgramStats]) -> dict[str, int | float]:
     """Bytes of HBM of a step of plain sampling, of the inversion and of the edit, and the ratio of the edit's
     to that of sampling; bytes that an inversion keeps for its edits (`Inversion`) if its prompt has as many
     tokens as there may be."""
     peaks = {item.name: item.peak_hbm_bytes for item in programs}
-    found: dict[str, float] = {f"{name}_hbm_bytes": peaks[name] for name in STEPS if name in peaks}
+    found: dict[str, int | float] = {f"{name}_hbm_bytes": peaks[name] for name in STEPS if name in peaks}
     found["edit_over_denoise"] = peaks["edit"] / peaks["denoise"]
     folder = open_pipeline(bundled_sizes(config.pretrained)[0], (), options_of(config))
     height, width = config.height // DOWNSCALE, config.width // DOWNSCALE
@@ -29,7 +29,7 @@ def edit_figures(config: EditConfig, programs: Sequence[ProgramStats]) -> dict[s
     return found
 
 
-def edit_lines(config: EditConfig, figures: Mapping[str, float]) -> Iterator[str]:
+def edit_lines(config: EditConfig, figures: Mapping[str, int | float]) -> Iterator[str]:
     """The figures of an edit as lines of text."""
     for name in STEPS:
         if f"{name}_hbm_bytes" in figures:
