@@ -126,15 +126,20 @@ def test_hardware_flops_of_a_step_are_close_to_its_model_flops(check_motion: Any
     assert stats.alias_size_in_bytes > 0.9 * stats.output_size_in_bytes, "the state is not donated"
 
 
+def check_of_v5e(what: str, config: Path, pipeline: Path, folder: Path) -> tuple[str, dict[str, Any]]:
+    """What the check of two frames in three steps prints for a v5e chip, and its JSON."""
+    file = folder / "check.json"
+    options = ["num_inference_steps=3", "num_frames=2", "--topology", "v5e:2x2", "--json", file]
+    run = run_script(SCRIPT, what, "--config", config, f"pretrained={pipeline}", *options)
+    assert run.status == 0, run
+    return run.out, json.loads(file.read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_check_of_sampling_prints_a_table_and_writes_json(pipeline: Path, tmp_path: Path):
-    file = tmp_path / "check.json"
-    options = ["num_inference_steps=3", "num_frames=2", "--topology", "v5e:2x2", "--json", file]
-    run = run_script(SCRIPT, "sample", "--config", SAMPLE, f"pretrained={pipeline}", *options)
-    assert run.status == 0, run
-    assert "model / hardware FLOPs" in run.out
-    result = json.loads(file.read_text())
+    out, result = check_of_v5e("sample", SAMPLE, pipeline, tmp_path)
+    assert "model / hardware FLOPs" in out
     config = result["config"]
     assert result["chip"]["hbm_gib"] == 16
     assert [item["name"] for item in config["programs"]] == [
@@ -152,11 +157,7 @@ def test_check_of_sampling_prints_a_table_and_writes_json(pipeline: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_check_of_an_edit_has_its_step_beside_that_of_sampling(pipeline: Path, tmp_path: Path):
-    file = tmp_path / "check.json"
-    options = ["num_inference_steps=3", "num_frames=2", "--topology", "v5e:2x2", "--json", file]
-    run = run_script(SCRIPT, "edit", "--config", EDIT, f"pretrained={pipeline}", *options)
-    assert run.status == 0, run
-    result = json.loads(file.read_text())
+    out, result = check_of_v5e("edit", EDIT, pipeline, tmp_path)
     edit, programs = result["edit"], {item["name"]: item for item in result["config"]["programs"]}
     for name in ("denoise", "invert", "edit"):
         assert edit[f"{name}_hbm_bytes"] == programs[name]["peak_hbm_bytes"]
@@ -165,8 +166,8 @@ def test_check_of_an_edit_has_its_step_beside_that_of_sampling(pipeline: Path, t
     # Two frames of 8x8 latents of four channels at four levels of noise; maps of 77 tokens in three steps.
     assert edit["kept_latents_bytes"] == 4 * 4 * 2 * 8 * 8 * 4
     assert edit["kept_word_maps_bytes"] == 3 * 4 * 2 * 8 * 8 * 77
-    assert f"HBM of an edit's step / of a sampling step: {ratio:.2f}" in run.out
-    assert "kept for 3 steps, MiB: 0.1 (0.0 latents, 0.1 word maps at most)" in run.out
+    assert f"HBM of an edit's step / of a sampling step: {ratio:.2f}" in out
+    assert "kept for 3 steps, MiB: 0.1 (0.0 latents, 0.1 word maps at most)" in out
 
 
 def program_too_large_for_v5e() -> Programs:

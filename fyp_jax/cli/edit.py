@@ -8,8 +8,8 @@ import sys
 
 from tqdm import tqdm
 
-from fyp_jax.cli.sample import is_override
-from fyp_jax.config import help_lines, load_config, make_parser
+from fyp_jax.cli.sample import field_names, is_override
+from fyp_jax.config import load_config, make_parser
 from fyp_jax.console import run_console
 from fyp_jax.editing.options import keep_background
 from fyp_jax.editing.prompt_options import fit_blend_words
@@ -80,8 +80,9 @@ def _without_overrides(texts: list[str], prompts: list[str] | None = None) -> tu
         if prompts is None:
             return is_override(text, EditConfig)
         name = text.partition("=")[0]
-        fields = {line.split("=")[0].strip() for line in help_lines(EditConfig)}
-        return name in fields and not any(has_words(TokenizedPrompt(x, (), ()), name) for x in prompts)
+        return name in field_names(EditConfig) and not any(
+            has_words(TokenizedPrompt(x, (), ()), name) for x in prompts
+        )
 
     return [x for x in texts if not is_field(x)], [x for x in texts if is_field(x)]
 

@@ -101,10 +101,15 @@ def _check_prompts_arguments(args: argparse.Namespace, prompts: list[str], overr
         raise UserError(f"--per-device-batch-size {args.per_device_batch_size} must be at least 1")
 
 
+def field_names(kind: type) -> list[str]:
+    """The names of all fields of a config, with their sections."""
+    return [line.split("=")[0].strip() for line in help_lines(kind)]
+
+
 def is_override(text: str, kind: type = SampleConfig) -> bool:
     """Whether a word after --prompt sets a field of a config. "style=anime, at night" is a prompt,
     `gudance_scale=3` a mistake."""
-    fields = [line.split("=")[0].strip() for line in help_lines(kind)]
+    fields = field_names(kind)
     # With their section and without it: stride=1 is meant for pose.stride.
     names = (*fields, *(field.rpartition(".")[2] for field in fields))
     name, equals, _ = text.partition("=")

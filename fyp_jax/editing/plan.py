@@ -17,7 +17,7 @@ from fyp_jax.editing.tables import (
     time_weights,
     window_steps,
 )
-from fyp_jax.editing.words import TokenizedPrompt, find_words, has_words, word_positions
+from fyp_jax.editing.words import TokenizedPrompt, find_words, is_for, word_positions
 from fyp_jax.errors import UserError
 from fyp_jax.models.attention_edit import AttentionEdit, LevelEdits
 
@@ -177,9 +177,7 @@ def _found(
 
     Raises UserError where no target has them.
     """
-    if has_words(target, phrase) or not any(has_words(other, phrase) for other in targets):
-        return find_words(target, phrase, option)
-    return []
+    return find_words(target, phrase, option) if is_for(target, targets, phrase) else []
 
 
 def _factors(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fyp_jax.editing.options import EditOptions, word_values, word_windows
-from fyp_jax.editing.words import TokenizedPrompt, has_words
+from fyp_jax.editing.words import TokenizedPrompt, has_words, is_for
 
 
 def options_of_prompt(options: EditOptions, targets: Sequence[TokenizedPrompt], number: int) -> EditOptions:
@@ -18,11 +18,7 @@ def options_of_prompt(options: EditOptions, targets: Sequence[TokenizedPrompt], 
         blend_words = [blend_words[0], blend_words[1 + number]]
 
     def own(texts: list[str], phrases: Sequence[str]) -> list[str]:
-        return [
-            text
-            for text, phrase in zip(texts, phrases, strict=True)
-            if has_words(target, phrase) or not any(has_words(other, phrase) for other in targets)
-        ]
+        return [x for x, phrase in zip(texts, phrases, strict=True) if is_for(target, targets, phrase)]
 
     equalizer = [(text, *word_values("equalizer", [text])) for text in options.equalizer]
     windows = [(text, *word_windows([text])) for text in options.word_replace_steps]

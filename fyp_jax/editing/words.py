@@ -4,6 +4,7 @@ A prompt's words are what single spaces divide. Tokens are given as strings, in 
 the end token and without marks of the ends of words, so that no tokenizer is needed here.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from fyp_jax.errors import UserError
@@ -73,6 +74,11 @@ def has_words(prompt: TokenizedPrompt, phrase: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def is_for(target: TokenizedPrompt, targets: Iterable[TokenizedPrompt], phrase: str) -> bool:
+    """Whether an option of this phrase is for a target: all but those that only other targets have."""
+    return has_words(target, phrase) or not any(has_words(other, phrase) for other in targets)
 
 
 def _plain(word: str) -> str:

@@ -3,7 +3,6 @@
 These are CLIP scores, the pose error by a pose estimator, and flicker.
 """
 
-import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.keypoint_metrics import match_people, pck
 from fyp_jax.evaluation.statistics import consecutive_cosine
-from fyp_jax.media.images import Frames, center_crop_box
+from fyp_jax.media.images import Frames, center_crop_box, frames_crc32
 from fyp_jax.media.reading import frame_indices
 from fyp_jax.pose.loading import has_keypoints, load_pose
 from fyp_jax.pose.networks import FindPeople
@@ -79,7 +78,7 @@ def given_keypoints(record: Mapping[str, Any], frames: Frames) -> list[Float[np.
     images = load_pose(
         file, num_frames=num_frames, stride=stride, start=start, height=height, width=width, size=size
     )
-    if zlib.crc32(images.data) != crc32:
+    if frames_crc32(images) != crc32:
         raise UserError(f"{file}: the pose has changed since the clip was made")
     if not has_keypoints(file):
         return None

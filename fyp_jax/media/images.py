@@ -1,5 +1,6 @@
 """Frames as arrays of RGB in 0..255: resizing, cropping, and image grids."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,11 @@ def center_crop_box(h: int, w: int, height: int, width: int) -> tuple[float, flo
     crop_h, crop_w = min(h, w * height / width), min(w, h * width / height)
     top, left = (h - crop_h) / 2, (w - crop_w) / 2
     return left, top, left + crop_w, top + crop_h
+
+
+def frames_crc32(frames: Frames) -> int:
+    """The CRC-32 by which records and inversions know frames again."""
+    return zlib.crc32(np.ascontiguousarray(frames).data)
 
 
 def image_grid(rows: Sequence[UInt8[np.ndarray, "_ _ _ 3"]]) -> Image:

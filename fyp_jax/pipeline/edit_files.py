@@ -14,17 +14,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.config import save_config
 from fyp_jax.editing.inversion import Inversion
-from fyp_jax.editing.options import EditOptions
 from fyp_jax.editing.plan import make_plan
 from fyp_jax.editing.prompt_options import options_of_prompt
 from fyp_jax.errors import UserError, printable
 from fyp_jax.media.clips import bundled_clip, find_clip, read_clip
-from fyp_jax.media.images import image_grid
+from fyp_jax.media.images import frames_crc32, image_grid
 from fyp_jax.media.writing import write_png
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.pipeline.edit_config import EditConfig
-from fyp_jax.pipeline.editing import EditOutput, check_inversion, crc32, tokenize_prompt
+from fyp_jax.pipeline.editing import EditOutput, check_inversion, tokenize_prompt
 from fyp_jax.pipeline.files import Bar, new_run_folder, write_clip
 from fyp_jax.pipeline.output import Frames
 from fyp_jax.pipeline.params import sampling_params
@@ -132,21 +131,17 @@ class EditingRun(NamedTuple):
             inversion = self._invert(clip, bar)
         if inversion is not None:
             reconstruction = self._reconstruct(inversion, bar)
+        targets = [tokenize_prompt(self.pipeline.programs.encoders, prompt) for prompt in config.prompt]
         for number, prompt in enumerate(config.prompt):
             bar.set_description(printable(prompt[:32]))
-            args = inversion, config.source, prompt, self._options(number), sampling_params(config)
+            # Prompts are edited one by one, and each has words of its own.
+            edit = options_of_prompt(config.edit, targets, number)
+            args = inversion, config.source, prompt, edit, sampling_params(config)
             output = self.pipeline.edit(*args, source_pose=poses[0], pose=poses[1], on_step=bar.update)
             own = {"prompt": prompt, "source": config.source, "seed": config.seed}
             path = write_clip(self.folder, number, prompt, output, config.fps, own | self.record)
             write_png(path.with_suffix(".png"), sheet(output, clip, reconstruction))
             yield path
-
-    def _options(self, number: int) -> EditOptions:
-        """The options of the edit of this number: prompts are edited one by one, and each has words of its
-        own."""
-        encoders = self.pipeline.programs.encoders
-        targets = [tokenize_prompt(encoders, prompt) for prompt in self.config.prompt]
-        return options_of_prompt(self.config.edit, targets, number)
 
     def _invert(self, clip: Frames, bar: Bar) -> Inversion:
         """The inversion of the clip, written to the file of the config if it names one."""
@@ -223,7 +218,7 @@ def _read_inversion(config: EditConfig, pipeline: FollowYourPosePipeline, source
     steps, pose, size and weights."""
     file = str(config.inversion)
     inversion = Inversion.load(file)
-    if source.clip is not None and inversion.made_for.get("clip") != crc32(source.clip):
+    if source.clip is not None and inversion.made_for.get("clip") != frames_crc32(source.clip):
         raise UserError(
             f"{file}: is the inversion of another clip than {config.video}, or of other frames of it; "
             "give another inversion=FILE, or video=null"

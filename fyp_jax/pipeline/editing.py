@@ -1,7 +1,6 @@
 """Inversion and edit of a clip: from prompts, poses and options to what `ClipEditor` runs, and its result."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from fyp_jax.editing.options import EditOptions
 from fyp_jax.editing.plan import make_plan
 from fyp_jax.editing.words import TokenizedPrompt
 from fyp_jax.errors import UserError
+from fyp_jax.media.images import frames_crc32
 from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.pipeline.clip_editor import ClipEditor
 from fyp_jax.pipeline.noise import prepare_latents
@@ -56,7 +56,7 @@ def invert_clip(
         raise UserError("the source prompt is empty: an edit needs a text that says what the clip shows")
     text, features = editor.encode_text([tokens.text]), editor.encode_pose(pose_images)
     trajectory, maps = editor.invert(z, tokens, text, features, map_level, on_step)
-    made_for = _made_for(editor, pose_images, map_level) | {"clip": crc32(clip)}
+    made_for = _made_for(editor, pose_images, map_level) | {"clip": frames_crc32(clip)}
     return Inversion(trajectory, maps, tokens.text, made_for)
 
 
@@ -139,13 +139,8 @@ def _made_for(editor: ClipEditor, pose_images: Frames | None, map_level: int) ->
         "schedule": repr(editor.programs.schedule),
         "num_inference_steps": editor.sampling.num_inference_steps,
         "map_level": map_level,
-        "pose": None if pose_images is None else crc32(pose_images),
+        "pose": None if pose_images is None else frames_crc32(pose_images),
     }
-
-
-def crc32(frames: Frames) -> int:
-    """The checksum by which an inversion knows a clip and a pose again."""
-    return zlib.crc32(np.ascontiguousarray(frames).data)
 
 
 def _levels(editor: ClipEditor) -> int:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import logging
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fyp_jax.errors import UserError, printable
+from fyp_jax.media.images import frames_crc32
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.pipeline.clip_batches import BatchSampler, ClipRequest, shape_of
@@ -236,7 +236,7 @@ def _made_of(config: SampleConfig, weights: Mapping[str, Any]) -> dict[str, Any]
         **{name: getattr(config, name) for name in SAMPLING_FIELDS if name not in NO_DIFFERENCE},
         "fps": config.fps,
         "dtype": config.dtype,
-        "pose": None if images is None else zlib.crc32(images.data),
+        "pose": None if images is None else frames_crc32(images),
         "weights": weights["crc32"],
     }
 

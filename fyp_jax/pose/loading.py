@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from jaxtyping import UInt8
 from fyp_jax.errors import UserError
 from fyp_jax.media.display import picture_to_rgb
 from fyp_jax.media.errors import MissingFileError
-from fyp_jax.media.images import Frames, Image, resize_center_crop
+from fyp_jax.media.images import Frames, Image, frames_crc32, resize_center_crop
 from fyp_jax.media.pictures import PICTURE_ERRORS, open_picture
 from fyp_jax.media.reading import frame_indices, read_frames, require_frames
 from fyp_jax.pose.config import PoseConfig
@@ -86,7 +85,7 @@ def pose_record(config: PoseConfig, images: Frames | None) -> dict[str, Any] | N
     None without a pose."""
     if config.path is None or images is None:
         return None
-    return {"file": str(find_pose(config.path).absolute()), "crc32": zlib.crc32(images.data)}
+    return {"file": str(find_pose(config.path).absolute()), "crc32": frames_crc32(images)}
 
 
 def has_keypoints(path: Path) -> bool:

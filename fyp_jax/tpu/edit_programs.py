@@ -42,9 +42,8 @@ def edit_calls(
     index, scalar = shaped((), jnp.int32), shaped(())
     has_clip = config.edit.method != "generate"
     generated = not has_clip or config.edit.null_text
-    edited_maps = (
-        config.edit.method != "fatezero"
-    )  # of source and targets; else of the targets' own attention
+    # FateZero's edits take the maps of the targets' own attention, the others those of source and targets.
+    edited_maps = config.edit.method != "fatezero"
     edits = {}
     for i in range(len(programs.unet.config.block_out_channels)):
         queries = (height >> i) * (width >> i)

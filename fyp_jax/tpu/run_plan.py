@@ -60,6 +60,16 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class LatentBytes:
+    """Bytes of cached latents."""
+
+    frame: int
+    """Mean and standard deviation of a frame."""
+    caption: int
+    """Text embeddings of a caption."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Storage:
     """Bytes on disk."""
 
@@ -125,7 +135,7 @@ def plan_storage(
     checkpoints: int,
     items: float | None,
     data: DataFigures | None,
-    latents: "LatentBytes",
+    latents: LatentBytes,
 ) -> Storage:
     """Bytes of `checkpoints` checkpoints, and of the records of all items and their cached latents."""
     if items is None or data is None:
@@ -133,16 +143,6 @@ def plan_storage(
     cached = items * (data.frames_per_item * latents.frame + latents.caption)
     records = None if data.cached_latents else items * data.bytes_per_item
     return Storage(records, cached, checkpoints * checkpoint_bytes)
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentBytes:
-    """Bytes of cached latents."""
-
-    frame: int
-    """Mean and standard deviation of a frame."""
-    caption: int
-    """Text embeddings of a caption."""
 
 
 def plan_preparation(items: float, data: DataFigures, workers: int) -> Preparation | None:

@@ -23,6 +23,7 @@ from benchmarks.timing import interleaved_times
 from fyp_jax.checkpoints.manager import open_manager
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
+from fyp_jax.models.attention_functions import plain_attention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initial_shapes
@@ -77,13 +78,9 @@ def main() -> None:
 
 def arrays_of_a_run(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """The items `train` and `inference` of a checkpoint."""
-    _, trainable, frozen = initial_shapes(config, get_stage(config.stage), None, _no_attention)
+    _, trainable, frozen = initial_shapes(config, get_stage(config.stage), None, plain_attention)
     flat = {path: x for path, x in (trainable | frozen).items() if path.startswith(SAVED)}
     inference = random_params(unflatten_dict(flat, sep="/"), seed=0)
     params = {path: x for path, x in flatten_dict(inference, sep="/").items() if path in trainable}
     moments = [jax.tree.map(lambda x, scale=scale: x * scale, params) for scale in (0.1, 0.01)]
     return {"params": params, "mu": moments[0], "nu": moments[1]}, inference
-
-
-def _no_attention(*_: Any, **__: Any) -> Any:
-    raise AssertionError("only shapes are asked for")
