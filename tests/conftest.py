@@ -1,5 +1,6 @@
 """Checks shapes at run time in all of fyp_jax, and has the fixtures that several files use."""
 
+import collections
 import importlib.util
 import json
 import os
@@ -42,8 +43,23 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+LONG_FILES = [
+    f"test_{name}.py"
+    for name in (
+        "kill editing export_pytorch compile_tpu resume parallel loop models cached_latents tuneavideo_reference "
+        "attention_kernels demo_browser long_clips evaluation mini_model notebook"
+    ).split()
+]
+"""Files whose tests take minutes together, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the TPU compiler are skipped where it is not installed."""
+    """The files that take longest are tested first, then those of most tests, so that all workers end together.
+    (pytest-xdist gives a worker one file at a time, in this order.) Tests of the TPU compiler are skipped
+    where it is not installed."""
+    count = collections.Counter(item.path for item in items)
+    rank = {name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: (rank.get(item.path.name, len(rank)), -count[item.path], item.path))
     if importlib.util.find_spec("libtpu") is None:
         for item in items:
             if item.get_closest_marker("tpu_compile"):
