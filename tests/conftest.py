@@ -44,19 +44,30 @@ jax.config.update("jax_enable_compilation_cache", False)
 
 
 LONG_FILES = [
-    f"test_{name}.py"
-    for name in (
-        "kill editing export_pytorch compile_tpu resume parallel loop models cached_latents tuneavideo_reference "
-        "attention_kernels demo_browser long_clips evaluation mini_model notebook"
-    ).split()
+    "test_kill.py",
+    "test_editing.py",
+    "test_export_pytorch.py",
+    "test_compile_tpu.py",
+    "test_resume.py",
+    "test_parallel.py",
+    "test_loop.py",
+    "test_models.py",
+    "test_cached_latents.py",
+    "test_tuneavideo_reference.py",
+    "test_attention_kernels.py",
+    "test_demo_browser.py",
+    "test_long_clips.py",
+    "test_evaluation.py",
+    "test_mini_model.py",
+    "test_notebook.py",
 ]
 """Files whose tests take minutes together, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest are tested first, then those of most tests, so that all workers end together.
-    (pytest-xdist gives a worker one file at a time, in this order.) Tests of the TPU compiler are skipped
-    where it is not installed."""
+    """The files that take longest are tested first, then those of most tests, so that all workers end
+    together. (pytest-xdist gives a worker one file at a time, in this order.) Tests of the TPU compiler are
+    skipped where it is not installed."""
     count = collections.Counter(item.path for item in items)
     rank = {name: i for i, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: (rank.get(item.path.name, len(rank)), -count[item.path], item.path))
