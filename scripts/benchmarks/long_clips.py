@@ -21,7 +21,7 @@ from fyp_jax.config import load_config
 from fyp_jax.evaluation.part_segmenter import segment_parts
 from fyp_jax.evaluation.scene_metrics import (
     PartMaps,
-    consistency,
+    background_scores,
     drawn_parts,
     nearest_character,
     pose_scores,
@@ -51,7 +51,7 @@ def seam_change(
         if 0 < edge < frames
     }
     changes = [
-        consistency(*(x[i - 1 : i + 1] for x in (video, parts, drawn))).background_change
+        background_scores(*(x[i - 1 : i + 1] for x in (video, parts, drawn))).background_change
         for i in range(1, frames)
     ]
     at = [i in seams for i in range(1, frames)]
