@@ -4,6 +4,7 @@ Clips are uint8 [f h w 3], keypoints [f p 17 3] in pixels, maps of parts [f h w]
 them. Where a figure is comes from the segmenter; where it should be, from renderings of the same keypoints.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from fyp_jax.evaluation.part_segmenter import part_classes
 from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import JOINTS
 from fyp_jax.synthetic.looks import NAMED
+from fyp_jax.synthetic.motions import HELD_OUT_MOTION
 from fyp_jax.synthetic.parts import PARTS
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
 from fyp_jax.synthetic.scenes import Scene, pan_velocity, render_frames
@@ -119,16 +121,11 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
 
     The distance of places and styles compares rows of the background (`_profile`).
     """
-    size = video.shape[1]
     background = ~grow(drawn > 0, FIGURE_MARGIN)
     profile = _profile(video, background)
-    nobody = keypoints[:, :0]
 
     def place_distance(place: str, style: str) -> float:
-        scenes = (
-            scene._replace(place=place, style=style, seed=seed, characters=()) for seed in range(PLACE_SEEDS)
-        )
-        rendered = (render_frames(one, nobody[:1], size)[0] for one in scenes)
+        rendered = (_empty_place(place, style, seed, video.shape[1]) for seed in range(PLACE_SEEDS))
         return min(float(np.nanmean(np.abs(_profile(x, background[:1]) - profile))) for x in rendered)
 
     places = [place for place in PLACES if place not in OPEN_PLACES]
@@ -137,6 +134,12 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
         min(places, key=lambda place: place_distance(place, scene.style)) == scene.place,
         min(STYLES, key=lambda style: place_distance(scene.place, style)) == scene.style,
     )
+
+
+@functools.cache  # clips of an evaluation are compared with the same few places
+def _empty_place(place: str, style: str, seed: int, size: int) -> UInt8[np.ndarray, "1 h w 3"]:
+    """A frame of a place, without anyone in it."""
+    return render_frames(Scene((), place, style, HELD_OUT_MOTION, seed), np.empty((1, 0, 17, 3)), size)[0]
 
 
 def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps) -> str:

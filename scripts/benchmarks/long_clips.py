@@ -50,10 +50,8 @@ def seam_change(
         for edge in (start, start + window)
         if 0 < edge < frames
     }
-    changes = [
-        background_scores(*(x[i - 1 : i + 1] for x in (video, parts, drawn))).background_change
-        for i in range(1, frames)
-    ]
+    pairs = [slice(i - 1, i + 1) for i in range(1, frames)]
+    changes = [background_scores(video[x], parts[x], drawn[x]).background_change for x in pairs]
     at = [i in seams for i in range(1, frames)]
     return float(np.mean(np.compress(at, changes))), float(np.mean(np.compress(np.invert(at), changes)))
 
