@@ -7,7 +7,7 @@ motion         a training step of the motion stage against its baseline
 start          the first start of sample.py against the second, which finds its programs in the cache
 data           the data loader against plain PyAV decoding
 data_rates     core seconds of preparing an item and of loading a clip, for scripts/plan_run.py
-long_clips     clips in windows: time, memory, appearance, pose accuracy, flicker at seams
+long_clips     clips in windows: time, memory, appearance, pose accuracy, change at seams
 many_clips     throughput of batches of clips, by devices and clips a device
 checkpoints    what the checksums of checkpoints cost
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps

@@ -2,7 +2,7 @@
 
     python scripts/train_part_segmenter.py --out fyp_jax/assets/part_segmenter.safetensors
 
-Drawings are blurred, made noisy and tinted by chance, so that sampled clips are segmented as well as drawn
+Drawings are augmented at random (blur, tint, noise), so that sampled clips are segmented as well as drawn
 ones. At the end it prints the intersection over union of figures, and of each part, on drawings that training
 never had.
 """
@@ -25,10 +25,12 @@ from fyp_jax.errors import wrap_write_errors
 from fyp_jax.evaluation.autoencoder import held_out_drawings
 from fyp_jax.evaluation.part_segmenter import CLASSES, PartSegmenter, part_classes
 from fyp_jax.synthetic.parts import PARTS
-from fyp_jax.synthetic.scenes import render_clip, training_scene
+from fyp_jax.synthetic.scenes import SIZE, render_clip, training_scene
 
 FIRST_SEED = 7 * 10**8
-"""Seed of the first drawing; neither images nor videos of training come so far."""
+"""Seed of the first drawing, a training scene."""
+NUM_HELD_OUT = 128
+"""Drawings that the network is tested on."""
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     with wrap_write_errors(args.out):  # a folder that is missing is told before the training
         args.out.parent.mkdir(parents=True, exist_ok=True)
     model = PartSegmenter()
-    params = model.init(jax.random.key(0), jnp.zeros((1, 128, 128, 3)))["params"]
+    params = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
     optimizer = optax.adam(optax.cosine_onecycle_schedule(args.steps, args.learning_rate))
 
     @jax.jit
@@ -72,18 +74,18 @@ def main() -> None:
 
 
 def batch(first_seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Drawings, altered by chance, and the classes of their pixels."""
+    """Augmented drawings, uint8 [n h w 3], and the classes of their pixels, [n h w]."""
     rng = np.random.default_rng(first_seed)
     frames, classes = [], []
     for seed in range(first_seed, first_seed + count):
         clip = render_clip(training_scene(seed), 1, labels=True)
         assert clip.labels is not None
-        frames.append(altered(clip.video[0], rng))
+        frames.append(augment(clip.video[0], rng))
         classes.append(part_classes(clip.labels[0]))
     return np.stack(frames), np.stack(classes)
 
 
-def altered(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augment(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A drawing as a sampler may make it: blurred, with other colours, with noise. Half of them stay."""
     if rng.random() < 0.5:
         return frame
@@ -96,7 +98,7 @@ def altered(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def report(classify: Any) -> None:
     """Print the intersection over union of figures and parts on held-out drawings."""
     drawn, found = [], []
-    for clip in held_out_drawings(128):
+    for clip in held_out_drawings(NUM_HELD_OUT):
         assert clip.labels is not None
         drawn.append(part_classes(clip.labels[0]))
         found.append(np.asarray(classify(jnp.asarray(clip.video, jnp.float32) / 127.5 - 1))[0])

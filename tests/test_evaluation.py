@@ -20,8 +20,7 @@ from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax.cli import evaluate
 from fyp_jax.evaluation import ablations, part_segmenter, report, rows, scene_set
 from fyp_jax.evaluation.scene_metrics import TextScores
-from fyp_jax.evaluation.scene_set import Kind, SceneScores
-from fyp_jax.evaluation.statistics import ConfidenceInterval
+from fyp_jax.evaluation.scene_set import Kind, SceneScores, Score
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
@@ -136,9 +135,9 @@ def test_before_the_motion_stage_queries_are_those_of_the_image_model():
     assert np.any(block["attn2"]["to_q"]["kernel"])
 
 
-def some_scores(mean: float, **missing: None) -> SceneScores:
-    value = ConfidenceInterval(mean, mean - 0.1, mean + 0.1)
-    return SceneScores(**{**dict.fromkeys(SceneScores._fields, value), **missing})
+def some_scores(mean: float, **others: Score | None) -> SceneScores:
+    value = Score(mean, mean - 0.1, mean + 0.1, (mean - 0.05, mean + 0.05))
+    return SceneScores(**{**dict.fromkeys(SceneScores._fields, value), **others})
 
 
 def test_figures_have_a_row_for_each_model(tmp_path: Path):
@@ -159,6 +158,41 @@ def test_table_leaves_the_cell_of_a_missing_score_empty():
     assert [not cell for cell in cells] == [name == "character" for name in SceneScores._fields]
 
 
+def test_differences_are_taken_clip_by_clip_over_clips_that_both_have():
+    """Clips differ by 0.5 and more, and the ablation from the full model by 0.01 each: that can be told."""
+    clips = np.linspace(0.1, 0.9, 9)
+    base = Score(0.5, 0.3, 0.7, tuple(clips))
+    other = Score(0.49, 0.29, 0.69, (None, *(clips[1:] - 0.01)))
+    results = {
+        "full model": some_scores(0.5, sharpness=base, style=None),
+        "less": some_scores(0.3, sharpness=other),
+    }
+    *_, row = report.difference_rows(results, {"less": "full model"})
+    name, minus, *cells = (cell.strip() for cell in row.split("|")[1:-1])
+    assert (name, minus) == ("less", "full model")
+    differences = dict(zip(SceneScores._fields, cells, strict=True))
+    assert differences["sharpness"] == "-0.010 (-0.010 to -0.010)"
+    assert differences["iou"] == "-0.200 (-0.200 to -0.200)"
+    assert differences["style"] == ""
+
+
+def test_each_ablation_is_compared_with_the_full_model_on_the_same_cases():
+    planned = rows.plan_rows(["full model", "less", ablations.WITHOUT_TEMPORAL], 8, [24])
+    assert rows.baselines(planned) == {
+        "less": "full model",
+        "without temporal layers": "full model",
+        "without temporal layers, open captions": "full model, open captions",
+    }
+
+
+def test_scores_of_each_clip_are_in_the_json():
+    scores = {"a": some_scores(0.5, character=None, edge_width=Score(1.0, 1.0, 1.0, (None, 1.0)))}
+    text = json.dumps(rows.scores_json(scores))
+    assert rows.scores_from_json(json.loads(text)) == scores
+    with pytest.raises(TypeError, match="clips"):
+        rows.scores_from_json({"a": {"iou": {"mean": 1.0, "low": 1.0, "high": 1.0}}})
+
+
 def test_rows_are_the_ablations_on_named_captions_and_those_on_open_ones():
     names = (ablations.FULL_MODEL, ablations.FRAME_BY_FRAME)
     assert [row.name for row in rows.plan_rows(names, 8, [24])] == [
@@ -168,11 +202,10 @@ def test_rows_are_the_ablations_on_named_captions_and_those_on_open_ones():
         "pose stage only, frame by frame, open captions",
         "ground truth, 24 frames", "full model, 24 frames",
     ]  # fmt: skip
-    planned = rows.plan_rows([*names, ablations.OWN_NOISE, *rows.OPEN_ALONE], 8, [])
+    planned = rows.plan_rows([*rows.OPEN_MODELS, "without pose"], 8, [])
     of = {kind: {row.model for row in planned if row.kind is kind} for kind in Kind}
-    assert set(rows.OPEN_MODELS) < of[Kind.OPEN]
-    assert not set(rows.OPEN_ALONE) & of[Kind.NAMED]
-    assert ablations.OWN_NOISE in of[Kind.NAMED]
+    assert of[Kind.OPEN] == {rows.GROUND_TRUTH, *rows.OPEN_MODELS}
+    assert of[Kind.NAMED] == of[Kind.OPEN] | {"without pose"}
 
 
 def test_rows_with_scores_of_equal_weights_and_options_are_kept(fake_segmenter: Path, tmp_path: Path):
@@ -262,6 +295,8 @@ def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, fake_segme
     assert scores["full model, open captions"]["character"] is None
     assert scores["skeletons"]["sharpness"]["mean"] != scores["full model"]["sharpness"]["mean"]
     assert (tmp_path / "new" / "scores.md").read_text() in done.out + "\n"
+    assert "| skeletons | full model |" in done.out
+    assert len(scores["skeletons"]["sharpness"]["clips"]) == 2
     for name in ("scores", "clips", "clips_open", "clips_held_out_pairs"):
         with Image.open(tmp_path / "new" / f"{name}.png") as figure:
             assert min(figure.size) > 100
@@ -318,7 +353,7 @@ def test_ablations_change_one_part_of_the_model_each(tmp_path: Path):
             name: model.sample for name, model in evaluate.models_of(config, pipeline, True, {}).items()
         }
     used = {name: parts[model] for name, model in models.items() if model in parts}
-    assert len(models) == 8 + 2
+    assert len(models) == 8
     full, sampling = used["full model"]
     assert full is pipeline
     no_correlation = dataclasses.replace(sampling, noise_correlation=0.0)
@@ -337,8 +372,6 @@ def test_ablations_change_one_part_of_the_model_each(tmp_path: Path):
     single, _ = used["without cross-frame attention"]
     assert not single.programs.unet.config.cross_frame_attention
     assert single.params is pipeline.params
-    assert used[ablations.ALONE_OWN_NOISE] == (single, no_correlation)
-    assert used[ablations.SILENT_OWN_NOISE] == (used["without temporal layers"][0], no_correlation)
 
 
 def test_frame_by_frame_samples_each_frame_with_its_own_noise():

@@ -266,10 +266,10 @@ def card(text: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.slow
 def test_model_card_is_written_without_a_network(checkpoint: Path, tmp_path: Path):
     """conftest sets HF_HUB_OFFLINE."""
-    scores = {"pose_accuracy": (0.9, 0.8, 0.95), "edge_width": (3.25, 3.0, 3.5)}
-    interval = {name: dict(zip(("mean", "low", "high"), x, strict=True)) for name, x in scores.items()}
-    from fyp_jax.evaluation.scene_set import SceneScores
+    from fyp_jax.evaluation.scene_set import SceneScores, Score
 
+    scores = {"pose_accuracy": (0.9, 0.8, 0.95), "edge_width": (3.25, 3.0, 3.5)}
+    interval = {name: Score(*x, clips=(x[0],))._asdict() for name, x in scores.items()}
     rows = {name: interval.get(name, interval["edge_width"]) for name in SceneScores._fields}
     rows["character"] = None  # no clips with this score
     (tmp_path / "scores.json").write_text(json.dumps({"ground truth": rows, "full model": rows}))

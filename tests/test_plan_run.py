@@ -341,11 +341,15 @@ def test_a_sweep_prints_a_row_for_each_value_and_values_differ(benchmark: Callab
     options = ("--field", "guidance_scale", "--values", "1,7", "--clips", "1", "num_inference_steps=1")
     run = benchmark("sweep", *options)
     assert run.status == 0, run
-    header, rule, *rows = run.out.strip().splitlines()
+    table, differences = run.out.strip().split("\n\n")
+    header, rule, *rows = table.splitlines()
     assert header.startswith("| | pose accuracy |")
     assert [row.split("|")[1].strip() for row in rows] == ["guidance_scale=1", "guidance_scale=7"]
     assert rows[0].split("|")[2:] != rows[1].split("|")[2:]
     assert rule.count("|") == rows[0].count("|") == header.count("|")
+    assert [line.split("|")[1:3] for line in differences.splitlines()[2:]] == [
+        [" guidance_scale=7 ", " guidance_scale=1 "]
+    ]
 
 
 @pytest.mark.slow

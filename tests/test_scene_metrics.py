@@ -7,11 +7,12 @@ from fyp_jax.evaluation.autoencoder import held_out_scene
 from fyp_jax.evaluation.part_segmenter import part_classes
 from fyp_jax.evaluation.scene_metrics import (
     background_motion,
-    consistency,
+    background_scores,
     drawn_parts,
     limb_points,
     part_deviation,
     pose_scores,
+    shown_pan,
     text_scores,
 )
 from fyp_jax.synthetic.looks import NAMED
@@ -78,23 +79,58 @@ def test_style_and_place_of_another_drawing_are_told_apart():
 def test_background_moves_as_the_camera_pans(pan: float):
     scene = scene_of("robot", 8, "forest", pan)
     clip, parts = clip_of(scene, 3)
-    motion = background_motion(clip.video, drawn_parts(scene, clip.keypoints, 128) + parts == 0)
-    np.testing.assert_allclose(motion, -pan_velocity(scene), atol=0.26)
+    shifts, _ = background_motion(clip.video, drawn_parts(scene, clip.keypoints, 128) + parts == 0)
+    np.testing.assert_allclose(shifts, -pan_velocity(scene), atol=0.26)
 
 
-def test_consistency_of_a_drawing_is_lost_by_frames_that_do_not_belong_together():
+def test_scores_of_a_drawing_are_lost_by_frames_that_do_not_belong_together():
     scene = scene_of("person", 2, "park", pan=0.01)
     clip, parts = clip_of(scene)
     drawn = drawn_parts(scene, clip.keypoints, 128)
-    good = consistency(clip.video, parts, drawn)
     others = [render_clip(scene_of("person", 20 + i, "park", pan=0.01), FRAMES) for i in range(FRAMES)]
     mixed = np.stack([other.video[i] for i, other in enumerate(others)])
-    bad = consistency(mixed, parts, drawn)
-    assert good.part_deviation < 12
-    assert bad.part_deviation > 2 * good.part_deviation
+    assert part_deviation(clip.video, drawn) < 12
+    assert part_deviation(mixed, drawn) > 2 * part_deviation(clip.video, drawn)
+    pan = pan_velocity(scene)
+    good, bad = (background_scores(video, parts, drawn, pan) for video in (clip.video, mixed))
     assert bad.background_change > 3 * good.background_change
     assert good.pan_unevenness < 0.3
     assert bad.pan_unevenness > 0.5
+    assert good.pan_error < 0.3
+    assert bad.pan_error > 1
+
+
+def test_pan_error_is_that_of_each_frame_against_the_camera_of_the_drawing():
+    scene = scene_of("person", 2, "forest", pan=1.5 / 128)
+    clip, parts = clip_of(scene, 5)
+    drawn = drawn_parts(scene, clip.keypoints, 128)
+
+    def errors(order: list[int], pan: float) -> tuple[float, float]:
+        _, unevenness, error = background_scores(clip.video[order], parts[order], drawn[order], pan)
+        return unevenness, error
+
+    np.testing.assert_allclose(errors([0, 1, 2, 3, 4], 1.5), [0, 0], atol=0.1)
+    np.testing.assert_allclose(errors([0, 0, 0, 0, 0], 1.5), [0, 1.5], atol=0.1)  # it stands still
+    np.testing.assert_allclose(errors([4, 3, 2, 1, 0], 1.5), [0, 3], atol=0.1)  # it pans the other way
+    np.testing.assert_allclose(errors([0, 2, 1, 3, 2], 1.5), [2.25, 2.25], atol=0.1)  # to and fro
+    assert np.isnan(background_scores(clip.video, parts, drawn).pan_error)
+
+
+@pytest.mark.parametrize(("place", "seen"), [("park", True), ("simple", False)])
+def test_pan_of_a_place_is_known_where_a_drawing_shows_it(place: str, seen: bool):
+    moving, still = (scene_of("robot", 1, place, pan) for pan in (0.01, 0.0))
+    for scene, expected in ((moving, pan_velocity(moving) if seen else None), (still, None)):
+        clip, _ = clip_of(scene, 3)
+        assert shown_pan(scene, clip.video, drawn_parts(scene, clip.keypoints, 128)) == expected
+
+
+def test_plain_background_has_no_motion_but_changes():
+    video = np.full((3, 64, 64, 3), 100, np.uint8)
+    video[1] += 10
+    drawn = np.zeros((3, 64, 64), np.uint8)
+    scores = background_scores(video, drawn, drawn, 1.0)
+    assert scores.background_change == pytest.approx(10)
+    assert np.isnan([scores.pan_unevenness, scores.pan_error]).all()
 
 
 def test_deviation_of_a_colour_is_that_of_its_levels():
@@ -109,10 +145,9 @@ def test_deviation_of_a_colour_is_that_of_its_levels():
 def test_clip_without_background_has_no_score_of_it():
     clip, parts = clip_of(scene_of("person", 2, "park"), 3)
     everywhere = np.ones_like(parts)
-    _, change, unevenness = consistency(clip.video, everywhere, everywhere)
-    assert np.isnan([change, unevenness]).all()
+    assert np.isnan(background_scores(clip.video, everywhere, everywhere, 1.0)).all()
     everywhere[1:] = 0  # one frame without any: the two others are compared
-    assert np.isfinite(consistency(clip.video, everywhere, everywhere)[1:]).all()
+    assert np.isfinite(background_scores(clip.video, everywhere, everywhere, 1.0)).all()
 
 
 def test_scenes_of_the_evaluation_have_held_out_seeds():

@@ -26,6 +26,13 @@ def test_width_of_a_ramp_is_its_length_in_both_directions(width: int):
     assert mean_edge_width(ramp(width)[:, :, ::-1]) == width
 
 
+def test_row_without_an_edge_between_two_with_one_is_not_counted():
+    """The Sobel filter finds the edges of the rows above and below there, too."""
+    video = ramp(3)
+    video[:, 12] = 40
+    assert mean_edge_width(video) == 3
+
+
 def test_clip_without_edges_has_no_width():
     assert np.isnan(mean_edge_width(np.full((2, 16, 16, 3), 9, np.uint8)))
     with pytest.raises(ValueError, match="no edges"):

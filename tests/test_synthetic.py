@@ -45,7 +45,6 @@ from fyp_jax.synthetic.scenes import (
     caption,
     caption_words,
     pan_velocity,
-    part_of,
     render_clip,
     render_frames,
     scene_keypoints,
@@ -57,6 +56,11 @@ from fyp_jax.synthetic.styles import STYLES
 ROOT = SCRIPTS.parent
 PERSON = Scene(("person",), "park", "none", "walk", 3, pan=1.5 / 128)
 IMAGES, VIDEOS = "synthetic://pose_images", "synthetic://captioned_videos"
+
+
+def part_of(labels: np.ndarray, part: str, person: int = 0) -> np.ndarray:
+    """Mask of a part (one of PARTS) of a person in label maps."""
+    return labels == PERSON_LABELS * person + 1 + PARTS.index(part)
 
 
 def digest(seeds: range) -> str:

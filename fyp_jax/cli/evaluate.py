@@ -7,7 +7,8 @@ common, and ablations.
     python scripts/evaluate.py --long 24 48                                  also longer clips
     python scripts/evaluate.py --compare "my run=runs/mine/checkpoints"      also other checkpoints
 
-Writes OUT/scores.md (the table), scores.json, scores.png (bars), and clips.png, clips_open.png and
+Writes OUT/scores.md (a table of scores, and one of the differences from the full model, clip by clip),
+scores.json (with the scores of each clip), scores.png (bars), and clips.png, clips_open.png and
 clips_held_out_pairs.png: clips of the same cases by each model and ablation. The same weights give the same
 scores on the same machine. The same command resumes where it was stopped, and keeps each row that OUT has
 from the same weights and options.
@@ -82,8 +83,8 @@ def main() -> None:
     config = load_config(SampleConfig, CONFIG, args.overrides)
     config.check()
     # These imports take seconds, so they come after the arguments are known to be good.
-    from fyp_jax.evaluation.report import plot_clips, plot_scores, table_rows
-    from fyp_jax.evaluation.rows import plan_rows, score_rows
+    from fyp_jax.evaluation.report import difference_rows, plot_clips, plot_scores, table_rows
+    from fyp_jax.evaluation.rows import baselines, plan_rows, score_rows
     from fyp_jax.evaluation.scene_set import Kind
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
@@ -93,9 +94,10 @@ def main() -> None:
     models = models_of(config, pipeline, args.ablations, dict(x.split("=", 1) for x in args.compare))
     rows = plan_rows(list(models), args.frames, args.long)
     results, shown = score_rows(rows, models, args.num_clips, config, args.out)
-    table = "\n".join(table_rows(results))
+    differences = difference_rows(results, baselines(rows))
+    tables = "\n".join([*table_rows(results), "", "Differences, clip by clip:", "", *differences])
     with wrap_write_errors(args.out / "scores.md") as file:
-        file.write_text(table + "\n")
+        file.write_text(tables + "\n")
     plot_scores(results, args.out / "scores.png")
     names = {
         Kind.NAMED: "clips.png",
@@ -104,7 +106,7 @@ def main() -> None:
     }
     for kind, clips in shown.items():
         plot_clips(clips, args.out / names[kind], SHOWN_FRAMES)
-    print(table)
+    print(tables)
 
 
 def models_of(

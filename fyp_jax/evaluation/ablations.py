@@ -30,9 +30,8 @@ SampleFn = Callable[[Any, int], UInt8[np.ndarray, "f h w 3"]]
 
 FULL_MODEL = "full model"
 FRAME_BY_FRAME = "pose stage only, frame by frame"
-OWN_NOISE = "own noise for each frame"
+OWN_NOISE, CORRELATED_NOISE = "own noise for each frame", "correlated noise"
 WITHOUT_CROSS_FRAME, WITHOUT_TEMPORAL = "without cross-frame attention", "without temporal layers"
-ALONE_OWN_NOISE, SILENT_OWN_NOISE = (f"{OWN_NOISE}, {x}" for x in (WITHOUT_CROSS_FRAME, WITHOUT_TEMPORAL))
 
 
 def full_and_ablations(
@@ -54,19 +53,17 @@ def full_and_ablations(
         pipeline, {**pipeline.params, "unet": without_temporal_layers(pipeline.params["unet"])}
     )
     correlated = changed(noise_correlation=1.0)
-    found["pose stage only, correlated noise"] = full_model(pose_stage, correlated)
+    found[f"pose stage only, {CORRELATED_NOISE}"] = full_model(pose_stage, correlated)
     if sampling != own:
         found[OWN_NOISE] = full_model(pipeline, own)
     if sampling != correlated:
-        found["correlated noise"] = full_model(pipeline, correlated)
+        found[CORRELATED_NOISE] = full_model(pipeline, correlated)
     name = "guidance on the text alone" if sampling.pose_guidance else "guidance on the pose too"
     found[name] = full_model(pipeline, changed(pose_guidance=not sampling.pose_guidance))
     return found | {
         "without pose": without_pose(pipeline, sampling),
         WITHOUT_CROSS_FRAME: full_model(alone, sampling),
         WITHOUT_TEMPORAL: full_model(silent, sampling),
-        ALONE_OWN_NOISE: full_model(alone, own),
-        SILENT_OWN_NOISE: full_model(silent, own),
     }
 
 

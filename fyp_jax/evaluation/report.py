@@ -1,4 +1,4 @@
-"""The report of an evaluation: a Markdown table and two figures."""
+"""The report of an evaluation: two Markdown tables and two figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fyp_jax.errors import wrap_write_errors
 from fyp_jax.evaluation.scene_set import SceneScores
-from fyp_jax.evaluation.statistics import ConfidenceInterval
+from fyp_jax.evaluation.statistics import paired_difference
 
 PANELS = (
     ("pose_accuracy", "iou"),
@@ -18,27 +18,46 @@ PANELS = (
     ("sharpness",),
     ("edge_width",),
     ("part_deviation", "background_change"),
-    ("pan_unevenness",),
+    ("pan_unevenness", "pan_error"),
 )
 """Scores that share a scale, and so a panel of the figure."""
-DIGITS = {"edge_width": 2, "part_deviation": 1, "background_change": 1, "pan_unevenness": 2}
+DIGITS = {"edge_width": 2, "part_deviation": 1, "background_change": 1, "pan_unevenness": 2, "pan_error": 2}
 """Decimals of a score in the table, where they are not 3."""
 
 
 def table_rows(results: Mapping[str, SceneScores]) -> Iterator[str]:
     """The lines of a Markdown table, a row for each model or ablation. A cell without score is empty."""
-    names = [name.replace("_", " ") for name in SceneScores._fields]
-    yield "| | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
+    yield from _header("")
     for name, scores in results.items():
-        cells = [_cell(value, DIGITS.get(field, 3)) for field, value in scores._asdict().items()]
+        cells = [_cell(value, field) for field, value in scores._asdict().items()]
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _cell(value: ConfidenceInterval | None, digits: int) -> str:
+def difference_rows(results: Mapping[str, SceneScores], baselines: Mapping[str, str]) -> Iterator[str]:
+    """The lines of a Markdown table of paired differences: each row of `baselines` minus its baseline's row,
+    clip by clip. A cell is empty where no clip has both scores."""
+    yield from _header("", "minus")
+    for name, baseline in baselines.items():
+        pairs = zip(SceneScores._fields, results[name], results[baseline], strict=True)
+        cells = [
+            _cell(a and b and paired_difference(a.clips, b.clips), field, sign="+") for field, a, b in pairs
+        ]
+        yield f"| {name} | {baseline} | " + " | ".join(cells) + " |"
+
+
+def _header(*first: str) -> Iterator[str]:
+    """The first two lines of a table with a column for each score."""
+    names = [*first, *(name.replace("_", " ") for name in SceneScores._fields)]
+    yield "|" + "".join(f" {name} |" if name else " |" for name in names)
+    yield "|---" * len(names) + "|"
+
+
+def _cell(value: Any, field: str, sign: str = "") -> str:
+    """A mean with its interval, or nothing for None."""
     if value is None:
         return ""
-    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    mean, low, high = (f"{x:{sign}.{DIGITS.get(field, 3)}f}" for x in (value.mean, value.low, value.high))
+    return f"{mean} ({low} to {high})"
 
 
 def plot_scores(results: Mapping[str, SceneScores], file: Path) -> None:

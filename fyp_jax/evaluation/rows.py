@@ -17,29 +17,31 @@ from fyp_jax.data.synthetic_source import VERSION
 from fyp_jax.errors import wrap_write_errors
 from fyp_jax.evaluation import part_segmenter
 from fyp_jax.evaluation.ablations import (
-    ALONE_OWN_NOISE,
+    CORRELATED_NOISE,
     FRAME_BY_FRAME,
     FULL_MODEL,
     OWN_NOISE,
-    SILENT_OWN_NOISE,
+    WITHOUT_CROSS_FRAME,
+    WITHOUT_TEMPORAL,
 )
 from fyp_jax.evaluation.scene_set import (
     Kind,
     SceneCase,
     SceneScores,
+    Score,
     drawings,
     make_scene_cases,
     score_scenes,
 )
-from fyp_jax.evaluation.statistics import ConfidenceInterval
 from fyp_jax.media.images import Frames
 
 GROUND_TRUTH = "ground truth"
 GIVEN_POSE = "given pose"
-OPEN_MODELS = (FULL_MODEL, FRAME_BY_FRAME, OWN_NOISE, ALONE_OWN_NOISE, SILENT_OWN_NOISE)
+OPEN_MODELS = (
+    *(FULL_MODEL, FRAME_BY_FRAME, WITHOUT_CROSS_FRAME, WITHOUT_TEMPORAL),
+    *(OWN_NOISE, CORRELATED_NOISE),
+)
 """What is evaluated on open captions, whose looks the frames have to agree on."""
-OPEN_ALONE = (ALONE_OWN_NOISE, SILENT_OWN_NOISE)
-"""What is evaluated on nothing else."""
 SCORES, FINGERPRINTS = "scores.json", "fingerprints.json"
 SHOWN = 2
 """Clips of each row in the picture."""
@@ -71,14 +73,26 @@ class Row(NamedTuple):
 def plan_rows(models: Sequence[str], frames: int, long: Sequence[int]) -> list[Row]:
     """All models with named captions; the full model with held-out pairs, and with clips of the lengths
     `long`; and those of OPEN_MODELS with open captions. The drawings come before each of these groups."""
-    named = [GROUND_TRUTH, *(name for name in models if name not in OPEN_ALONE)]
-    rows = [Row(name, Kind.NAMED, frames) for name in named]
+    rows = [Row(name, Kind.NAMED, frames) for name in (GROUND_TRUTH, *models)]
     both = (GROUND_TRUTH, FULL_MODEL)
     rows += [Row(name, Kind.HELD_OUT_PAIRS, frames, ", held-out pairs") for name in both]
     for name in (GROUND_TRUTH, *OPEN_MODELS):
         if name == GROUND_TRUTH or name in models:
             rows.append(Row(name, Kind.OPEN, frames, ", open captions"))
     return rows + [Row(name, Kind.NAMED, n, f", {n} frames") for n in long for name in both]
+
+
+def baselines(rows: Sequence[Row]) -> dict[str, str]:
+    """For the name of each model's and ablation's row, that of the full model's row for the same cases.
+
+    Both make a clip for each case with the same seed, so they can be compared clip by clip.
+    """
+    full = {(row.kind, row.frames): row.name for row in rows if row.model == FULL_MODEL}
+    return {
+        row.name: full[row.kind, row.frames]
+        for row in rows
+        if row.model not in (GROUND_TRUTH, FULL_MODEL) and (row.kind, row.frames) in full
+    }
 
 
 def weights_checksum(params: Mapping[str, Any]) -> str:
@@ -125,7 +139,7 @@ def score_rows(
 
 
 def scores_json(results: Mapping[str, SceneScores]) -> dict[str, Any]:
-    """Scores as values that JSON holds."""
+    """Scores as values that JSON holds, with those of each clip."""
     return {
         name: {field: value and value._asdict() for field, value in scores._asdict().items()}
         for name, scores in results.items()
@@ -134,8 +148,13 @@ def scores_json(results: Mapping[str, SceneScores]) -> dict[str, Any]:
 
 def scores_from_json(values: Mapping[str, Any]) -> dict[str, SceneScores]:
     """The scores of `scores_json`. Raises TypeError, AttributeError for other values."""
+
+    def score(value: Mapping[str, Any]) -> Score:
+        found = Score(**value)
+        return found._replace(clips=tuple(found.clips))
+
     return {
-        name: SceneScores(**{field: value and ConfidenceInterval(**value) for field, value in row.items()})
+        name: SceneScores(**{field: value and score(value) for field, value in row.items()})
         for name, row in values.items()
     }
 

@@ -4,6 +4,7 @@ Clips are uint8 [f h w 3], keypoints [f p 17 3] in pixels, maps of parts [f h w]
 them. Where a figure is comes from the segmenter; where it should be, from renderings of the same keypoints.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ from fyp_jax.evaluation.part_segmenter import part_classes
 from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import JOINTS
 from fyp_jax.synthetic.looks import NAMED
+from fyp_jax.synthetic.motions import HELD_OUT_MOTION
 from fyp_jax.synthetic.parts import PARTS
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
-from fyp_jax.synthetic.scenes import Scene, render_frames
+from fyp_jax.synthetic.scenes import Scene, pan_velocity, render_frames
 from fyp_jax.synthetic.styles import STYLES
 
 People = Float[np.ndarray, "f p 17 3"]
@@ -40,8 +42,12 @@ FIGURE_MARGIN = 4
 """Pixels around figures that are not counted as background."""
 PLACE_SEEDS = 6
 """Renderings of each place that a clip is compared with; the seed says which trees and houses it has."""
-LARGEST_SHIFT, SHIFT_STEP = 4.0, 0.25
+LARGEST_SHIFT, SHIFT_STEP = 4, 0.25
 """Of the background from a frame to the next, in pixels: the camera pans by 2 at most."""
+LEAST_TEXTURE = 0.5
+"""Grey levels by which a frame differs from itself moved by LARGEST_SHIFT, if its motion can be seen."""
+LARGEST_DRAWN_ERROR = 0.5
+"""Pixels a frame; a drawing with a larger `pan_error` does not show how its camera pans."""
 
 
 class PoseScores(NamedTuple):
@@ -61,15 +67,18 @@ class TextScores(NamedTuple):
     style: bool
 
 
-class Consistency(NamedTuple):
-    """What frames of a clip have in common; all but the last in grey levels of 255."""
+class BackgroundScores(NamedTuple):
+    """How the background changes and moves from each frame of a clip to the next."""
 
-    part_deviation: float
-    """Mean absolute deviation of a part's colour in a frame from its mean over the clip."""
     background_change: float
-    """Mean absolute difference of the background from each frame to the next, without the camera's motion."""
+    """Mean absolute difference in grey levels, without the camera's motion; nan where no two frames show
+    background in common."""
     pan_unevenness: float
-    """Mean absolute deviation of the background's motion from its median over the clip, in pixels a frame."""
+    """Mean absolute deviation of the motion from its median over the clip, in pixels a frame; nan where no
+    motion can be seen."""
+    pan_error: float
+    """Mean absolute error of the motion against that of the given pan, in pixels a frame; nan without one,
+    and where no motion can be seen."""
 
 
 def limb_points(person: Float[np.ndarray, "17 3"], spacing: float = 1.0) -> Float[np.ndarray, "n 2"]:
@@ -112,16 +121,11 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
 
     The distance of places and styles compares rows of the background (`_profile`).
     """
-    size = video.shape[1]
     background = ~grow(drawn > 0, FIGURE_MARGIN)
     profile = _profile(video, background)
-    nobody = keypoints[:, :0]
 
     def place_distance(place: str, style: str) -> float:
-        scenes = (
-            scene._replace(place=place, style=style, seed=seed, characters=()) for seed in range(PLACE_SEEDS)
-        )
-        rendered = (render_frames(one, nobody[:1], size)[0] for one in scenes)
+        rendered = (_empty_place(place, style, seed, video.shape[1]) for seed in range(PLACE_SEEDS))
         return min(float(np.nanmean(np.abs(_profile(x, background[:1]) - profile))) for x in rendered)
 
     places = [place for place in PLACES if place not in OPEN_PLACES]
@@ -130,6 +134,12 @@ def text_scores(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps)
         min(places, key=lambda place: place_distance(place, scene.style)) == scene.place,
         min(STYLES, key=lambda style: place_distance(scene.place, style)) == scene.style,
     )
+
+
+@functools.cache  # clips of an evaluation are compared with the same few places
+def _empty_place(place: str, style: str, seed: int, size: int) -> UInt8[np.ndarray, "1 h w 3"]:
+    """A frame of a place, without anyone in it."""
+    return render_frames(Scene((), place, style, HELD_OUT_MOTION, seed), np.empty((1, 0, 17, 3)), size)[0]
 
 
 def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: PartMaps) -> str:
@@ -144,17 +154,33 @@ def nearest_character(video: Frames, keypoints: People, scene: Scene, drawn: Par
     return min(NAMED, key=distance)
 
 
-def consistency(video: Frames, parts: PartMaps, drawn: PartMaps) -> Consistency:
-    """How little the looks and the background of a clip change. Figures are where they are drawn, and where
-    the clip shows them. The scores of a background that no two frames show are nan."""
+def background_scores(
+    video: Frames, parts: PartMaps, drawn: PartMaps, pan: float | None = None
+) -> BackgroundScores:
+    """Scores of a clip's background, which is where no figure is drawn, and where the clip shows none.
+
+    `pan` is the velocity of the camera to the right in pixels a frame, where it is known.
+    """
     background = ~grow((parts > 0) | (drawn > 0), FIGURE_MARGIN)
-    found = np.array([_background_shift(video, background, i) for i in range(len(video) - 1)])
-    shifts, changes = found[np.isfinite(found).all(axis=1)].T
-    deviation = part_deviation(video, drawn)
-    if not len(shifts):
-        return Consistency(deviation, float("nan"), float("nan"))
-    unevenness = np.abs(shifts - np.median(shifts)).mean()
-    return Consistency(deviation, float(changes.mean()), float(unevenness))
+    shifts, changes = (x[np.isfinite(x)] for x in background_motion(video, background))
+    nan = float("nan")
+    return BackgroundScores(
+        float(changes.mean()) if changes.size else nan,
+        float(np.abs(shifts - np.median(shifts)).mean()) if shifts.size else nan,
+        float(np.abs(shifts + pan).mean()) if shifts.size and pan is not None else nan,
+    )
+
+
+def shown_pan(scene: Scene, drawing: Frames, drawn: PartMaps) -> float | None:
+    """The velocity of a scene's camera to the right in pixels a frame.
+
+    None where it stands still, and where the drawing does not show it: on a plain background, or on the sea,
+    where nothing but waves is seen to move.
+    """
+    pan = pan_velocity(scene, drawing.shape[1])
+    if not pan or not background_scores(drawing, drawn, drawn, pan).pan_error <= LARGEST_DRAWN_ERROR:
+        return None
+    return pan
 
 
 def part_deviation(video: Frames, drawn: PartMaps) -> float:
@@ -170,18 +196,24 @@ def part_deviation(video: Frames, drawn: PartMaps) -> float:
     return float(np.mean(deviations)) if deviations else float("nan")
 
 
-def background_motion(video: Frames, background: Bool[np.ndarray, "f h w"]) -> Float[np.ndarray, "f-1"]:
-    """Motion of the background to the right from each frame to the next, in pixels."""
-    return np.array([_background_shift(video, background, i)[0] for i in range(len(video) - 1)])
+def background_motion(
+    video: Frames, background: Bool[np.ndarray, "f h w"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Motion of the background to the right from each frame to the next, in pixels, and the mean absolute
+    difference that is left, in grey levels. See `_background_shift` for nan."""
+    found = [_background_shift(video, background, i) for i in range(len(video) - 1)]
+    shifts, changes = np.array(found, np.float64).reshape(-1, 2).T
+    return shifts, changes
 
 
 def _background_shift(
     video: Frames, background: Bool[np.ndarray, "f h w"], index: int
 ) -> tuple[float, float]:
     """The horizontal shift that makes a frame's background most like the next one's, and the mean absolute
-    difference that is left; nan where the two frames show no background in common."""
+    difference that is left. Both are nan where the two frames show no background in common, and the shift is
+    nan where the background looks the same wherever it is."""
     before, after = video[index].astype(np.float32), video[index + 1].astype(np.float32)
-    width, margin = before.shape[1], int(LARGEST_SHIFT) + 1
+    width, margin = before.shape[1], LARGEST_SHIFT + 1
     columns = np.arange(margin, width - margin)
     best = (float("nan"), float("nan"))
     for shift in sorted(np.arange(-LARGEST_SHIFT, LARGEST_SHIFT + SHIFT_STEP, SHIFT_STEP), key=abs):
@@ -196,7 +228,15 @@ def _background_shift(
             difference = float(np.abs(moved - after[:, columns])[valid].mean())
             if not difference >= best[1]:
                 best = (float(shift), difference)
-    return best
+    return best if _texture(before, background[index]) >= LEAST_TEXTURE else (float("nan"), best[1])
+
+
+def _texture(frame: Float[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]) -> float:
+    """Mean absolute difference of a frame from itself moved by LARGEST_SHIFT, where the mask holds; 0 where
+    it holds nowhere."""
+    both = mask[:, LARGEST_SHIFT:] & mask[:, :-LARGEST_SHIFT]
+    difference = np.abs(frame[:, LARGEST_SHIFT:] - frame[:, :-LARGEST_SHIFT])[both]
+    return float(difference.mean()) if difference.size else 0.0
 
 
 def _profile(video: Frames, mask: Bool[np.ndarray, "f h w"]) -> Float[np.ndarray, "h 6"]:

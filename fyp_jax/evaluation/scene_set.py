@@ -10,13 +10,15 @@ from jaxtyping import UInt8
 from fyp_jax.evaluation.part_segmenter import segment_parts
 from fyp_jax.evaluation.scene_metrics import (
     People,
-    consistency,
+    background_scores,
     drawn_parts,
+    part_deviation,
     pose_scores,
+    shown_pan,
     text_scores,
 )
 from fyp_jax.evaluation.sharpness import edge_sharpness, mean_edge_width
-from fyp_jax.evaluation.statistics import ConfidenceInterval, bootstrap_ci
+from fyp_jax.evaluation.statistics import bootstrap_ci
 from fyp_jax.media.images import Frames
 from fyp_jax.pose.skeleton import draw_skeleton
 from fyp_jax.synthetic.looks import OPEN
@@ -29,7 +31,6 @@ from fyp_jax.synthetic.scenes import (
     Scene,
     caption,
     render_clip,
-    render_frames,
 )
 from fyp_jax.synthetic.styles import STYLES
 
@@ -80,21 +81,31 @@ def make_scene_cases(count: int, frames: int, kind: Kind, size: int = SIZE) -> l
     return cases
 
 
-class SceneScores(NamedTuple):
-    """Scores of one model or ablation; each field is a mean over clips with its interval, None where no clip
-    has it."""
+class Score(NamedTuple):
+    """The mean of a score over clips, its 95% interval (`ConfidenceInterval`), and what it is the mean of."""
 
-    pose_accuracy: ConfidenceInterval | None
-    pose_accuracy_shuffled: ConfidenceInterval | None
-    iou: ConfidenceInterval | None
-    character: ConfidenceInterval | None
-    place: ConfidenceInterval | None
-    style: ConfidenceInterval | None
-    sharpness: ConfidenceInterval | None
-    edge_width: ConfidenceInterval | None
-    part_deviation: ConfidenceInterval | None
-    background_change: ConfidenceInterval | None
-    pan_unevenness: ConfidenceInterval | None
+    mean: float
+    low: float
+    high: float
+    clips: tuple[float | None, ...]
+    """The score of each clip, in the order of the cases; None where a clip has none."""
+
+
+class SceneScores(NamedTuple):
+    """Scores of one model or ablation; None where no clip has one."""
+
+    pose_accuracy: Score | None
+    pose_accuracy_shuffled: Score | None
+    iou: Score | None
+    character: Score | None
+    place: Score | None
+    style: Score | None
+    sharpness: Score | None
+    edge_width: Score | None
+    part_deviation: Score | None
+    background_change: Score | None
+    pan_unevenness: Score | None
+    pan_error: Score | None
 
 
 def score_scenes(videos: Sequence[Frames], cases: Sequence[SceneCase]) -> SceneScores:
@@ -103,26 +114,32 @@ def score_scenes(videos: Sequence[Frames], cases: Sequence[SceneCase]) -> SceneS
     The shuffled accuracy is the chance level: it compares each clip with the pose of the case half the list
     further on. Clips of open captions have no score for the text.
     """
-    columns: dict[str, list[float]] = {name: [] for name in SceneScores._fields}
+    rows = []
     for i, (video, case) in enumerate(zip(videos, cases, strict=True)):
-        other = cases[(i + len(cases) // 2) % len(cases)]
-        for name, value in _row(video, case, other).items():
-            if np.isfinite(value):  # a clip without edges has no width of edges
-                columns[name].append(value)
-    return SceneScores(**{name: bootstrap_ci(values) if values else None for name, values in columns.items()})
+        rows.append(_row(video, case, cases[(i + len(cases) // 2) % len(cases)]))
+    return SceneScores(**{name: _score([row.get(name) for row in rows]) for name in SceneScores._fields})
+
+
+def _score(values: Sequence[float | None]) -> Score | None:
+    """The score of a column, in which clips without one have None, or nan."""
+    clips = tuple(None if value is None or not np.isfinite(value) else float(value) for value in values)
+    found = [value for value in clips if value is not None]
+    return Score(*bootstrap_ci(found), clips) if found else None
 
 
 def _row(video: Frames, case: SceneCase, other: SceneCase) -> dict[str, float]:
-    size, parts = video.shape[1], segment_parts(video)
+    size, parts, (drawing,) = video.shape[1], segment_parts(video), drawings([case])
     drawn = drawn_parts(case.scene, case.keypoints, size)
+    pan = shown_pan(case.scene, drawing, drawn)
     own, shuffled = (pose_scores(parts, keypoints, drawn) for keypoints in (case.keypoints, other.keypoints))
     row = {
         "pose_accuracy": own.accuracy,
         "pose_accuracy_shuffled": shuffled.accuracy,
         "iou": own.iou,
-        "sharpness": edge_sharpness(video, render_frames(case.scene, case.keypoints, size)[0]),
+        "sharpness": edge_sharpness(video, drawing),
         "edge_width": mean_edge_width(video),
-        **consistency(video, parts, drawn)._asdict(),
+        "part_deviation": part_deviation(video, drawn),
+        **background_scores(video, parts, drawn, pan)._asdict(),
     }
     if case.scene.characters[0] in OPEN:
         return row

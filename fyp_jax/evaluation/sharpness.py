@@ -26,7 +26,8 @@ def mean_edge_width(video: Frames) -> float:
     any.
 
     An edge is a local maximum along a row of the Sobel filter's response. It reaches as far as luma rises, or
-    falls, without a break on both sides of it. The measure needs no reference.
+    falls, without a break on both sides of it. The filter sees three rows: where the row in the middle
+    neither rises nor falls, it has no edge. The measure needs no reference.
     """
     widths = np.concatenate([_edge_widths(frame) for frame in _luma(video)])
     return float(widths.mean()) if widths.size else float("nan")
@@ -49,7 +50,8 @@ def _edge_widths(luma: Int[np.ndarray, "h w"]) -> Int[np.ndarray, " n"]:
     beside = np.pad(strength, ((0, 0), (1, 1)))
     is_edge = (strength > EDGE_THRESHOLD) & (strength >= beside[:, :-2]) & (strength > beside[:, 2:])
     rising, falling = _monotone_widths(luma), _monotone_widths(-luma)
-    return np.where(sobel > 0, rising, falling)[is_edge]
+    widths = np.where(sobel > 0, rising, falling)[is_edge]
+    return widths[widths > 0]
 
 
 def _monotone_widths(luma: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:

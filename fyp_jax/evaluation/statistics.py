@@ -1,4 +1,5 @@
-"""Bootstrap confidence intervals of means over clips, PSNR, and the similarity of consecutive frames."""
+"""Bootstrap confidence intervals of means over clips and of paired differences, PSNR, and the similarity of
+consecutive frames."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,3 +35,17 @@ def bootstrap_ci(values: Sequence[float], seed: int = 0, num_resamples: int = 20
     indices = np.random.default_rng(seed).integers(len(array), size=(num_resamples, len(array)))
     low, high = np.percentile(array[indices].mean(axis=1), [2.5, 97.5])
     return ConfidenceInterval(float(array.mean()), float(low), float(high))
+
+
+def paired_difference(
+    values: Sequence[float | None], baseline: Sequence[float | None]
+) -> ConfidenceInterval | None:
+    """The mean of `values` minus `baseline` over the clips that have both, with its interval; None where no
+    clip has both.
+
+    The differences are taken clip by clip, so that it does not count how much one clip differs from the next.
+    Raises ValueError for sequences of unequal lengths.
+    """
+    pairs = zip(values, baseline, strict=True)
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    return bootstrap_ci(differences) if differences else None

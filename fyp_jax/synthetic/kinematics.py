@@ -79,7 +79,7 @@ def joint_positions(stance: Stance, figure: Figure) -> Float[np.ndarray, "17 2"]
         flat = length * np.cos(depth)
         return np.array([flat * np.sin(angle) * cos + length * np.sin(depth) * sin, flat * np.cos(angle)])
 
-    def chain(name: str, out: float, root: np.ndarray, first: int, lengths: tuple[float, float]) -> None:
+    def chain(name: str, root: np.ndarray, first: int, lengths: tuple[float, float]) -> None:
         index = first + (name == "right")
         pairs = (posture.arms, posture.forearms) if first == 0 else (posture.thighs, posture.shins)
         names = ("shoulder", "elbow", "wrist") if first == 0 else ("hip", "knee", "ankle")
@@ -94,9 +94,9 @@ def joint_positions(stance: Stance, figure: Figure) -> Float[np.ndarray, "17 2"]
     along = np.array([np.cos(lean), np.sin(lean)])  # the direction of the shoulders
     for name, out in SIDES.items():
         hip = np.array([out * HALF_HIPS * across, 0.0])
-        chain(name, out, hip, 4, (THIGH * figure.legs, SHIN * figure.legs))
+        chain(name, hip, 4, (THIGH * figure.legs, SHIN * figure.legs))
         shoulder = neck + out * HALF_SHOULDERS * across * along
-        chain(name, out, shoulder, 0, (UPPER_ARM * figure.arms, FOREARM * figure.arms))
+        chain(name, shoulder, 0, (UPPER_ARM * figure.arms, FOREARM * figure.arms))
     tilt = (posture.lean + posture.nod) * cos
     up, right = np.array([np.sin(tilt), -np.cos(tilt)]), np.array([np.cos(tilt), np.sin(tilt)])
     face = neck + NECK * (0.35 + 0.65 * figure.head) * np.cos(0.7 * stance.bend) * up

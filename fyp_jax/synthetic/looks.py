@@ -1,7 +1,7 @@
 """The looks of figures: nine named characters, and open ones, whose looks are sampled from a seed.
 
 A caption names a character. It says all about the looks of a named one, and nothing about those of an open
-one. One in eight combinations of the colours of top and bottom is held out of training (`HELD_OUT_CLOTHES`).
+one. A seventh of the combinations of colours of top and bottom is held out of training (`HELD_OUT_CLOTHES`).
 """
 
 from dataclasses import dataclass, replace

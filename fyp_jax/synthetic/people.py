@@ -1,5 +1,7 @@
 """Who stands where: the figures of a scene and their keypoints over time."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float
 
@@ -57,9 +59,7 @@ def people_keypoints(
             figure = sample_figure(rng, name == "child", "whole")
             height = figure.height * rng.uniform(0.72, 0.92) * (1.0 if len(characters) == 2 else 0.8)
             x = 0.5 + (index - (len(characters) - 1) / 2) * 0.9 / len(characters) + rng.uniform(-0.05, 0.05)
-            figure = Figure(
-                **{**figure.__dict__, "height": height, "x": x, "ground": rng.uniform(0.84, 0.96)}
-            )
+            figure = dataclasses.replace(figure, height=height, x=x, ground=rng.uniform(0.84, 0.96))
         else:
             figure = sample_figure(rng, name == "child", framing)
         moves = make_motion(motion, np.random.default_rng([seed, 53, index]))

@@ -19,7 +19,6 @@ from fyp_jax.synthetic.looks import NAMED, NAMES_WITHOUT_ARTICLE, OPEN, Look, sa
 from fyp_jax.synthetic.motions import TRAIN_MOTIONS, TRAIN_WEIGHTS
 from fyp_jax.synthetic.movers import Mover
 from fyp_jax.synthetic.pairs import HELD_OUT_PAIRS
-from fyp_jax.synthetic.parts import PARTS
 from fyp_jax.synthetic.people import people_keypoints
 from fyp_jax.synthetic.places import OPEN_PLACES, PLACES
 from fyp_jax.synthetic.shapes import Group, blocky, paint
@@ -287,8 +286,3 @@ def training_scene(seed: int) -> Scene:
     weights = np.array(TRAIN_WEIGHTS)
     motion = TRAIN_MOTIONS[rng.choice(len(TRAIN_MOTIONS), p=weights / weights.sum())]
     return Scene(characters, place, style, motion, seed)
-
-
-def part_of(labels: UInt8[np.ndarray, "*shape"], part: str, person: int = 0) -> np.ndarray:
-    """Mask of a part (one of PARTS) of a person in label maps."""
-    return labels == PERSON_LABELS * person + 1 + PARTS.index(part)

@@ -21,7 +21,7 @@ from fyp_jax.config import load_config
 from fyp_jax.evaluation.part_segmenter import segment_parts
 from fyp_jax.evaluation.scene_metrics import (
     PartMaps,
-    consistency,
+    background_scores,
     drawn_parts,
     nearest_character,
     pose_scores,
@@ -50,10 +50,8 @@ def seam_change(
         for edge in (start, start + window)
         if 0 < edge < frames
     }
-    changes = [
-        consistency(*(x[i - 1 : i + 1] for x in (video, parts, drawn))).background_change
-        for i in range(1, frames)
-    ]
+    pairs = [slice(i - 1, i + 1) for i in range(1, frames)]
+    changes = [background_scores(video[x], parts[x], drawn[x]).background_change for x in pairs]
     at = [i in seams for i in range(1, frames)]
     return float(np.mean(np.compress(at, changes))), float(np.mean(np.compress(np.invert(at), changes)))
 

@@ -4,7 +4,8 @@
 
 The cases are those of scripts/evaluate.py, which training never saw. All values get the same scenes, poses
 and noise. Prints a table with a row for each value: means over clips with 95% intervals, whose columns
-docs/synthetic_world.md explains. Other fields are those of configs/mini/sample.yaml, or a.b=c.
+docs/synthetic_world.md explains. A second table has the differences from the first value, clip by clip.
+Other fields are those of configs/mini/sample.yaml, or a.b=c.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from fyp_jax.config import load_config, override_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.ablations import full_model
-from fyp_jax.evaluation.report import table_rows
-from fyp_jax.evaluation.scene_set import Kind, make_scene_cases, score_scenes
+from fyp_jax.evaluation.report import difference_rows, table_rows
+from fyp_jax.evaluation.scene_set import Kind, SceneScores, make_scene_cases, score_scenes
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import SAMPLING_FIELDS, sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -65,9 +66,13 @@ def sweep() -> None:
     args, configs = parse(sys.argv[1:])
     pipeline = FollowYourPosePipeline.from_config(configs[0])
     cases = make_scene_cases(args.clips, configs[0].num_frames, Kind.NAMED)
-    for row, (text, config) in enumerate(zip(args.values, configs, strict=True)):
+    results: dict[str, SceneScores] = {}
+    for text, config in zip(args.values, configs, strict=True):
         sample = full_model(pipeline, sampling_params(config))
         videos = [sample(case, number) for number, case in enumerate(cases)]
-        scores = score_scenes(videos, cases)
-        header, rule, line = table_rows({f"{args.field}={text}": scores})
-        print("\n".join([header, rule, line] if row == 0 else [line]), flush=True)
+        results[f"{args.field}={text}"] = score_scenes(videos, cases)
+        *header, line = table_rows({name: results[name] for name in list(results)[-1:]})
+        print("\n".join([line] if len(results) > 1 else [*header, line]), flush=True)
+    first, *others = results
+    if others:
+        print("", *difference_rows(results, dict.fromkeys(others, first)), sep="\n")
