@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fyp_jax.evaluation.keypoint_metrics import pck
-from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine
+from fyp_jax.evaluation.statistics import bootstrap_ci, consecutive_cosine, paired_difference
 from fyp_jax.pose.similarity import oks
 from fyp_jax.synthetic.scenes import Scene, scene_keypoints
 
@@ -38,3 +38,24 @@ def test_bootstrap_interval_repeats_and_narrows_with_more_clips():
     assert bootstrap_ci(values) == bootstrap_ci(values)
     assert few.low < few.mean < few.high
     assert many.high - many.low < (few.high - few.low) / 3
+
+
+def test_paired_difference_tells_apart_what_two_intervals_do_not():
+    rng = np.random.default_rng(0)
+    clips = rng.normal(0.5, 0.2, 40)
+    better = clips + rng.normal(0.03, 0.02, 40)
+    one, two = bootstrap_ci(clips.tolist()), bootstrap_ci(better.tolist())
+    difference = paired_difference(better.tolist(), clips.tolist())
+    assert difference is not None
+    assert one.high > two.low, "the two intervals overlap"
+    assert difference.mean == pytest.approx(two.mean - one.mean)
+    assert 0 < difference.low < difference.high < 0.05
+
+
+def test_paired_difference_is_that_of_clips_with_both_scores():
+    found = paired_difference([1.0, None, 5.0], [0.5, 2.0, None])
+    assert found is not None
+    assert found.mean == found.low == found.high == 0.5
+    assert paired_difference([1.0, None], [None, 1.0]) is None
+    with pytest.raises(ValueError, match="shorter"):
+        paired_difference([1.0, 2.0], [1.0])

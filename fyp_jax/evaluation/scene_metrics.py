@@ -44,7 +44,7 @@ PLACE_SEEDS = 6
 """Renderings of each place that a clip is compared with; the seed says which trees and houses it has."""
 LARGEST_SHIFT, SHIFT_STEP = 4, 0.25
 """Of the background from a frame to the next, in pixels: the camera pans by 2 at most."""
-LEAST_TEXTURE = 0.5
+LEAST_TEXTURE = 0.6
 """Grey levels by which a frame differs from itself moved by LARGEST_SHIFT, if its motion can be seen."""
 LARGEST_DRAWN_ERROR = 0.5
 """Pixels a frame; a drawing with a larger `pan_error` does not show how its camera pans."""
@@ -258,4 +258,5 @@ def grow(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h 
 
 
 def shrink(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h w"]:
+    """The mask without the pixels that are so near its rim."""
     return ~grow(~mask, pixels)

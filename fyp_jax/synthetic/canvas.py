@@ -42,22 +42,26 @@ class Canvas:
 
     @property
     def width(self) -> float:
+        """Width of the window, in sides of the frame."""
         return self.image.width / self.side
 
     def rectangle(
         self, left: Fraction, top: Fraction, right: Fraction, bottom: Fraction, colour: Colour
     ) -> None:
+        """Fill an upright rectangle."""
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], colour)
 
     def circle(self, x: Fraction, y: Fraction, radius: Fraction, colour: Colour) -> None:
         self._add([(x, y)], colour, (radius,))
 
     def ellipse(self, x: Fraction, y: Fraction, half_w: Fraction, half_h: Fraction, colour: Colour) -> None:
+        """Fill an upright ellipse, from its centre and half axes."""
         self._add([(x + half_w * cos, y + half_h * sin) for cos, sin in CIRCLE], colour, oval=True)
 
     def line(
         self, x0: Fraction, y0: Fraction, x1: Fraction, y1: Fraction, width: Fraction, colour: Colour
     ) -> None:
+        """Fill a line with round ends."""
         self._add([(x0, y0), (x1, y1)], colour, (width / 2, width / 2))
 
     def polygon(self, points: Points, colour: Colour) -> None:

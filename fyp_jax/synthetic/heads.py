@@ -31,9 +31,11 @@ class Head(NamedTuple):
         return self.at(ring * np.sin(azimuth + self.yaw), y)
 
     def shows(self, azimuth: float) -> bool:
+        """Whether a point of the surface is on the viewer's side."""
         return bool(np.cos(azimuth + self.yaw) > 0.12)
 
     def oval(self, x: float, y: float, half_w: float, half_h: float, colour: Colour, part: int) -> Shape:
+        """An oval that does not turn with the head; lengths are in radii."""
         right, up = self.radius * half_w * self.right, self.radius * half_h * self.up
         return ellipse(self.at(x, y), right, up, colour, part)
 

@@ -37,6 +37,7 @@ def sample_speed(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def clouds(rng: np.random.Generator, colour: Colour = (252, 252, 255), chance: float = 0.75) -> list[Mover]:
+    """Clouds in the sky, by `chance`, which drift by up to a pixel a frame at 128 pixels."""
     if rng.random() > chance:
         return []
     spots, sizes, heights = scatter(rng, 5), rng.uniform(0.07, 0.12, 5), rng.uniform(0.1, 0.26, 5)
@@ -49,6 +50,7 @@ def clouds(rng: np.random.Generator, colour: Colour = (252, 252, 255), chance: f
 
 
 def birds(rng: np.random.Generator, chance: float = 0.3) -> list[Mover]:
+    """Birds in the sky, by `chance`."""
     if rng.random() > chance:
         return []
     spots, heights = scatter(rng, 4), rng.uniform(0.1, 0.3, 4)
@@ -61,6 +63,7 @@ def birds(rng: np.random.Generator, chance: float = 0.3) -> list[Mover]:
 
 
 def sailboat(rng: np.random.Generator, y: float, size: float, chance: float) -> list[Mover]:
+    """A boat on the water at height y, by `chance`."""
     if rng.random() >= chance:
         return []
     x, sail = rng.uniform(0, PERIOD), things.CARS[rng.integers(3)]
@@ -90,6 +93,7 @@ def falling(
     where: str,
     colours: tuple[Colour, ...],
 ) -> Mover:
+    """Discs of a `radius`, which fall and begin at the top again. `velocity` as in Mover."""
     spots, heights = rng.uniform(0, PERIOD, count), rng.uniform(0, 1.2, count)
 
     def paint(c: Canvas, _: float) -> None:
@@ -100,6 +104,7 @@ def falling(
 
 
 def falling_leaves(rng: np.random.Generator) -> list[Mover]:
+    """Leaves that fall behind the figures."""
     return [
         falling(
             rng,
@@ -113,6 +118,7 @@ def falling_leaves(rng: np.random.Generator) -> list[Mover]:
 
 
 def snowfall(rng: np.random.Generator) -> list[Mover]:
+    """Snow behind the figures, and larger and faster flakes in front of them."""
     wind, white = sample_speed(rng, 0.0, 0.75), ((252, 253, 255),)
     return [
         falling(rng, 44, 0.009, (wind, 1.0 / 128), "behind", white),
@@ -121,6 +127,7 @@ def snowfall(rng: np.random.Generator) -> list[Mover]:
 
 
 def traffic(rng: np.random.Generator, lanes: tuple[tuple[float, float], ...]) -> list[Mover]:
+    """Cars in lanes, each a height and a size. Those of the first lane drive to the right, others left."""
     movers = []
     for lane, (y, size) in enumerate(lanes):
         direction = 1.0 if lane == 0 else -1.0

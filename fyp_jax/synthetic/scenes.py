@@ -247,6 +247,7 @@ class _View:
         return image
 
     def paint_movers(self, image: Image.Image, time: int, where: str, labels: Image.Image | None) -> None:
+        """Paint what moves by itself, where it is at a time, of the movers that are `where`."""
         left = self._lefts[time] / self.side
         for index, mover in enumerate(self._movers):
             if mover.where == where:

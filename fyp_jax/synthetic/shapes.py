@@ -39,6 +39,7 @@ class Group(NamedTuple):
 
 
 def disc(centre: np.ndarray, radius: float, colour: Colour, part: int = 0) -> Shape:
+    """A disc; lengths are in pixels."""
     return Shape(_points(centre), (radius,), colour, part)
 
 
@@ -48,6 +49,7 @@ def limb(a: np.ndarray, b: np.ndarray, radius: float, end: float, colour: Colour
 
 
 def polygon(points: Iterable[np.ndarray], colour: Colour, part: int = 0, rounding: float = 0.0) -> Shape:
+    """A polygon whose corners are rounded by `rounding` pixels."""
     return Shape(_points(*points), (rounding,), colour, part)
 
 

@@ -24,6 +24,7 @@ def round_tree(c: Canvas, x: float, y: float, size: float, leaves: Colour) -> No
 
 
 def pine(c: Canvas, x: float, y: float, size: float, leaves: Colour, snow: bool) -> None:
+    """A pine whose trunk stands at (x, y), its branches white with `snow`."""
     c.rectangle(x - 0.08 * size, y - 0.25 * size, x + 0.08 * size, y, (124, 88, 62))
     for level in range(3):
         low, half = y - (0.2 + 0.42 * level) * size, (0.55 - 0.12 * level) * size
@@ -37,11 +38,13 @@ def pine(c: Canvas, x: float, y: float, size: float, leaves: Colour, snow: bool)
 
 
 def bush(c: Canvas, x: float, y: float, size: float, leaves: Colour) -> None:
+    """A bush that stands at (x, y)."""
     for dx, radius in ((-0.5, 0.45), (0.5, 0.45), (0.0, 0.6)):
         c.circle(x + dx * size, y - 0.25 * size, radius * size, leaves)
 
 
 def palm(c: Canvas, x: float, y: float, size: float, lean: float) -> None:
+    """A palm that stands at (x, y); `lean` is how far its top is to the right, in sizes."""
     top = (x + lean * size, y - 1.5 * size)
     c.line(x, y, x + 0.25 * lean * size, y - 0.75 * size, 0.17 * size, (172, 124, 76))
     c.line(x + 0.25 * lean * size, y - 0.75 * size, *top, 0.13 * size, (172, 124, 76))
@@ -59,6 +62,7 @@ def palm(c: Canvas, x: float, y: float, size: float, lean: float) -> None:
 
 
 def cactus(c: Canvas, x: float, y: float, size: float) -> None:
+    """A cactus that stands at (x, y)."""
     green = (84, 150, 88)
     c.line(x, y, x, y - 1.3 * size, 0.26 * size, green)
     for side, low in ((-1, 0.5), (1, 0.7)):
@@ -76,6 +80,7 @@ def cactus(c: Canvas, x: float, y: float, size: float) -> None:
 def house(
     c: Canvas, left: float, bottom: float, width: float, height: float, wall: Colour, roof: Colour, flat: bool
 ) -> None:
+    """A house with windows: `flat`, or with a gable above `height`."""
     top, right = bottom - height, left + width
     c.rectangle(left, top, right, bottom, wall)
     if flat:
@@ -110,6 +115,7 @@ def houses(c: Canvas, rng: np.random.Generator, low: float, high: float, flat: f
 
 
 def cloud(c: Canvas, x: float, y: float, size: float, colour: Colour = (252, 252, 255)) -> None:
+    """A cloud around (x, y)."""
     for dx, dy, radius in ((-0.62, 0.02, 0.3), (-0.18, -0.14, 0.42), (0.3, -0.06, 0.36), (0.68, 0.04, 0.26)):
         c.circle(x + dx * size, y + dy * size, radius * size, colour)
     c.line(x - 0.68 * size, y + 0.16 * size, x + 0.7 * size, y + 0.16 * size, 0.3 * size, colour)
@@ -144,12 +150,14 @@ def car(c: Canvas, x: float, y: float, size: float, colour: Colour, direction: f
 
 
 def bird(c: Canvas, x: float, y: float, size: float, colour: Colour = (92, 98, 116)) -> None:
+    """A bird with the middle of its wings at (x, y)."""
     for side in (-1, 1):
         c.line(x, y, x + side * 0.5 * size, y - 0.35 * size, 0.16 * size, colour)
         c.line(x + side * 0.5 * size, y - 0.35 * size, x + side * size, y - 0.15 * size, 0.13 * size, colour)
 
 
 def sailboat(c: Canvas, x: float, y: float, size: float, sail: Colour) -> None:
+    """A boat with its waterline at y, and its mast at x."""
     c.polygon(
         [
             (x - 0.7 * size, y - 0.2 * size),
@@ -171,5 +179,6 @@ def sailboat(c: Canvas, x: float, y: float, size: float, sail: Colour) -> None:
 
 
 def flower(c: Canvas, x: float, y: float, size: float, colour: Colour) -> None:
+    """A blossom around (x, y); `size` is its radius."""
     c.circle(x, y, size, colour)
     c.circle(x, y, 0.42 * size, (252, 220, 90))
