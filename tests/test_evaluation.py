@@ -19,6 +19,7 @@ import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax.cli import evaluate
 from fyp_jax.evaluation import ablations, part_segmenter, report, rows, scene_set
+from fyp_jax.evaluation.clip_records import ClipRecords
 from fyp_jax.evaluation.scene_metrics import TextScores
 from fyp_jax.evaluation.scene_set import Kind, SceneScores, Score
 from fyp_jax.models.attention import CrossFrameAttention
@@ -208,39 +209,65 @@ def test_rows_are_the_ablations_on_named_captions_and_those_on_open_ones():
     assert of[Kind.NAMED] == of[Kind.OPEN] | {"without pose"}
 
 
-def test_rows_with_scores_of_equal_weights_and_options_are_kept(fake_segmenter: Path, tmp_path: Path):
-    sampled: list[str] = []
+def test_clips_of_equal_weights_and_options_are_sampled_and_scored_once(fake_segmenter: Path, tmp_path: Path):
+    sampled: list[tuple[str, int]] = []
 
     def model(name: str, weights: str) -> rows.Model:
         def sample(case: Any, seed: int) -> np.ndarray:
-            sampled.append(name)
-            return case.pose_images
+            sampled.append((name, seed))
+            return np.roll(case.pose_images, seed, axis=2)
 
         return rows.Model(sample, weights)
 
-    def run(config: SampleConfig, **weights: str) -> list[str]:
-        """The rows that were scored: for them all three clips are sampled, and for the others two."""
+    def run(config: SampleConfig, num_clips: int = 3, **weights: str) -> dict[str, list[int]]:
+        """The clips of each model that were sampled."""
         sampled.clear()
         models = {name: model(name, value) for name, value in weights.items()}
-        planned = [rows.Row(name, Kind.NAMED, 2) for name in (rows.GROUND_TRUTH, *models)]
-        with mock.patch.object(rows, "score_scenes", return_value=some_scores(0.5)) as score:
-            results, shown = rows.score_rows(planned, models, 3, config, tmp_path / "out")
+        planned = [rows.Row(name, Kind.OPEN, 2) for name in models]
+        with mock.patch.object(rows, "score_clip", return_value={"iou": 0.5}):
+            results, shown = rows.score_rows(planned, models, num_clips, config, tmp_path)
         assert list(results) == [row.name for row in planned]
-        assert [len(clips) for clips in shown[Kind.NAMED].values()] == [2] * (2 + len(models))
-        assert list(json.loads((tmp_path / "out" / "scores.json").read_text())) == list(results)
-        return [name for name in models if sampled.count(name) == 3] + ["drawn"] * (
-            score.call_count > sum(sampled.count(name) == 3 for name in models)
-        )
+        assert all(len(scores.iou.clips) == num_clips for scores in results.values() if scores.iou)
+        for name, clips in shown[Kind.OPEN].items():
+            assert len(clips) == 2
+            if name in models:
+                poses = shown[Kind.OPEN][rows.GIVEN_POSE]
+                assert all((x == np.roll(poses[i], i, axis=2)).all() for i, x in enumerate(clips))
+        assert list(json.loads((tmp_path / "scores.json").read_text())) == list(results)
+        again = {name: [seed for other, seed in sampled if other == name] for name in models}
+        return {name: seeds for name, seeds in again.items() if seeds}
 
-    (tmp_path / "out").mkdir()
-    assert run(SampleConfig(), a="1", b="1") == ["a", "b", "drawn"]
-    assert run(SampleConfig(output_dir="elsewhere"), a="1", b="1") == []
-    assert run(SampleConfig(), a="1", b="2") == ["b"]
-    assert run(SampleConfig(guidance_scale=2.0), a="1", b="2") == ["a", "b"]
+    assert run(SampleConfig(), a="1", b="1") == {"a": [0, 1, 2], "b": [0, 1, 2]}
+    assert run(SampleConfig(output_dir="elsewhere"), a="1", b="1") == {}
+    assert run(SampleConfig(), num_clips=5, a="1") == {"a": [3, 4]}, "more clips of the same"
+    assert run(SampleConfig(), a="1", b="2") == {"b": [0, 1, 2]}
+    assert run(SampleConfig(guidance_scale=2.0), a="1") == {"a": [0, 1, 2]}
     fake_segmenter.write_bytes(b"2")
-    assert run(SampleConfig(guidance_scale=2.0), a="1", b="2") == ["a", "b", "drawn"]
-    (tmp_path / "out" / "scores.json").write_text("{")
-    assert run(SampleConfig(guidance_scale=2.0), a="1", b="2") == ["a", "b", "drawn"]
+    assert run(SampleConfig(), a="1") == {"a": [0, 1, 2]}
+
+
+def test_clips_that_were_kept_before_a_stop_are_there_after_it(tmp_path: Path):
+    """A process that is killed leaves a line, or a picture, of which the end is missing."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    records = ClipRecords(tmp_path)
+    for i in range(3):
+        records.add("key", i, {"iou": i / 2, "style": None}, frames)
+    file, picture = tmp_path / "clips.jsonl", next(tmp_path.glob("shown/*-1.png"))
+    file.write_bytes(file.read_bytes()[:-5])
+    picture.write_bytes(picture.read_bytes()[:100])
+    again = ClipRecords(tmp_path)
+    assert [again.scores("key", i) for i in range(3)] == [
+        {"iou": 0.0, "style": None},
+        {"iou": 0.5, "style": None},
+        None,
+    ]
+    kept = [again.frames("key", i, 3) for i in range(2)]
+    assert kept[0] is not None
+    assert (kept[0] == frames).all()
+    assert kept[1] is None
+    again.add("key", 2, {"iou": 1.0})
+    assert ClipRecords(tmp_path).scores("key", 2) == {"iou": 1.0}
+    assert again.scores("other", 0) is again.frames("other", 0, 3) is None
 
 
 def test_weights_checksum_changes_with_a_name_or_a_value():

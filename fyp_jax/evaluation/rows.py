@@ -1,4 +1,4 @@
-"""The rows of an evaluation: which models make clips of which cases. Rows that have scores are kept."""
+"""The rows of an evaluation: which models make clips of which cases. Clips that have scores are kept."""
 
 import dataclasses
 import hashlib
@@ -24,6 +24,7 @@ from fyp_jax.evaluation.ablations import (
     WITHOUT_CROSS_FRAME,
     WITHOUT_TEMPORAL,
 )
+from fyp_jax.evaluation.clip_records import ClipRecords
 from fyp_jax.evaluation.scene_set import (
     Kind,
     SceneCase,
@@ -31,7 +32,8 @@ from fyp_jax.evaluation.scene_set import (
     Score,
     drawings,
     make_scene_cases,
-    score_scenes,
+    mean_scores,
+    score_clip,
 )
 from fyp_jax.media.images import Frames
 
@@ -42,7 +44,7 @@ OPEN_MODELS = (
     *(OWN_NOISE, CORRELATED_NOISE),
 )
 """What is evaluated on open captions, whose looks the frames have to agree on."""
-SCORES, FINGERPRINTS = "scores.json", "fingerprints.json"
+SCORES = "scores.json"
 SHOWN = 2
 """Clips of each row in the picture."""
 
@@ -110,31 +112,34 @@ def score_rows(
 ) -> tuple[dict[str, SceneScores], dict[Kind, dict[str, list[Frames]]]]:
     """Scores of all rows, and clips to show: for each kind the first SHOWN clips of each row, and the poses.
 
-    Each clip is sampled and scored once. After each row, FOLDER/scores.json is written; a row that it has
-    already, from equal weights, config and number of clips, is kept. Of longer clips none is shown.
+    Each clip is sampled and scored once: FOLDER keeps what there is of clips from equal weights and config,
+    whatever their number. Of longer clips none is shown. After each row, FOLDER/scores.json is written.
     """
-    kept = _kept(folder)
+    records = ClipRecords(folder)
     results: dict[str, SceneScores] = {}
-    fingerprints: dict[str, str] = {}
     shown: dict[Kind, dict[str, list[Frames]]] = {}
     for row, cases in _with_cases(rows, num_clips):
         model = models.get(row.model)
-        fingerprint = _fingerprint(row, model.weights if model else "", num_clips, config)
-        old = kept.get(row.name)
-        is_kept = old is not None and old[0] == fingerprint
-        is_shown = row.frames == rows[0].frames
-        wanted = cases[:SHOWN] if is_kept else cases
-        if not is_kept or is_shown:
-            clips = _clips(model, wanted, row.name)
+        key = _clip_key(row, model.weights if model else "", config)
+        num_shown = SHOWN if row.frames == rows[0].frames else 0
+        scores, clips = [], []
+        for i in tqdm(range(num_clips), row.name, unit=" clips"):
+            is_shown = i < num_shown
+            found = records.scores(key, i)
+            frames = records.frames(key, i, row.frames) if is_shown else None
+            if found is None or (is_shown and frames is None):
+                frames = model.sample(cases[i], i) if model else drawings([cases[i]])[0]
+                found = score_clip(frames, cases[i], cases[i + 1])
+                records.add(key, i, found, frames if is_shown else None)
+            scores.append(found)
             if is_shown:
-                poses = {GIVEN_POSE: [case.pose_images for case in cases[:SHOWN]]}
-                shown.setdefault(row.kind, poses)[row.model] = clips[:SHOWN]
-            if not is_kept:
-                old = (fingerprint, score_scenes(clips, cases))
-        assert old is not None
-        fingerprints[row.name], results[row.name] = old
-        _write(folder, results, fingerprints, kept)
-    _write(folder, results, fingerprints, {})
+                clips.append(frames)
+        if clips:
+            poses = {GIVEN_POSE: [case.pose_images for case in cases[: len(clips)]]}
+            shown.setdefault(row.kind, poses)[row.model] = clips
+        results[row.name] = mean_scores(scores)
+        with wrap_write_errors(folder / SCORES) as path:
+            path.write_text(json.dumps(scores_json(results), indent=1) + "\n")
     return results, shown
 
 
@@ -160,58 +165,18 @@ def scores_from_json(values: Mapping[str, Any]) -> dict[str, SceneScores]:
 
 
 def _with_cases(rows: Sequence[Row], num_clips: int) -> Iterator[tuple[Row, list[SceneCase]]]:
-    """Each row with its cases, which are made once where rows that follow each other share them."""
+    """Each row with its cases, which are made once where rows that follow each other share them; and one
+    more, which is the other pose for the last."""
     key, cases = None, []
     for row in rows:
         if key != (row.kind, row.frames):
-            key, cases = (row.kind, row.frames), make_scene_cases(num_clips, row.frames, row.kind)
+            key, cases = (row.kind, row.frames), make_scene_cases(num_clips + 1, row.frames, row.kind)
         yield row, cases
 
 
-def _clips(model: Model | None, cases: list[SceneCase], name: str) -> list[Frames]:
-    if model is None:
-        return drawings(cases)
-    return [model.sample(case, seed) for seed, case in enumerate(tqdm(cases, name, unit=" clips"))]
-
-
-def _fingerprint(row: Row, weights: str, num_clips: int, config: Any) -> str:
-    """A checksum of all that a row's scores depend on."""
+def _clip_key(row: Row, weights: str, config: Any) -> str:
+    """A checksum of all that the scores of a row's clips depend on."""
     options = {} if row.model == GROUND_TRUTH else dataclasses.asdict(config) | {"output_dir": None}
     segmenter = hashlib.sha256(part_segmenter.WEIGHTS.read_bytes()).hexdigest()
-    parts = [
-        row.name,
-        row.kind.value,
-        row.frames,
-        weights,
-        num_clips,
-        options,
-        segmenter,
-        VERSION,
-        __version__,
-    ]
+    parts = [row.name, row.kind.value, row.frames, weights, options, segmenter, VERSION, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _kept(folder: Path) -> dict[str, tuple[str, SceneScores]]:
-    """The rows that a folder has, each with its fingerprint; none where its files cannot be read."""
-    try:
-        scores = scores_from_json(json.loads((folder / SCORES).read_text()))
-        fingerprints = json.loads((folder / FINGERPRINTS).read_text())
-        return {name: (fingerprints[name], scores[name]) for name in scores if name in fingerprints}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _write(
-    folder: Path,
-    results: Mapping[str, SceneScores],
-    fingerprints: Mapping[str, str],
-    kept: Mapping[str, tuple[str, SceneScores]],
-) -> None:
-    """Write the rows so far, and those of before that may still be kept."""
-    rest = {name: row for name, row in kept.items() if name not in results}
-    scores = scores_json({**results, **{name: row for name, (_, row) in rest.items()}})
-    prints = {**fingerprints, **{name: fingerprint for name, (fingerprint, _) in rest.items()}}
-    for file, values in ((SCORES, scores), (FINGERPRINTS, prints)):
-        with wrap_write_errors(folder / file) as path:
-            path.write_text(json.dumps(values, indent=1) + "\n")

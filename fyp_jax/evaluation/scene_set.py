@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from fyp_jax.evaluation.clip_records import ClipScores
 from fyp_jax.evaluation.part_segmenter import segment_parts
 from fyp_jax.evaluation.scene_metrics import (
     People,
@@ -109,30 +110,32 @@ class SceneScores(NamedTuple):
 
 
 def score_scenes(videos: Sequence[Frames], cases: Sequence[SceneCase]) -> SceneScores:
-    """Scores of one clip for each case.
-
-    The shuffled accuracy is the chance level: it compares each clip with the pose of the case half the list
-    further on. Clips of open captions have no score for the text.
-    """
-    rows = []
-    for i, (video, case) in enumerate(zip(videos, cases, strict=True)):
-        rows.append(_row(video, case, cases[(i + len(cases) // 2) % len(cases)]))
-    return SceneScores(**{name: _score([row.get(name) for row in rows]) for name in SceneScores._fields})
+    """Scores of one clip for each case. The other pose of the chance level is that of the next case."""
+    others = [*cases[1:], cases[0]]
+    return mean_scores([score_clip(*args) for args in zip(videos, cases, others, strict=True)])
 
 
-def _score(values: Sequence[float | None]) -> Score | None:
-    """The score of a column, in which clips without one have None, or nan."""
-    clips = tuple(None if value is None or not np.isfinite(value) else float(value) for value in values)
+def mean_scores(clips: Sequence[ClipScores]) -> SceneScores:
+    """The means of scores over clips."""
+    return SceneScores(**{name: _score([clip.get(name) for clip in clips]) for name in SceneScores._fields})
+
+
+def _score(clips: Sequence[float | None]) -> Score | None:
     found = [value for value in clips if value is not None]
-    return Score(*bootstrap_ci(found), clips) if found else None
+    return Score(*bootstrap_ci(found), tuple(clips)) if found else None
 
 
-def _row(video: Frames, case: SceneCase, other: SceneCase) -> dict[str, float]:
+def score_clip(video: Frames, case: SceneCase, other: SceneCase) -> dict[str, float | None]:
+    """The scores of a clip by their names in SceneScores; None for those that it does not have.
+
+    The shuffled accuracy is the chance level: it compares the clip with the pose of another case. Clips of
+    open captions have no score for the text.
+    """
     size, parts, (drawing,) = video.shape[1], segment_parts(video), drawings([case])
     drawn = drawn_parts(case.scene, case.keypoints, size)
     pan = shown_pan(case.scene, drawing, drawn)
     own, shuffled = (pose_scores(parts, keypoints, drawn) for keypoints in (case.keypoints, other.keypoints))
-    row = {
+    scores: dict[str, float] = {
         "pose_accuracy": own.accuracy,
         "pose_accuracy_shuffled": shuffled.accuracy,
         "iou": own.iou,
@@ -141,10 +144,12 @@ def _row(video: Frames, case: SceneCase, other: SceneCase) -> dict[str, float]:
         "part_deviation": part_deviation(video, drawn),
         **background_scores(video, parts, drawn, pan)._asdict(),
     }
-    if case.scene.characters[0] in OPEN:
-        return row
-    text = text_scores(video, case.keypoints, case.scene._replace(seed=0), drawn)
-    return row | {name: float(value) for name, value in text._asdict().items()}
+    if case.scene.characters[0] not in OPEN:
+        scores |= text_scores(video, case.keypoints, case.scene._replace(seed=0), drawn)._asdict()
+    return {
+        name: float(scores[name]) if np.isfinite(scores.get(name, np.nan)) else None
+        for name in SceneScores._fields
+    }
 
 
 def drawings(cases: Sequence[SceneCase]) -> list[Frames]:
