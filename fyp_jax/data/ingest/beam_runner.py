@@ -5,6 +5,7 @@ The function writes its result to a place of its own and gives nothing back, so 
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -92,5 +93,5 @@ def _create_runner(name: str) -> Any:
 
 def _cause(error: Exception) -> str:
     """The last line of a worker's traceback, which a runner's error may hold, or the error's first line."""
-    lines = [line for line in str(error).splitlines() if "UserError: " in line]
-    return lines[-1].partition("UserError: ")[2] if lines else reason(error)
+    ours = re.findall(r"fyp_jax[\w.]*Error: (.*)", str(error))
+    return ours[-1] if ours else reason(error)

@@ -19,7 +19,7 @@ def decode_utf8(data: bytes, what: str) -> str:
 
 def wrong_encoding(file: Path) -> str:
     """Message on a text file that is not UTF-8, with the first line that is not."""
-    with open(file, "rb") as lines:
+    with file.open("rb") as lines:
         start = lines.read(4096)
         if _guess(start).startswith("utf"):  # its line ends are not single bytes
             return f"{file}: line 1 is not UTF-8{_other_reading(start)}; save the file as UTF-8"

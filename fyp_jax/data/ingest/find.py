@@ -14,6 +14,7 @@ from fyp_jax.data.ingest.humansd import MAPPING_FILE, find_mapping, humansd_item
 from fyp_jax.data.ingest.items import Item
 from fyp_jax.data.ingest.metadata import METADATA_FILES, metadata_items
 from fyp_jax.data.ingest.names import SourceFolder, is_litter
+from fyp_jax.data.ingest.remote import remote_errors
 from fyp_jax.data.ingest.rows import read_rows
 from fyp_jax.data.ingest.sidecar import sidecar_items
 from fyp_jax.data.ingest.webdataset import webdataset_items
@@ -25,15 +26,17 @@ def find_items(kind: str, source: Path, captions: Path | None = None) -> Iterato
     """List the items of a source in its order; `kind` is "pose_images" or "captioned_videos".
 
     `captions` is a metadata file outside of the source folder. Raises UserError where the form of the source
-    is unknown, or where its metadata cannot be read or lacks a column; the message has the line.
+    is unknown, where its metadata cannot be read or lacks a column (the message has the line), and where a
+    remote source fails.
     """
     seen: set[str] = set()
-    for item in _all_items(kind, source, captions):
-        if item.name in seen:
-            yield Item(item.name, problem="has the same name as an earlier item")
-        else:
-            seen.add(item.name)
-            yield item
+    with remote_errors(source):
+        for item in _all_items(kind, source, captions):
+            if item.name in seen:
+                yield Item(item.name, problem="has the same name as an earlier item")
+            else:
+                seen.add(item.name)
+                yield item
 
 
 def _all_items(kind: str, source: Path, captions: Path | None) -> Iterator[Item]:

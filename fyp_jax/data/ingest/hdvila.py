@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fyp_jax.data.ingest.fields import parse_captions, parse_frame
 from fyp_jax.data.ingest.items import Item, ItemError
-from fyp_jax.data.ingest.names import SourceFolder, is_outside
+from fyp_jax.data.ingest.names import SourceFolder, is_file, is_outside
 from fyp_jax.data.ingest.rows import Row, require_columns
 from fyp_jax.errors import UserError
 
@@ -48,7 +48,7 @@ def _item(folder: SourceFolder, part: str, clip: str, rows: list[Row]) -> Item:
         ]
         for base, suffix in itertools.product(bases, ("", ".mp4")):
             path = os.path.normpath(f"{base}/{clip}{suffix}")
-            if is_outside(path) or os.path.isfile(folder.path / path):
+            if is_outside(path) or is_file(folder.path / path):
                 return Item(path, folder.find(path), parse_captions(rows))
         raise ItemError(f"no such file; also tried {', '.join(list(bases)[1:])}, and the suffix .mp4")
     except ItemError as error:

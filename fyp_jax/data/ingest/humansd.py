@@ -12,7 +12,7 @@ from typing import Any
 from fyp_jax.data.ingest.encoding import wrong_encoding
 from fyp_jax.data.ingest.fields import image_item
 from fyp_jax.data.ingest.items import Blob, Item, ItemError
-from fyp_jax.data.ingest.names import SourceFolder, is_outside
+from fyp_jax.data.ingest.names import SourceFolder, is_file, is_outside
 from fyp_jax.errors import UserError, reason
 from fyp_jax.trees import list_names
 
@@ -30,7 +30,7 @@ def is_mapping(file: Path) -> bool:
     """Whether a file is such a mapping, by its name or its first entry."""
     if file.name == MAPPING_FILE:
         return True
-    with open(file, "rb") as start:
+    with file.open("rb") as start:
         return file.suffix.lower() == ".json" and b'"img_path"' in start.read(2**16)
 
 
@@ -71,14 +71,7 @@ def _find(folder: SourceFolder, path: str, what: str) -> Blob:
         raise ItemError(f"its {what} is outside the source folder")
     parts = path.replace("\\", "/").split("/")
     ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    found = [end for end in ends if _is_file(folder.path / end)]
+    found = [end for end in ends if is_file(folder.path / end)]
     if len(found) > 1 and found[0] != ends[0]:
         raise ItemError(f"its {what} {path} fits {len(found)} files ({list_names(found)})")
     return folder.find(found[0] if found else path, what)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # names too long, or with a zero byte
-        return False

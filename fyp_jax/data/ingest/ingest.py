@@ -160,7 +160,7 @@ def list_source(kind: str, source: Path, captions: Path | None, shard_bytes: int
             count += 1
             shards = planned.shard + 1
             fields = [
-                (os.path.relpath(field.path, source), *field[1:]) if isinstance(field, Blob) else field
+                (os.path.relpath(field.path, str(source)), *field[1:]) if isinstance(field, Blob) else field
                 for field in planned.item
             ]
             digest.update(json.dumps(fields).encode())

@@ -25,7 +25,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, Row]]:
     Raises UserError, with the line, for a file that is not UTF-8, or not valid CSV or JSON lines.
     """
     try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
+        with file.open(encoding="utf-8-sig", newline="") as text:
             yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(file, text)
     except UnicodeDecodeError as error:
         raise UserError(wrong_encoding(file)) from error

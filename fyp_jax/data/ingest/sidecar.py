@@ -10,6 +10,7 @@ from pathlib import Path
 from fyp_jax.data.ingest.fields import CAPTION_COLUMNS, parse_json
 from fyp_jax.data.ingest.items import Blob, Item, ItemError
 from fyp_jax.data.ingest.names import file_blob, is_litter
+from fyp_jax.data.ingest.remote import walk_files
 from fyp_jax.data.ingest.samples import media_suffixes, sample_item
 
 _DOUBLE_SUFFIXES = (".keypoints.json", ".skeleton.png", ".skeleton.jpg", ".skeleton.jpeg", ".skeleton.webp")
@@ -31,13 +32,11 @@ def sidecar_items(kind: str, folder: Path) -> Iterator[Item] | None:
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
     """Path below the folder without suffix, and suffix, of each file."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.relpath(os.path.join(parent, name), folder)
-            if not is_litter(path):
-                cut = next((len(end) for end in _DOUBLE_SUFFIXES if name.lower().endswith(end)), 0)
-                suffix = name[-cut:] if cut else os.path.splitext(name)[1]
-                yield path.removesuffix(suffix), suffix
+    for path in walk_files(folder):
+        if not is_litter(path):
+            cut = next((len(end) for end in _DOUBLE_SUFFIXES if path.lower().endswith(end)), 0)
+            suffix = path[-cut:] if cut else os.path.splitext(path)[1]
+            yield path.removesuffix(suffix), suffix
 
 
 def _has(suffixes: list[str], wanted: str) -> bool:

@@ -9,10 +9,11 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from fyp_jax.data.ingest.items import Blob, Item
-from fyp_jax.data.ingest.names import is_litter
+from fyp_jax.data.ingest.names import file_blob, is_litter
+from fyp_jax.data.ingest.remote import remote_errors
 from fyp_jax.data.ingest.samples import media_suffixes, sample_item
 from fyp_jax.errors import reason
 
@@ -33,7 +34,7 @@ def webdataset_items(kind: str, tar: Path, source: Path) -> Iterator[Item]:
     tar_name = tar.relative_to(source)
     groups, problems = _index(tar, str(tar_name))
     try:
-        mtime_ns = tar.stat().st_mtime_ns
+        mtime_ns = file_blob(tar).mtime_ns
         for key, members in groups.values():
             parts = {suffix: Blob(str(tar), *member, mtime_ns) for suffix, member in members.items()}
             yield sample_item(kind, f"{tar_name}/{key}", parts, _dots_hint(kind, key, parts))
@@ -47,7 +48,11 @@ def _index(tar: Path, tar_name: str) -> _Index:
     last_key, offset = "", -1
     try:
         # "r:" is uncompressed: members are read at their offset
-        with tarfile.open(tar, "r:", errors="replace") as members:
+        with (
+            remote_errors(tar, OSError),
+            tar.open("rb") as file,
+            tarfile.open(fileobj=file, mode="r:", errors="replace") as members,
+        ):
             while (member := members.next()) is not None:
                 members.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would hold all
                 if member.offset <= offset or member.size < 0:  # older versions of Python go round in circles
@@ -55,7 +60,7 @@ def _index(tar: Path, tar_name: str) -> _Index:
                 offset = member.offset
                 if member.isfile() and not is_litter(member.name):
                     last_key = _add(index, member, tar_name)
-            problem = _what_follows(tar, members.offset)
+            problem = _what_follows(file, members.offset)
     except (
         tarfile.TarError,
         OSError,
@@ -93,15 +98,14 @@ def _add(index: _Index, member: tarfile.TarInfo, tar_name: str) -> str:
     return group
 
 
-def _what_follows(tar: Path, offset: int) -> str:
+def _what_follows(file: IO[bytes], offset: int) -> str:
     """Problem with the bytes behind the last member: a tar ends there, or goes on with blocks of zeros."""
-    with open(tar, "rb") as file:
-        file.seek(offset)
-        while (block := file.read(_BLOCK)) and not block.strip(b"\0"):
-            pass
-        if not block:
-            return ""
-        at = file.tell() - len(block)
+    file.seek(offset)
+    while (block := file.read(_BLOCK)) and not block.strip(b"\0"):
+        pass
+    if not block:
+        return ""
+    at = file.tell() - len(block)
     if at == offset:
         return f"is damaged, or cut off, at byte {at}; the members from there on are not read"
     if block[257:262] == b"ustar":
