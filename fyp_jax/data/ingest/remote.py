@@ -1,6 +1,7 @@
 """Sources that are no folder of this machine: `gs://bucket/clips`, and whatever else fsspec lists and reads.
 
-A remote path is a `UPath` of universal-pathlib, which has what is used of `pathlib.Path` here.
+A remote path is a `UPath` of universal-pathlib (the extra `buckets`): no `pathlib.Path`, but with what is
+used of one here.
 """
 
 import errno
@@ -9,9 +10,14 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fyp_jax.errors import UserError, reason
+
+if TYPE_CHECKING:
+    SourcePath = Path
+else:
+    SourcePath = object  # Path | UPath, where UPath is installed
 
 _LOCAL = "file:///"
 
@@ -20,7 +26,7 @@ class SourceError(UserError):
     """A remote source failed. Unlike a broken item, that ends the run: it may be well a minute later."""
 
 
-def source_path(text: str) -> Path:
+def source_path(text: str) -> SourcePath:
     """A path of this machine, or a remote one for a URL.
 
     Raises UserError where fsspec knows no such URL or lacks a package for it, and for web pages and chains.
@@ -36,7 +42,7 @@ def source_path(text: str) -> Path:
     if "::" in text:
         raise UserError(f"{text}: has ::, which chains file systems in fsspec, and cannot be read here")
     try:
-        from upath import UPath
+        from upath import UPath  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"{text} needs universal-pathlib: pip install 'fyp_jax[buckets]'") from error
     try:
@@ -44,16 +50,16 @@ def source_path(text: str) -> Path:
         path.fs  # noqa: B018  # imports the package of this kind of URL
     except (ImportError, ValueError) as error:
         raise UserError(f"{text}: cannot be opened ({reason(error)})") from error
-    return cast(Path, path)
+    return cast(SourcePath, path)
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: str | SourcePath) -> bool:
     """Whether `source_path` made a remote path of it; `path` may be the text of one."""
     return "://" in str(path)
 
 
 @contextmanager
-def remote_errors(path: str | os.PathLike[str], kind: type[Exception] = Exception) -> Iterator[None]:
+def remote_errors(path: str | SourcePath, kind: type[Exception] = Exception) -> Iterator[None]:
     """Raise SourceError for errors of a remote path, unless a file is missing; those of a local path stay.
 
     Each kind of bucket has errors of its own, and some of these are no OSError.
@@ -68,7 +74,22 @@ def remote_errors(path: str | os.PathLike[str], kind: type[Exception] = Exceptio
         raise SourceError(f"{path}: cannot be read ({reason(error)}); run the same command again") from error
 
 
-def remote_stat(path: Path) -> tuple[int, int]:
+def path_type(path: SourcePath) -> str:
+    """What a path leads to: "file", "directory", or "" where it leads nowhere or cannot be a file's.
+
+    For a remote path, `exists` and `is_file` would say no where the bucket fails.
+    """
+    if not is_remote(path):
+        return "directory" if os.path.isdir(path) else "file" if os.path.isfile(path) else ""
+    remote: Any = path
+    try:
+        with remote_errors(path):
+            return remote.fs.info(remote.path)["type"]
+    except FileNotFoundError:
+        return ""
+
+
+def remote_stat(path: SourcePath) -> tuple[int, int]:
     """Bytes of a remote file, and its modification time in nanoseconds (0 where its kind knows none)."""
     remote: Any = path
     with remote_errors(path):
@@ -89,7 +110,7 @@ def read_remote(url: str, offset: int, size: int) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
 
 
-def walk_files(folder: Path) -> Iterator[str]:
+def walk_files(folder: SourcePath) -> Iterator[str]:
     """Paths below a folder, also a remote one, of all files in it and in its folders."""
     if not is_remote(folder):
         for parent, _, names in os.walk(folder):

@@ -8,12 +8,11 @@ the suffix starts at the first dot of a name.
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 from fyp_jax.data.ingest.items import Blob, Item
 from fyp_jax.data.ingest.names import file_blob, is_litter
-from fyp_jax.data.ingest.remote import remote_errors
+from fyp_jax.data.ingest.remote import SourcePath, remote_errors
 from fyp_jax.data.ingest.samples import media_suffixes, sample_item
 from fyp_jax.errors import reason
 
@@ -29,7 +28,7 @@ class _Index(NamedTuple):
     """Members that are not read, with the reason."""
 
 
-def webdataset_items(kind: str, tar: Path, source: Path) -> Iterator[Item]:
+def webdataset_items(kind: str, tar: SourcePath, source: SourcePath) -> Iterator[Item]:
     """Items of one tar; the rest of a tar that is cut off or damaged is one item with a problem."""
     tar_name = tar.relative_to(source)
     groups, problems = _index(tar, str(tar_name))
@@ -43,7 +42,7 @@ def webdataset_items(kind: str, tar: Path, source: Path) -> Iterator[Item]:
     yield from problems
 
 
-def _index(tar: Path, tar_name: str) -> _Index:
+def _index(tar: SourcePath, tar_name: str) -> _Index:
     index = _Index({}, [])
     last_key, offset = "", -1
     try:
@@ -60,7 +59,7 @@ def _index(tar: Path, tar_name: str) -> _Index:
                 offset = member.offset
                 if member.isfile() and not is_litter(member.name):
                     last_key = _add(index, member, tar_name)
-            problem = _what_follows(file, members.offset)
+            problem = _what_follows(members)
     except (
         tarfile.TarError,
         OSError,
@@ -98,8 +97,10 @@ def _add(index: _Index, member: tarfile.TarInfo, tar_name: str) -> str:
     return group
 
 
-def _what_follows(file: IO[bytes], offset: int) -> str:
+def _what_follows(members: tarfile.TarFile) -> str:
     """Problem with the bytes behind the last member: a tar ends there, or goes on with blocks of zeros."""
+    file: Any = members.fileobj
+    offset = members.offset
     file.seek(offset)
     while (block := file.read(_BLOCK)) and not block.strip(b"\0"):
         pass
