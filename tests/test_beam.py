@@ -1,6 +1,7 @@
 """Apache Beam in place of the pool: the same files, whatever the runner, and after a kill."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,15 @@ from test_prepare_data import encode_image, files, write_video
 
 from fyp_jax.cli import prepare_data
 from fyp_jax.data.ingest import beam_runner
+from fyp_jax.data.ingest import ingest as ingest_module
+from fyp_jax.data.ingest.find import find_items
 from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.data.ingest.items import Blob, Caption, Item
 from fyp_jax.data.ingest.plan import plan_items, read_plan, write_plan
 from fyp_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+IN_MEMORY = ["--runner=DirectRunner", "--direct_running_mode=in_memory"]
 THREADS = ["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_threading"]
 PROCESSES = ["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
@@ -74,6 +78,31 @@ def test_plan_fills_each_shard_and_reads_back_equal(tmp_path: Path):
     assert [item for shard in (0, 2) for item in read_plan(tmp_path, shard)] == items[:2] + items[4:]
 
 
+def test_shard_that_two_workers_write_at_a_time_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write_source(tmp_path / "in", 3)
+    items = list(find_items("captioned_videos", source, None))
+    plan, work = tmp_path / "plan", tmp_path / "work"
+    work.mkdir()
+    write_plan(plan, plan_items(items, shard_bytes=10**9), {})
+    job = ingest_module._ShardJob("captioned_videos", str(work), str(plan), 0)
+    ingest_module.write_planned_shard(job)
+    expected = files(work)
+    for file in work.iterdir():
+        file.unlink()
+    make_example, started = ingest_module.make_example, []
+
+    def second_worker_in_between(kind: str, item: Item) -> object:
+        if item == items[1] and not started:
+            started.append(item)
+            ingest_module.write_planned_shard(job)
+        return make_example(kind, item)
+
+    monkeypatch.setattr(ingest_module, "make_example", second_worker_in_between)
+    ingest_module.write_planned_shard(job)
+    assert started
+    assert files(work) == expected
+
+
 def test_runner_without_beam_and_options_of_nobody_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -103,6 +132,17 @@ def test_option_that_beam_does_not_know_is_refused():
         beam_runner.check_beam_options([*THREADS, "--direct_workers=2"])
     with pytest.raises(UserError, match="Beam's options: argument --direct_num_workers: invalid int"):
         beam_runner.check_beam_options(["--direct_num_workers=two"])
+
+
+@needs_beam
+def test_runner_that_beam_cannot_make_is_refused():
+    for name in ("NoRunner", "no_package.Runner", "apache_beam.runners.NoRunner"):
+        with pytest.raises(UserError, match=f"^--runner {name}: Beam cannot make this runner"):
+            beam_runner.check_beam_options([f"--runner={name}"])
+    with pytest.raises(UserError, match="^Beam's options: .*environment_config.*LOOPBACK"):
+        beam_runner.check_beam_options(
+            ["--runner=PortableRunner", "--environment_type=LOOPBACK", "--environment_config=image"]
+        )
 
 
 @needs_beam
@@ -154,33 +194,67 @@ def test_images_with_poses_by_beam_make_the_files_of_the_pool(tmp_path: Path):
     assert files(tmp_path / "beam") == files(tmp_path / "pool")
 
 
-@needs_beam
-@pytest.mark.release
-@pytest.mark.parametrize("mode", [THREADS, PROCESSES], ids=["threads", "processes"])
-def test_200_items_by_beam_make_the_files_of_the_pool_also_after_a_kill(tmp_path: Path, mode: list[str]):
-    source = write_source(tmp_path / "in", 200)
+@pytest.fixture(scope="module")
+def two_hundred(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A source of 200 items, what one process makes of it, and what the command prints of that."""
+    folder = tmp_path_factory.mktemp("two_hundred")
+    source = write_source(folder / "in", 200)
     for file in source.glob("*.mp4"):  # shards of some ten items
         with open(file, "ab") as video:
             video.write(np.random.default_rng(0).bytes(40_000))
-    pool = run(source, tmp_path / "pool", ["--workers", "2"])
-    assert pool.returncode == 0, pool.stderr
-    beam = run(source, tmp_path / "beam", mode)
-    assert beam.returncode == 0, beam.stderr
-    assert beam.stdout.replace("/beam/", "/pool/") == pool.stdout
-    assert files(tmp_path / "beam") == files(tmp_path / "pool")
-    out = tmp_path / "killed"
-    killed = subprocess.Popen(
-        command(source, out, ["--shard-mb", "1", *mode]),
+    one = run(source, folder / "out", ["--workers", "1"])
+    assert one.returncode == 0, one.stderr
+    return source, folder / "out", one.stdout
+
+
+def kill_when_a_shard_is_complete(source: Path, out: Path, options: list[str]) -> dict[str, int]:
+    """Start the command, kill all its processes, and return the shards that it left, with their times."""
+    process = subprocess.Popen(
+        command(source, out, ["--shard-mb", "1", *options]),
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while killed.poll() is None and not list(out.glob("*/*.incomplete/*.complete.json")):
+
+    def complete_shards() -> list[str]:
+        """Names of shards: those that Beam's workers marked, and those in the log of the pool."""
+        marked = [file.name[:5] for file in out.glob("*/*.incomplete/*.complete.json")]
+        logged = [line for log in out.glob("*/*.progress.jsonl") for line in log.read_text().splitlines()[1:]]
+        return [*marked, *(f"{json.loads(line)['index']:05d}" for line in logged)]
+
+    while process.poll() is None and not complete_shards():
         time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (out / "captioned_videos" / "1.0.0").exists()
-    again = run(source, out, mode)
+    files = (file for shard in complete_shards() for file in out.rglob(f"*array_record-{shard}"))
+    return {file.name: file.stat().st_mtime_ns for file in files}
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--workers", "2"], id="pool"),
+        pytest.param(IN_MEMORY, id="in_memory", marks=needs_beam),
+        pytest.param(THREADS, id="threads", marks=needs_beam),
+        pytest.param(PROCESSES, id="processes", marks=needs_beam),
+    ],
+)
+def test_200_items_make_the_files_of_one_process_also_after_a_kill(
+    tmp_path: Path, two_hundred: tuple[Path, Path, str], options: list[str]
+):
+    source, expected, printed = two_hundred
+    whole = run(source, tmp_path / "whole", options)
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.replace(str(tmp_path / "whole"), str(expected)) == printed
+    assert files(tmp_path / "whole") == files(expected)
+    out = tmp_path / "killed"
+    before = kill_when_a_shard_is_complete(source, out, options)
+    assert before
+    again = run(source, out, options)
     assert again.returncode == 0, again.stderr
-    assert files(out) == files(tmp_path / "pool")
+    assert files(out) == files(expected)
+    after = {file.name: file.stat().st_mtime_ns for file in out.rglob("*array_record-*")}
+    assert before.items() <= after.items(), "a complete shard was written again"

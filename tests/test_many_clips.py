@@ -1,5 +1,6 @@
 """sample.py --prompts: which clips are made, by which process, and what is done when a run starts again."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny_models
 from cli_utils import ROOT, SAMPLE, Run, assert_mistake, run_script
-from fyp_jax.media.reading import inspect_video, read_frames, read_window
 from fyp_jax.pipeline import many_clips
 from fyp_jax.pipeline.clip_batches import ClipRequest
-from fyp_jax.pipeline.clip_store import list_clips
+from fyp_jax.pipeline.clip_store import StoredClip, list_clips
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.output import PipelineOutput
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
@@ -97,12 +99,6 @@ def sample(tiny: Path, prompts: Path, out: Path, *args: str) -> Run:
 
 def names(out: Path) -> list[str]:
     return [clip.name for clip in list_clips(out)]
-
-
-def frames(clip: Any) -> np.ndarray:
-    data = clip.mp4.read()
-    length = inspect_video(data, clip.name).num_frames
-    return read_window(data, clip.name, range(length), length)
 
 
 def test_clips_of_one_shape_are_made_together(tiny: Path, tmp_path: Path, fake: Fake):
@@ -268,6 +264,21 @@ def two_processes() -> list[list[str]]:
     return [[*cluster, f"mesh.process_id={i}"] for i in range(2)]
 
 
+def image_grid(clip: StoredClip) -> np.ndarray:
+    """Frames of a clip without loss: a level more in one pixel changes whole blocks of an mp4."""
+    file = clip.mp4.file
+    if file.suffix == ".tar":
+        with tarfile.open(file) as tar:
+            return np.asarray(Image.open(io.BytesIO(tar.extractfile(f"{clip.name}.png").read()))).astype(int)
+    return np.asarray(Image.open(file.with_suffix(".png"))).astype(int)
+
+
+def assert_same_but_rounding(ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
+    """A few pixels may differ by one of 255 levels, where 1e-5 more or less is rounded."""
+    assert np.abs(ours - theirs).max() <= 1, name
+    assert (ours != theirs).mean() < 0.001, name
+
+
 def assert_same_clips(out: Path, other: Path, count: int) -> None:
     ours, theirs = list_clips(out), list_clips(other)
     assert (
@@ -275,7 +286,7 @@ def assert_same_clips(out: Path, other: Path, count: int) -> None:
     )
     for a, b in zip(ours, theirs, strict=True):
         assert a.record["made_of"] == b.record["made_of"]
-        assert np.abs(frames(a).astype(int) - frames(b)).mean() < 0.1, a.name
+        assert_same_but_rounding(image_grid(a), image_grid(b), a.name)
 
 
 def kill_when_some_are_done(out: Path, process: subprocess.Popen[str]) -> None:
@@ -298,8 +309,9 @@ def test_two_processes_give_the_clips_of_the_pipeline(
         changes = {name: asked[name] for name in ("seed", "num_frames")}
         changes["guidance_scale"] = float(asked["guidance_scale"])
         alone = pipeline(asked["prompt"], None, **changes)
-        alone.save(tmp_path / "alone.mp4")
-        assert np.abs(frames(clip).astype(int) - read_frames(tmp_path / "alone.mp4", range(1))).mean() < 0.1
+        alone.save(tmp_path / "alone.png")
+        expected = np.asarray(Image.open(tmp_path / "alone.png")).astype(int)
+        assert_same_but_rounding(image_grid(clip), expected, clip.name)
 
 
 @pytest.mark.release

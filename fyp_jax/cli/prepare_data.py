@@ -33,7 +33,11 @@ five forms, which docs/inputs.md describes:
 The work is done by processes of this machine, or by Apache Beam (the extra [beam]), with the same result:
     python scripts/prepare_data.py videos --source clips --out records --runner DirectRunner \\
         --direct_num_workers 8 --direct_running_mode multi_processing
-Each shard is then the work of one Beam worker, and --source and --out have to be paths that all workers have.
+Each shard is then the work of one Beam worker, and --out, and a --source that is a folder, have to be paths
+that all workers have.
+
+The source may be in a bucket, and whatever else fsspec lists (the extra [buckets]). OUT is a local folder:
+    python scripts/prepare_data.py videos --source gs://my-bucket/clips --out records
 """
 
 import argparse
@@ -42,6 +46,7 @@ import os
 from fyp_jax.cli.runner_arguments import add_runner_argument, local_path, parse_runner
 from fyp_jax.console import run_console
 from fyp_jax.data.ingest.ingest import ingest
+from fyp_jax.data.ingest.remote import source_path
 from fyp_jax.errors import printable
 from fyp_jax.trees import list_names
 
@@ -54,12 +59,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=KINDS, help="videos with captions, or images with poses")
-    parser.add_argument("--source", type=local_path, required=True, metavar="DIR", help="folder, or one .tar")
+    parser.add_argument(
+        "--source", type=source_path, required=True, metavar="DIR", help="folder, or one .tar; also gs://..."
+    )
     parser.add_argument(
         "--out", type=local_path, required=True, metavar="DIR", help="folder to write the dataset to"
     )
     parser.add_argument(
-        "--captions", type=local_path, metavar="FILE", help="metadata file that is not in the source folder"
+        "--captions", type=source_path, metavar="FILE", help="metadata file that is not in the source folder"
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help=f"processes of this machine ({os.cpu_count() or 1})"

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fyp_jax.data.ingest.remote import source_path
+
 
 def add_runner_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -34,6 +36,6 @@ def parse_runner(
 
 def local_path(text: str) -> Path:
     """A path of this machine. Raises argparse's error for a URL, which would become a folder of that name."""
-    if "://" in text:
+    if "://" in text and not text.startswith("file:///"):
         raise argparse.ArgumentTypeError(f"{text} is no path of this machine; mount the bucket first")
-    return Path(text)
+    return source_path(text)

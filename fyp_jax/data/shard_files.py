@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ def shard_name(dataset: str, index: int) -> str:
 
 def write_shard_file(path: Path, examples: Iterator[bytes]) -> int:
     """Write serialised examples to a file that gets its name when it is complete and on disk; gives its size
-    in bytes."""
-    unfinished = path.with_name(f"unfinished-{path.name.rpartition('-')[2]}")
+    in bytes.
+
+    A cluster may start a piece of work twice at a time, so each writer has an unfinished file of its own.
+    """
+    unfinished = path.with_name(f"unfinished-{path.name.rpartition('-')[2]}-{uuid.uuid4().hex}")
     try:
         writer = tfds.core.ExampleWriter(tfds.core.FileFormat(FILE_FORMAT))
         writer.write(unfinished, enumerate(examples))  # pyright: ignore[reportArgumentType]

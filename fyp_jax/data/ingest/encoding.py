@@ -2,9 +2,9 @@
 
 import codecs
 import re
-from pathlib import Path
 
 from fyp_jax.data.ingest.items import ItemError
+from fyp_jax.data.ingest.remote import SourcePath
 
 _SHOWN = 40  # characters of a text that a message quotes
 
@@ -17,9 +17,9 @@ def decode_utf8(data: bytes, what: str) -> str:
         raise ItemError(f"{what} is not UTF-8{_other_reading(data)}; save it as UTF-8") from error
 
 
-def wrong_encoding(file: Path) -> str:
+def wrong_encoding(file: SourcePath) -> str:
     """Message on a text file that is not UTF-8, with the first line that is not."""
-    with open(file, "rb") as lines:
+    with file.open("rb") as lines:
         start = lines.read(4096)
         if _guess(start).startswith("utf"):  # its line ends are not single bytes
             return f"{file}: line 1 is not UTF-8{_other_reading(start)}; save the file as UTF-8"

@@ -14,6 +14,7 @@ from fyp_jax.data.datasets import BUILDERS
 from fyp_jax.data.decoding import decode_image
 from fyp_jax.data.ingest.items import Blob, Item, ItemError, Rejection
 from fyp_jax.data.ingest.pose_npz import is_npz, npz_keypoints
+from fyp_jax.data.ingest.remote import SourceError
 from fyp_jax.data.shard_files import serialize
 from fyp_jax.errors import UserError, reason
 from fyp_jax.media.display import picture_size
@@ -39,12 +40,15 @@ class ExampleResult(NamedTuple):
 def make_example(kind: str, item: Item) -> ExampleResult:
     """Read the files of an item, decode them from start to end, check them, and serialise the example.
 
-    Deterministic. An item that is wrong gives a rejection, never an exception.
+    Deterministic. An item that is wrong gives a rejection, never an exception. Raises SourceError where a
+    remote source fails, which says nothing about the item.
     """
     try:
         if item.problem:
             raise ItemError(item.problem)
         example = _video_example(item) if kind == "captioned_videos" else _image_example(item)
+    except SourceError:
+        raise
     except UserError as error:
         why = str(error).removeprefix(f"{item.name}: ")
         return ExampleResult(b"", Rejection(item.name, " ".join(why.split())))

@@ -7,13 +7,13 @@ with their captions beside them (`sidecar.py`).
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from fyp_jax.data.ingest.hdvila import HDVILA_COLUMNS, hdvila_items
 from fyp_jax.data.ingest.humansd import MAPPING_FILE, find_mapping, humansd_items, is_mapping
 from fyp_jax.data.ingest.items import Item
 from fyp_jax.data.ingest.metadata import METADATA_FILES, metadata_items
 from fyp_jax.data.ingest.names import SourceFolder, is_litter
+from fyp_jax.data.ingest.remote import SourcePath, path_type, remote_errors
 from fyp_jax.data.ingest.rows import read_rows
 from fyp_jax.data.ingest.sidecar import sidecar_items
 from fyp_jax.data.ingest.webdataset import webdataset_items
@@ -21,31 +21,33 @@ from fyp_jax.errors import UserError
 from fyp_jax.trees import list_names
 
 
-def find_items(kind: str, source: Path, captions: Path | None = None) -> Iterator[Item]:
+def find_items(kind: str, source: SourcePath, captions: SourcePath | None = None) -> Iterator[Item]:
     """List the items of a source in its order; `kind` is "pose_images" or "captioned_videos".
 
     `captions` is a metadata file outside of the source folder. Raises UserError where the form of the source
-    is unknown, or where its metadata cannot be read or lacks a column; the message has the line.
+    is unknown, where its metadata cannot be read or lacks a column (the message has the line), and where a
+    remote source fails.
     """
     seen: set[str] = set()
-    for item in _all_items(kind, source, captions):
-        if item.name in seen:
-            yield Item(item.name, problem="has the same name as an earlier item")
-        else:
-            seen.add(item.name)
-            yield item
+    with remote_errors(source):
+        for item in _all_items(kind, source, captions):
+            if item.name in seen:
+                yield Item(item.name, problem="has the same name as an earlier item")
+            else:
+                seen.add(item.name)
+                yield item
 
 
-def _all_items(kind: str, source: Path, captions: Path | None) -> Iterator[Item]:
-    if not source.exists():
+def _all_items(kind: str, source: SourcePath, captions: SourcePath | None) -> Iterator[Item]:
+    if not path_type(source):
         raise UserError(f"{source}: no such folder")
-    if source.is_file():
+    if path_type(source) == "file":
         if source.suffix != ".tar" or captions is not None:
             raise UserError(f"{source}: is a file; give a folder, or one .tar file without --captions")
         return webdataset_items(kind, source, source.parent)
-    if captions is not None and not captions.is_file():
+    if captions is not None and path_type(captions) != "file":
         raise UserError(f"{captions}: no such file")
-    found = [source / name for name in METADATA_FILES if (source / name).is_file()]
+    found = [source / name for name in METADATA_FILES if path_type(source / name) == "file"]
     files = [captions] if captions else found
     if len(files) > 1:
         raise UserError(f"{source}: has both {' and '.join(METADATA_FILES)}; choose one with --captions")
@@ -66,7 +68,7 @@ def _all_items(kind: str, source: Path, captions: Path | None) -> Iterator[Item]
     )
 
 
-def _listed_items(kind: str, source: Path, file: Path) -> Iterator[Item]:
+def _listed_items(kind: str, source: SourcePath, file: SourcePath) -> Iterator[Item]:
     folder = SourceFolder(source)
     if is_mapping(file):
         return humansd_items(kind, folder, file)

@@ -8,11 +8,11 @@ with or without .mp4. frame_id is the frame from which a caption holds. Where th
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from fyp_jax.data.ingest.fields import parse_captions, parse_frame
 from fyp_jax.data.ingest.items import Item, ItemError
 from fyp_jax.data.ingest.names import SourceFolder, is_outside
+from fyp_jax.data.ingest.remote import SourcePath, path_type
 from fyp_jax.data.ingest.rows import Row, require_columns
 from fyp_jax.errors import UserError
 
@@ -21,7 +21,7 @@ FRAMES_PER_CAPTION = 64
 
 
 def hdvila_items(
-    kind: str, folder: SourceFolder, file: Path, rows: Iterator[tuple[int, Row]]
+    kind: str, folder: SourceFolder, file: SourcePath, rows: Iterator[tuple[int, Row]]
 ) -> Iterator[Item]:
     """Items of the rows of a caption file. Raises UserError where a column is missing, or for images."""
     if kind != "captioned_videos":
@@ -48,7 +48,7 @@ def _item(folder: SourceFolder, part: str, clip: str, rows: list[Row]) -> Item:
         ]
         for base, suffix in itertools.product(bases, ("", ".mp4")):
             path = os.path.normpath(f"{base}/{clip}{suffix}")
-            if is_outside(path) or os.path.isfile(folder.path / path):
+            if is_outside(path) or path_type(folder.path / path) == "file":
                 return Item(path, folder.find(path), parse_captions(rows))
         raise ItemError(f"no such file; also tried {', '.join(list(bases)[1:])}, and the suffix .mp4")
     except ItemError as error:

@@ -6,13 +6,13 @@ it, so their first parts may be missing below the source.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from fyp_jax.data.ingest.encoding import wrong_encoding
 from fyp_jax.data.ingest.fields import image_item
 from fyp_jax.data.ingest.items import Blob, Item, ItemError
 from fyp_jax.data.ingest.names import SourceFolder, is_outside
+from fyp_jax.data.ingest.remote import SourcePath, path_type
 from fyp_jax.errors import UserError, reason
 from fyp_jax.trees import list_names
 
@@ -20,21 +20,22 @@ MAPPING_FILE = "mapping_file_training.json"
 _FIELDS = ("img_path", "pose_path", "prompt")
 
 
-def find_mapping(source: Path) -> Path | None:
+def find_mapping(source: SourcePath) -> SourcePath | None:
     """Return the mapping file in a source, or in one of its folders where there is just one."""
-    found = [file for file in (source / MAPPING_FILE, *source.glob(f"*/{MAPPING_FILE}")) if file.is_file()]
+    candidates = (source / MAPPING_FILE, *source.glob(f"*/{MAPPING_FILE}"))
+    found = [file for file in candidates if path_type(file) == "file"]
     return found[0] if found and (len(found) == 1 or found[0].parent == source) else None
 
 
-def is_mapping(file: Path) -> bool:
+def is_mapping(file: SourcePath) -> bool:
     """Whether a file is such a mapping, by its name or its first entry."""
     if file.name == MAPPING_FILE:
         return True
-    with open(file, "rb") as start:
+    with file.open("rb") as start:
         return file.suffix.lower() == ".json" and b'"img_path"' in start.read(2**16)
 
 
-def humansd_items(kind: str, folder: SourceFolder, file: Path) -> Iterator[Item]:
+def humansd_items(kind: str, folder: SourceFolder, file: SourcePath) -> Iterator[Item]:
     """Items of a mapping, in its order. Raises UserError where it is no such mapping, or for videos."""
     if kind != "pose_images":
         raise UserError(f"{file}: is the mapping of LAION-Human, which is for images, not for videos")
@@ -71,14 +72,7 @@ def _find(folder: SourceFolder, path: str, what: str) -> Blob:
         raise ItemError(f"its {what} is outside the source folder")
     parts = path.replace("\\", "/").split("/")
     ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    found = [end for end in ends if _is_file(folder.path / end)]
+    found = [end for end in ends if path_type(folder.path / end) == "file"]
     if len(found) > 1 and found[0] != ends[0]:
         raise ItemError(f"its {what} {path} fits {len(found)} files ({list_names(found)})")
     return folder.find(found[0] if found else path, what)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # names too long, or with a zero byte
-        return False

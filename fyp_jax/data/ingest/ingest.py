@@ -26,6 +26,7 @@ from fyp_jax.data.ingest.items import Blob, Item, Rejection
 from fyp_jax.data.ingest.plan import PlannedItem, plan_folder, plan_items, read_plan, write_plan
 from fyp_jax.data.ingest.pool import example_pool
 from fyp_jax.data.ingest.progress import locked_log, log_path, log_shard, mark_shard, resume
+from fyp_jax.data.ingest.remote import SourcePath
 from fyp_jax.data.ingest.shards import (
     REJECTED_FILE,
     Shard,
@@ -68,10 +69,10 @@ class Report(NamedTuple):
 
 def ingest(
     kind: str,
-    source: Path,
+    source: SourcePath,
     out: Path,
     *,
-    captions: Path | None = None,
+    captions: SourcePath | None = None,
     workers: int = 1,
     shard_bytes: int = 256 * 2**20,
     overwrite: bool = False,
@@ -146,7 +147,7 @@ class Listing(NamedTuple):
     """SHA-256 of all that the dataset depends on."""
 
 
-def list_source(kind: str, source: Path, captions: Path | None, shard_bytes: int) -> Listing:
+def list_source(kind: str, source: SourcePath, captions: SourcePath | None, shard_bytes: int) -> Listing:
     """Count the items of a source and the shards that they make, and take their fingerprint.
 
     The contents of files stand in it by their sizes and modification times.
@@ -160,7 +161,7 @@ def list_source(kind: str, source: Path, captions: Path | None, shard_bytes: int
             count += 1
             shards = planned.shard + 1
             fields = [
-                (os.path.relpath(field.path, source), *field[1:]) if isinstance(field, Blob) else field
+                (os.path.relpath(field.path, str(source)), *field[1:]) if isinstance(field, Blob) else field
                 for field in planned.item
             ]
             digest.update(json.dumps(fields).encode())

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from fyp_jax.data.ingest.remote import is_remote, read_remote
 from fyp_jax.errors import UserError
 
 
@@ -20,16 +21,23 @@ class Blob(NamedTuple):
     """A range of bytes in a file: the whole file, or one member of a tar."""
 
     path: str
+    """Path of this machine, or a URL."""
     offset: int
     size: int
     mtime_ns: int
     """Modification time of the file, in nanoseconds."""
 
     def read(self) -> bytes:
-        """Read all bytes. Raises OSError where the file cannot be read, ItemError where it got shorter."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
+        """Read all bytes. Raises OSError where the file cannot be read, ItemError where it got shorter.
+
+        A remote file raises SourceError in place of OSError, unless it is gone.
+        """
+        if is_remote(self.path):
+            data = read_remote(self.path, self.offset, self.size)
+        else:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
         if len(data) < self.size:
             raise ItemError(f"is cut off: it has {len(data)} of {self.size} bytes")
         return data

@@ -9,11 +9,11 @@ lines, a list as `text`: [{"frame": 0, "text": "..."}, ...].
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from fyp_jax.data.ingest.fields import CAPTION_COLUMNS, image_item, parse_captions, parse_pose
 from fyp_jax.data.ingest.items import Item, ItemError
 from fyp_jax.data.ingest.names import SourceFolder
+from fyp_jax.data.ingest.remote import SourcePath
 from fyp_jax.data.ingest.rows import Row, require_columns
 from fyp_jax.errors import UserError
 from fyp_jax.trees import list_names
@@ -27,7 +27,7 @@ FILE_COLUMNS = {
 
 
 def metadata_items(
-    kind: str, folder: SourceFolder, file: Path, first: tuple[int, Row], rows: Iterator[tuple[int, Row]]
+    kind: str, folder: SourceFolder, file: SourcePath, first: tuple[int, Row], rows: Iterator[tuple[int, Row]]
 ) -> Iterator[Item]:
     """Items of the rows of a metadata file, of which `first` (line, row) shows the columns.
 

@@ -7,6 +7,7 @@ so the result depends on the source alone, and not on the runner, its workers or
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,7 @@ def resume(
 
 def mark_shard(work: Path, shard: Shard) -> None:
     """Write the file that says that a shard is complete, for a worker that cannot write to the log."""
-    unfinished = work / f"unfinished-mark-{shard.index:05d}"
+    unfinished = work / f"unfinished-mark-{shard.index:05d}-{uuid.uuid4().hex}"
     with open(unfinished, "wb") as file:
         file.write(_json_line(shard._asdict()))
         _sync(file)

@@ -1,12 +1,13 @@
 """Rows of a metadata file, CSV or JSON lines."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fyp_jax.data.ingest.encoding import wrong_encoding
+from fyp_jax.data.ingest.remote import SourcePath
 from fyp_jax.errors import UserError, reason
 from fyp_jax.trees import list_names
 
@@ -19,13 +20,13 @@ _KNOWN_COLUMNS = frozenset(("file_name", "video", "image", "path", "file", "clip
 csv.field_size_limit(2**30)  # keypoints of many people make a long field
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(file: SourcePath) -> Iterator[tuple[int, Row]]:
     """Yield each row with the number of the line in which it starts.
 
     Raises UserError, with the line, for a file that is not UTF-8, or not valid CSV or JSON lines.
     """
     try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
+        with file.open(encoding="utf-8-sig", newline="") as text:
             yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(file, text)
     except UnicodeDecodeError as error:
         raise UserError(wrong_encoding(file)) from error
@@ -33,7 +34,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{file}: cannot be read ({reason(error)})") from error
 
 
-def _csv_rows(file: Path, text: IO[str]) -> Iterator[tuple[int, Row]]:
+def _csv_rows(file: SourcePath, text: io.TextIOBase) -> Iterator[tuple[int, Row]]:
     reader = csv.reader(text, strict=True)
     columns: list[str] = []
     while True:
@@ -58,7 +59,7 @@ def _csv_rows(file: Path, text: IO[str]) -> Iterator[tuple[int, Row]]:
             yield line, dict(zip(columns, fields, strict=True))
 
 
-def _header(file: Path, line: int, fields: list[str]) -> list[str]:
+def _header(file: SourcePath, line: int, fields: list[str]) -> list[str]:
     columns = [column.strip() for column in fields]
     if any("\0" in column for column in columns):  # UTF-16 without a byte order mark
         raise UserError(wrong_encoding(file))
@@ -72,7 +73,7 @@ def _header(file: Path, line: int, fields: list[str]) -> list[str]:
     return columns
 
 
-def _wrong_length(file: Path, line: int, fields: list[str], columns: list[str]) -> str:
+def _wrong_length(file: SourcePath, line: int, fields: list[str], columns: list[str]) -> str:
     for delimiter, name in _DELIMITERS.items():
         cells = ",".join(fields).split(delimiter)
         if len(cells) == len(columns) > 1 and "," not in cells[0]:
@@ -83,7 +84,7 @@ def _wrong_length(file: Path, line: int, fields: list[str], columns: list[str]) 
     )
 
 
-def _json_rows(file: Path, text: IO[str]) -> Iterator[tuple[int, Row]]:
+def _json_rows(file: SourcePath, text: io.TextIOBase) -> Iterator[tuple[int, Row]]:
     for line, words in enumerate(text, 1):
         try:
             row = json.loads(words) if words.strip() else None
@@ -99,7 +100,9 @@ def _json_rows(file: Path, text: IO[str]) -> Iterator[tuple[int, Row]]:
             yield line, row
 
 
-def require_columns(columns: Sequence[str], rows: Iterator[tuple[int, Row]], file: Path) -> Iterator[Row]:
+def require_columns(
+    columns: Sequence[str], rows: Iterator[tuple[int, Row]], file: SourcePath
+) -> Iterator[Row]:
     """Yield the rows; raise UserError at one that lacks a column."""
     for line, row in rows:
         missing = [column for column in columns if column not in row]

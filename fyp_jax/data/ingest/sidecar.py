@@ -5,17 +5,17 @@ Images have NAME.skeleton.png, or keypoints in NAME.json or NAME.keypoints.json.
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from fyp_jax.data.ingest.fields import CAPTION_COLUMNS, parse_json
 from fyp_jax.data.ingest.items import Blob, Item, ItemError
 from fyp_jax.data.ingest.names import file_blob, is_litter
+from fyp_jax.data.ingest.remote import SourcePath, walk_files
 from fyp_jax.data.ingest.samples import media_suffixes, sample_item
 
 _DOUBLE_SUFFIXES = (".keypoints.json", ".skeleton.png", ".skeleton.jpg", ".skeleton.jpeg", ".skeleton.webp")
 
 
-def sidecar_items(kind: str, folder: Path) -> Iterator[Item] | None:
+def sidecar_items(kind: str, folder: SourcePath) -> Iterator[Item] | None:
     """Items of a folder, sorted by path; None where no video (or image) has a caption beside it."""
     groups: dict[str, list[str]] = {}
     for key, suffix in sorted(_files(folder)):
@@ -29,15 +29,13 @@ def sidecar_items(kind: str, folder: Path) -> Iterator[Item] | None:
     )
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str]]:
+def _files(folder: SourcePath) -> Iterator[tuple[str, str]]:
     """Path below the folder without suffix, and suffix, of each file."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.relpath(os.path.join(parent, name), folder)
-            if not is_litter(path):
-                cut = next((len(end) for end in _DOUBLE_SUFFIXES if name.lower().endswith(end)), 0)
-                suffix = name[-cut:] if cut else os.path.splitext(name)[1]
-                yield path.removesuffix(suffix), suffix
+    for path in walk_files(folder):
+        if not is_litter(path):
+            cut = next((len(end) for end in _DOUBLE_SUFFIXES if path.lower().endswith(end)), 0)
+            suffix = path[-cut:] if cut else os.path.splitext(path)[1]
+            yield path.removesuffix(suffix), suffix
 
 
 def _has(suffixes: list[str], wanted: str) -> bool:
@@ -48,7 +46,7 @@ def _has_media(kind: str, suffixes: list[str]) -> bool:
     return any(suffix.lower() in media_suffixes(kind) for suffix in suffixes)
 
 
-def _item(kind: str, folder: Path, key: str, suffixes: list[str]) -> Item:
+def _item(kind: str, folder: SourcePath, key: str, suffixes: list[str]) -> Item:
     media = next((suffix for suffix in suffixes if suffix.lower() in media_suffixes(kind)), "")
     try:
         parts = {suffix: file_blob(folder / f"{key}{suffix}") for suffix in suffixes}

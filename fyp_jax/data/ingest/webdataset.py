@@ -8,11 +8,11 @@ the suffix starts at the first dot of a name.
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fyp_jax.data.ingest.items import Blob, Item
-from fyp_jax.data.ingest.names import is_litter
+from fyp_jax.data.ingest.names import file_blob, is_litter
+from fyp_jax.data.ingest.remote import SourcePath, remote_errors
 from fyp_jax.data.ingest.samples import media_suffixes, sample_item
 from fyp_jax.errors import reason
 
@@ -28,12 +28,12 @@ class _Index(NamedTuple):
     """Members that are not read, with the reason."""
 
 
-def webdataset_items(kind: str, tar: Path, source: Path) -> Iterator[Item]:
+def webdataset_items(kind: str, tar: SourcePath, source: SourcePath) -> Iterator[Item]:
     """Items of one tar; the rest of a tar that is cut off or damaged is one item with a problem."""
     tar_name = tar.relative_to(source)
     groups, problems = _index(tar, str(tar_name))
     try:
-        mtime_ns = tar.stat().st_mtime_ns
+        mtime_ns = file_blob(tar).mtime_ns
         for key, members in groups.values():
             parts = {suffix: Blob(str(tar), *member, mtime_ns) for suffix, member in members.items()}
             yield sample_item(kind, f"{tar_name}/{key}", parts, _dots_hint(kind, key, parts))
@@ -42,12 +42,16 @@ def webdataset_items(kind: str, tar: Path, source: Path) -> Iterator[Item]:
     yield from problems
 
 
-def _index(tar: Path, tar_name: str) -> _Index:
+def _index(tar: SourcePath, tar_name: str) -> _Index:
     index = _Index({}, [])
     last_key, offset = "", -1
     try:
         # "r:" is uncompressed: members are read at their offset
-        with tarfile.open(tar, "r:", errors="replace") as members:
+        with (
+            remote_errors(tar, OSError),
+            tar.open("rb") as file,
+            tarfile.open(fileobj=file, mode="r:", errors="replace") as members,
+        ):
             while (member := members.next()) is not None:
                 members.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would hold all
                 if member.offset <= offset or member.size < 0:  # older versions of Python go round in circles
@@ -55,7 +59,7 @@ def _index(tar: Path, tar_name: str) -> _Index:
                 offset = member.offset
                 if member.isfile() and not is_litter(member.name):
                     last_key = _add(index, member, tar_name)
-            problem = _what_follows(tar, members.offset)
+            problem = _what_follows(members)
     except (
         tarfile.TarError,
         OSError,
@@ -93,15 +97,16 @@ def _add(index: _Index, member: tarfile.TarInfo, tar_name: str) -> str:
     return group
 
 
-def _what_follows(tar: Path, offset: int) -> str:
+def _what_follows(members: tarfile.TarFile) -> str:
     """Problem with the bytes behind the last member: a tar ends there, or goes on with blocks of zeros."""
-    with open(tar, "rb") as file:
-        file.seek(offset)
-        while (block := file.read(_BLOCK)) and not block.strip(b"\0"):
-            pass
-        if not block:
-            return ""
-        at = file.tell() - len(block)
+    file: Any = members.fileobj
+    offset = members.offset
+    file.seek(offset)
+    while (block := file.read(_BLOCK)) and not block.strip(b"\0"):
+        pass
+    if not block:
+        return ""
+    at = file.tell() - len(block)
     if at == offset:
         return f"is damaged, or cut off, at byte {at}; the members from there on are not read"
     if block[257:262] == b"ustar":
