@@ -111,10 +111,10 @@ def test_sample_equals_the_golden_one(pipeline: FollowYourPosePipeline):
     assert difference.mean() < 1.0, f"{difference.mean():.2f} grey levels, {difference.max():.0f} at most"
 
 
-def test_weights_are_under_30_megabytes():
+def test_weights_are_under_30_mebibytes():
     files = [file for file in FOLDER.rglob("*") if file.is_file()]
     total = sum(file.stat().st_size for file in files)
-    assert total < 30e6, f"{total / 1e6:.1f} MB"
+    assert total < 30 * 2**20, f"{total / 2**20:.1f} MiB"
     assert {file.name for file in files} >= {"follow_your_pose.safetensors", "model_index.json"}
 
 
