@@ -118,7 +118,7 @@ def test_person_makes_a_clip_sees_it_and_takes_it_away(visitor: Visitor, server:
     visitor.expect("#sample-start").to_be_enabled()
     visitor.page.wait_for_function("document.querySelector('#sample-result video').readyState >= 2")
     shown = visitor.page.locator("#sample-result video")
-    assert shown.evaluate("video => [video.videoWidth, video.videoHeight]") == [64, 64]
+    assert shown.evaluate("video => [video.videoWidth, video.videoHeight]") == [128, 128]
     video = tmp_path / "clip.mp4"
     video.write_bytes(visitor.download("Video"))
     assert read_frames(video, range(FRAMES)).std() > 10
@@ -141,7 +141,7 @@ def test_mistake_gets_the_line_of_the_command_line(visitor: Visitor):
     assert run.status == 2
     visitor.says(run.err.strip())
     visitor.expect("#sample-result video").to_have_count(0)
-    visitor.fill("width", 64)
+    visitor.fill("width", 128)
     visitor.ask_for_clip("")
     visitor.says("error: the prompt is empty")
     visitor.expect("#sample-start").to_be_enabled()
@@ -192,7 +192,7 @@ def test_upload_is_shown_as_skeletons_and_removed_when_the_page_is_closed(
     gif = visitor.page.locator("#sample-preview img").first.get_attribute("src")
     (tmp_path / "shown.gif").write_bytes(visitor.context.request.get(server.url + str(gif)).body())
     shown = read_frames(tmp_path / "shown.gif", range(3)).astype(int)
-    expected = load_pose(dance, num_frames=3, stride=5, start=0, height=64, width=64)
+    expected = load_pose(dance, num_frames=3, stride=5, start=0, height=128, width=128)
     assert np.abs(shown - expected).mean() < 2
     (tmp_path / "text.mp4").write_text("no film")
     visitor.page.get_by_label("Clear").click()

@@ -348,7 +348,7 @@ def test_evaluate_refuses_before_it_loads_weights(
     FollowYourPosePipeline.from_config.assert_not_called()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_evaluate_scores_the_bundled_model_and_its_ablations(tmp_path: Path):
     args = ["--num-clips", "1", "--frames", "2", "--ablations", "--compare", f"again={tmp_path / 'nowhere'}"]
     done = run_script(SCRIPTS / "evaluate.py", *args, "--out", tmp_path)
