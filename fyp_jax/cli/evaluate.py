@@ -10,8 +10,8 @@ common, and ablations.
 Writes OUT/scores.md (a table of scores, and one of the differences from the full model, clip by clip),
 scores.json (with the scores of each clip), scores.png (bars), and clips.png, clips_open.png and
 clips_held_out_pairs.png: clips of the same cases by each model and ablation. The same weights give the same
-scores on the same machine. The same command resumes where it was stopped, and keeps each row that OUT has
-from the same weights and options.
+scores on the same machine. The same command resumes where it was stopped, and OUT keeps each clip's scores
+for a table of more clips from the same weights and options.
 """
 
 import argparse
