@@ -98,6 +98,6 @@ def plot_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file
             axes.imshow(np.concatenate(list(video[:frames]), axis=1), interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        line[0].set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=9)
     with wrap_write_errors(file):
         figure.savefig(file, dpi=100)
