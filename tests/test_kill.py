@@ -160,9 +160,11 @@ def test_run_with_flipped_bytes_in_its_newest_checkpoint_equals_the_undisturbed_
 def test_second_training_in_one_folder_stops_with_the_first_one_s_id(world: Path, tmp_path: Path):
     first = start(world, tmp_path)
     wait_for(lambda: rows(tmp_path) >= 1, first)
+    first.send_signal(signal.SIGSTOP)  # the first may not end before the second begins
     second = start(world, tmp_path)
     stderr = second.communicate(timeout=TIMEOUT)[1]
-    assert second.returncode == 2
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2, stderr
     assert f"another training runs in this folder (process {first.pid} on " in stderr
     finish(first)
 
