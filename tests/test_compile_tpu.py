@@ -276,7 +276,7 @@ def test_training_with_a_saved_step_has_the_losses_of_training_without(
 @pytest.mark.slow
 def test_sampling_with_saved_programs_makes_the_clip_of_sampling_without(pipeline: Path, tmp_path: Path):
     overrides = [f"pretrained={pipeline}", "num_inference_steps=3", "num_frames=2", "random_init=true"]
-    overrides += ["prompt=[x]", "pose_guidance=true"]
+    overrides += ["prompt=[x]", "pose_guidance=true", "height=64", "width=64"]
     file = tmp_path / "sampler.compiled"
     for _ in range(2):  # the second time, JAX's compilation cache has them
         run = run_script(
