@@ -22,6 +22,8 @@ STRAY_S = 120.0
 """Age at which an upload that no page has taken is removed, such as a broken one."""
 MOST_CLIPS = 12
 """Clips that a page keeps; the oldest goes first."""
+MOST_SHOWN = 4
+"""Folders of one place of a page that stay; the oldest goes first."""
 MOST_SESSIONS = 200
 
 
@@ -47,7 +49,7 @@ class Session:
         self.closed = False
         self.used = time.monotonic()
         self._served: dict[str, Path] = {}
-        self._shown: dict[str, Path] = {}
+        self._shown: dict[str, list[Path]] = {}
         self._lock = threading.RLock()
 
     def take_upload(self, slot: str, source: Path) -> Path:
@@ -74,13 +76,17 @@ class Session:
                 shutil.rmtree(file.parent, ignore_errors=True)
 
     def new_folder(self, slot: str) -> Path:
-        """A folder for what the page shows in one place, instead of what it showed there before."""
+        """A folder for what the page shows in one place. Of those before it the last ones stay for a while:
+        a browser may still fetch what is in them."""
         with self._open():
-            if (old := self._shown.pop(slot, None)) is not None:
+            folder = self.folder / "shown" / secrets.token_hex(4)
+            folder.mkdir(parents=True)
+            shown = self._shown.setdefault(slot, [])
+            shown.append(folder)
+            while len(shown) > MOST_SHOWN:
+                old = shown.pop(0)
                 self._forget(old)
                 shutil.rmtree(old, ignore_errors=True)
-            folder = self._shown[slot] = self.folder / "shown" / secrets.token_hex(4)
-            folder.mkdir(parents=True)
             return folder
 
     def add_clip(self, mp4: Path, title: str) -> Clip:
