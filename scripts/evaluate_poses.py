@@ -9,15 +9,13 @@ is another window of the file, with another caption. --picture FILE shows the fi
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
-
-import numpy as np
 
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError
-from fyp_jax.evaluation.pose_files import PoseWindow, pose_windows, score_pose_files
+from fyp_jax.evaluation.ablations import full_model
+from fyp_jax.evaluation.pose_files import pose_windows, score_pose_files
 from fyp_jax.media.images import Frames, image_grid
 from fyp_jax.media.writing import write_png
 from fyp_jax.pipeline.config import SampleConfig
@@ -44,12 +42,7 @@ def main() -> None:
     config = load_config(SampleConfig, CONFIG, args.override)
     windows = pose_windows(args.poses, args.num_clips, args.frames, args.stride)
     pipeline = FollowYourPosePipeline.from_config(config)
-    sampling = dataclasses.replace(sampling_params(config), num_frames=args.frames)
-
-    def sample(window: PoseWindow, seed: int) -> Frames:
-        params = dataclasses.replace(sampling, seed=seed)
-        return np.asarray(pipeline(window.caption, window.pose_images, params).frames)
-
+    sample = full_model(pipeline, sampling_params(config))
     rows: list[Frames] = []
     print("| pose | accuracy | on the next pose |\n|---|---|---|", flush=True)
     for (name, scores, clips), given in zip(score_pose_files(windows, sample), windows.values(), strict=True):

@@ -68,7 +68,8 @@ def test_script_prints_a_row_for_each_pose_and_writes_its_picture(tmp_path: Path
         return SimpleNamespace(frames=drawn[pose_images.tobytes()])
 
     options = ("--num-clips", 1, "--frames", 2, "--stride", 1, "--picture", tmp_path / "x.png")
-    with mock.patch.object(FollowYourPosePipeline, "from_config", return_value=draw):
+    pipeline = mock.Mock(spec=FollowYourPosePipeline, side_effect=draw)
+    with mock.patch.object(FollowYourPosePipeline, "from_config", return_value=pipeline):
         run = run_script(SCRIPTS / "evaluate_poses.py", *files, *options)
     assert run.status == 0, run.err
     rows = [line.split(" | ") for line in run.out.splitlines()[2:]]
