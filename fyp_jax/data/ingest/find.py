@@ -39,9 +39,10 @@ def find_items(kind: str, source: SourcePath, captions: SourcePath | None = None
 
 
 def _all_items(kind: str, source: SourcePath, captions: SourcePath | None) -> Iterator[Item]:
-    if not path_type(source):
+    source_type = path_type(source)
+    if not source_type:
         raise UserError(f"{source}: no such folder")
-    if path_type(source) == "file":
+    if source_type == "file":
         if source.suffix != ".tar" or captions is not None:
             raise UserError(f"{source}: is a file; give a folder, or one .tar file without --captions")
         return webdataset_items(kind, source, source.parent)
