@@ -155,7 +155,7 @@ def test_check_of_sampling_prints_a_table_and_writes_json(pipeline: Path, tmp_pa
     assert denoise["peak_hbm_bytes"] > denoise["argument_size_in_bytes"] + denoise["resident_bytes"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.tpu_compile
 def test_check_of_an_edit_has_its_step_beside_that_of_sampling(pipeline: Path, tmp_path: Path):
     out, result = check_of_v5e("edit", EDIT, pipeline, tmp_path)

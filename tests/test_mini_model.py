@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -83,18 +83,32 @@ def test_clips_show_character_place_and_style_of_the_prompt(clips: list[tuple[Sc
     assert scores.mean(axis=0).min() >= 0.8, f"character, place, style: {scores.tolist()}"
 
 
+class Sampled(NamedTuple):
+    """A clip of a scene, in the pose and from the noise of a case."""
+
+    case: SceneCase
+    scene: Scene
+    video: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def robot_on_the_beach(pipeline: FollowYourPosePipeline) -> Sampled:
+    (case,) = make_scene_cases(1, FRAMES, Kind.NAMED)
+    scene = case.scene._replace(characters=("robot",), place="beach", style="none")
+    return Sampled(case, scene, sample(pipeline, scene, case))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("characters", ("hulk",)), ("place", "desert"), ("style", "van gogh")]
 )
 def test_each_word_of_the_prompt_changes_what_it_names(
-    pipeline: FollowYourPosePipeline, field: str, value: Any
+    pipeline: FollowYourPosePipeline, robot_on_the_beach: Sampled, field: str, value: Any
 ):
     """The two clips have the same pose and noise."""
-    (case,) = make_scene_cases(1, FRAMES, Kind.NAMED)
-    first = case.scene._replace(characters=("robot",), place="beach", style="none")
+    case, first, one = robot_on_the_beach
     second = first._replace(**{field: value})
-    one, two = (sample(pipeline, scene, case) for scene in (first, second))
+    two = sample(pipeline, second, case)
     score = {"characters": "character"}.get(field, field)
     assert getattr(text_of(one, case, first), score)
     assert getattr(text_of(two, case, second), score)
