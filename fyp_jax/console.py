@@ -20,6 +20,7 @@ def run_console(main: Callable[[], None]) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
+    sys.unraisablehook = _without_closed_loops
     status = 1
     try:
         status = run_cli(main)
@@ -50,6 +51,17 @@ def run_cli(main: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return STATUS
     return 0
+
+
+def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Say nothing of an event loop that is closed, and all else as Python does.
+
+    Orbax ends its loop at the first array that it cannot write. Each of its other writes then fails on the
+    closed loop: on a full disk, hundreds of tracebacks around the one line that says what happened.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 class _PrintableFormatter(logging.Formatter):

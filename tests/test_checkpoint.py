@@ -2,6 +2,7 @@
 is used."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -371,6 +372,42 @@ def test_full_disk_is_one_line_with_the_last_whole_step_and_leaves_nothing_unfin
             checkpoints.wait()
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+SAVE_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from faults import full_disk
+from fyp_jax.checkpoints.training import TrainingCheckpoints
+from fyp_jax.console import run_console
+
+
+def main():
+    arrays = {f"w{i}": jnp.arange(6e4).reshape(200, 300) for i in range(100)}
+    with full_disk(50_000), TrainingCheckpoints(Path(sys.argv[1]), max_to_keep=2) as checkpoints:
+        checkpoints.save(1, train=arrays, inference=arrays, data={"a": 1}, config={"b": 1}, loss=1.0)
+
+
+run_console(main)
+"""
+
+
+def test_command_that_cannot_write_one_of_many_arrays_says_it_in_one_line(tmp_path: Path):
+    """Orbax's other writes fail after its event loop is closed; they printed hundreds of tracebacks."""
+    root = Path(__file__).parents[1]
+    found = subprocess.run(
+        [sys.executable, "-c", SAVE_ON_A_FULL_DISK, tmp_path],
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    (line,) = found.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}: step 1 cannot be written (")
+    assert found.returncode == 2
 
 
 def test_interrupt_waits_for_the_step_that_is_written_and_names_it(
