@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -419,6 +420,22 @@ def test_interrupt_waits_for_the_step_that_is_written_and_names_it(
     assert caplog.messages[-1] == (
         f"{tmp_path}: the last whole step is 3, and the same command resumes from it"
     )
+
+
+def test_interrupt_in_the_middle_of_a_save_leaves_nothing_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    async def interrupted(*_: object, **__: object) -> None:
+        assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"1", "2"}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:  # noqa: PT012
+        save(checkpoints, 1)
+        checkpoints.wait()
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", interrupted)
+        save(checkpoints, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert caplog.messages[-1].endswith("the last whole step is 1, and the same command resumes from it")
 
 
 def set_another_checksum(step: Path, path: str) -> None:
