@@ -422,6 +422,23 @@ def test_interrupt_waits_for_the_step_that_is_written_and_names_it(
     )
 
 
+def test_interrupt_while_the_last_step_is_written_finishes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(KeyboardInterrupt), TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:  # noqa: PT012
+        save(checkpoints, 3)
+        manager = checkpoints._manager
+        close = manager.close
+
+        def interrupted_once() -> None:
+            monkeypatch.setattr(manager, "close", close)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(manager, "close", interrupted_once)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+    assert caplog.messages[-1].endswith("the last whole step is 3, and the same command resumes from it")
+
+
 def test_interrupt_in_the_middle_of_a_save_leaves_nothing_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

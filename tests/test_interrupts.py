@@ -3,12 +3,14 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 SCRIPT = """
 import signal, sys, time, weakref
 from fyp_jax.console import run_cli
+from fyp_jax.interrupts import uninterrupted
 
 def slow():
     print("in the finalizer", flush=True)
@@ -21,6 +23,12 @@ class WithDel:
 class WithFinalize:
     def __init__(self):
         weakref.finalize(self, slow)
+
+@uninterrupted
+def whole(seconds):
+    print("in main", flush=True)
+    time.sleep(seconds)
+    print("whole", file=sys.stderr)
 
 def main():
     {body}
@@ -37,8 +45,11 @@ DEAF = """
 """
 
 
-def interrupt(body: str, signals: int, ignored: bool = False) -> tuple[int, str]:
-    """The status and the errors of a program that gets SIGINT after each of its first lines."""
+def interrupt(
+    body: str, signals: int, ignored: bool = False, again_after: float | None = None
+) -> tuple[int, str]:
+    """The status and the errors of a program that gets SIGINT after each of its first lines, and, if it is
+    given, once more after so many seconds."""
     command = [sys.executable, "-c", SCRIPT.format(body=body)]
     if ignored:
         command = ["sh", "-c", """trap '' INT; exec "$@" """, "sh", *command]
@@ -46,6 +57,9 @@ def interrupt(body: str, signals: int, ignored: bool = False) -> tuple[int, str]
     assert program.stdout is not None
     for _ in range(signals):
         program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+    if again_after is not None:
+        time.sleep(again_after)
         program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=50)
     return program.returncode, errors
@@ -60,6 +74,16 @@ def test_ctrl_c_ends_a_command_with_one_line(ignored: bool):
 @pytest.mark.parametrize("owner", ["WithDel", "WithFinalize"])
 def test_ctrl_c_inside_of_a_finalizer_is_not_lost(owner: str, after: str):
     assert interrupt(f"x = {owner}(); del x{after}", 1) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("after", [GOES_ON, ""], ids=["main goes on", "main returns"])
+def test_ctrl_c_inside_of_an_uninterrupted_function_comes_after_it(after: str):
+    assert interrupt(f"whole(0.3){after}", 1) == (130, "whole\ninterrupted\n")
+
+
+def test_second_ctrl_c_ends_an_uninterrupted_function():
+    status, errors = interrupt("whole(60)", 1, again_after=0.5)
+    assert (status, errors) == (130, "interrupted\n")
 
 
 def test_second_ctrl_c_ends_a_command_that_is_still_cleaning_up():

@@ -39,6 +39,7 @@ from fyp_jax.checkpoints.retention import (
     set_aside,
 )
 from fyp_jax.errors import UserError, reason
+from fyp_jax.interrupts import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,9 @@ class TrainingCheckpoints:
             return
         try:
             self._manager.close()
+        except KeyboardInterrupt:
+            self.__exit__(KeyboardInterrupt)
+            raise
         except Exception as error:  # Orbax raises whatever its threads met
             failed = self._failed(error)
             if kind is None:
@@ -142,9 +146,13 @@ class TrainingCheckpoints:
         self.wait()
         try:
             self._saving, self._losses[step] = step, loss
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._start_to_write(step, items)
         except Exception as error:  # Orbax raises whatever its threads met
             raise self._failed(error) from error
+
+    @uninterrupted  # or Orbax's threads write on, and no one waits for them
+    def _start_to_write(self, step: int, items: Mapping[str, Any]) -> None:
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
         """Wait until the step that is being written is whole. Raises CheckpointError where that fails."""
