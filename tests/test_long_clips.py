@@ -1,5 +1,6 @@
 """Clips of more frames than a window: windows, their blending, their noise, and clips of a tiny model."""
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -19,7 +20,7 @@ from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.guidance import predict_windows
 from fyp_jax.pipeline.noise import prepare_latents
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
-from fyp_jax.pipeline.windows import make_windows, shuffled_frames, window_starts
+from fyp_jax.pipeline.windows import make_windows, shuffled_frames, van_der_corput, window_starts
 
 pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
 
@@ -31,7 +32,7 @@ PROMPT = "a robot"
     ("frames", "window", "overlap"), [(96, 8, 0), (24, 8, 4), (9, 8, 0), (10, 4, 3), (5, 1, 0)]
 )
 def test_windows_cover_each_frame_and_their_weights_sum_to_1(frames: int, window: int, overlap: int):
-    for index in (0, 1):
+    for index in range(9):
         starts = window_starts(frames, window, overlap, index)
         assert starts[0] == 0
         assert starts[-1] == frames - window
@@ -45,9 +46,20 @@ def test_windows_cover_each_frame_and_their_weights_sum_to_1(frames: int, window
 
 
 def test_seams_of_one_step_are_inside_of_windows_of_the_next():
-    even, odd = (window_starts(96, 8, 0, index) for index in (0, 1))
-    assert not set(even[1:-1]) & set(odd[1:-1])
-    assert (len(even) + len(odd)) / 2 == 12.5, "96 frames cost at most 13 windows a step"
+    for index in range(20):
+        before, after = (window_starts(96, 8, 0, i) for i in (index, index + 1))
+        assert not set(before[1:-1]) & set(after[1:-1])
+
+
+def test_each_place_of_a_clip_is_a_seam_equally_often():
+    starts = [window_starts(96, 8, 0, index) for index in range(8)]
+    seams = collections.Counter(start for step in starts for start in step)
+    assert {seams[i] for i in range(1, 88)} == {1}
+    assert sum(map(len, starts)) / 8 < 13, "96 frames cost at most 13 windows a step"
+
+
+def test_van_der_corput_sequence():
+    assert [van_der_corput(i) for i in range(8)] == [0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
 
 
 def test_frames_in_the_middle_of_a_window_weigh_most():

@@ -1,8 +1,8 @@
 """Windows over the frames of a long clip: where they begin, how their predictions are blended, their noise.
 
 A window has as many frames as the model was trained on. At each step of the solver the windows cover the
-clip, one behind the other; at every second step they begin half a stride later, so that no two frames are on
-two sides of a seam for long. Frames that several windows of a step have are blended with triangular weights.
+clip, one behind the other, and begin elsewhere than at the step before, so that no two frames are on two
+sides of a seam for long. Frames that several windows of a step have are blended with triangular weights.
 """
 
 from typing import NamedTuple
@@ -24,14 +24,21 @@ class Windows(NamedTuple):
 def window_starts(num_frames: int, window: int, overlap: int = 0, step_index: int = 0) -> list[int]:
     """First frames of the windows of a step; the first is 0, the last window ends with the clip.
 
-    Windows are `window - overlap` frames apart, and at odd steps shifted by half of that.
+    Windows are `window - overlap` frames apart. From step to step they are shifted by 0, 1/2, 1/4, 3/4, 1/8
+    ... of that, so that each place has a seam about as often as any other.
     """
     if num_frames <= window:
         return [0]
     stride = window - overlap
-    second = max(stride // 2, 1) if step_index % 2 else stride
+    shift = int(van_der_corput(step_index) * stride)
     last = num_frames - window
-    return [0, *range(second, last, stride), last]
+    return [0, *range(shift or stride, last, stride), last]
+
+
+def van_der_corput(index: int) -> float:
+    """The binary digits of `index` behind the point, in reverse: each value is far from those before it."""
+    digits = f"{index:b}"
+    return int(digits[::-1], 2) / 2 ** len(digits)
 
 
 def make_windows(num_frames: int, window: int, overlap: int, step_index: int, group: int) -> Windows:

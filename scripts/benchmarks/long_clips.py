@@ -6,10 +6,12 @@ The model is the bundled one; the scenes and poses are those of scripts/evaluate
 frames, of interleaved runs. Memory is what XLA allots to the largest program of a clip, beside the weights:
 its temporaries, and the clip's arrays that it is given. Appearance is the fraction of clips whose first, and
 whose last 8 frames look most like the character of the prompt. Change is that of the background, as in
-docs/synthetic_world.md, between frames on two sides of a seam of any step, and between all others.
+docs/synthetic_world.md, between frames on two sides of a seam of the last step, and between all others; the
+first row, of one window, has no seams.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,23 +39,20 @@ from fyp_jax.synthetic.scenes import caption
 CONFIG = "configs/mini/sample.yaml"
 
 
-def seam_change(
-    video: np.ndarray, parts: PartMaps, drawn: PartMaps, window: int, overlap: int
-) -> tuple[float, float]:
-    """Mean change of the background between frames at a seam, and elsewhere. A seam is where a window of some
-    step begins or ends."""
-    frames = len(video)
-    seams = {
-        edge
-        for step in (0, 1)
-        for start in window_starts(frames, window, overlap, step)
-        for edge in (start, start + window)
-        if 0 < edge < frames
-    }
-    pairs = [slice(i - 1, i + 1) for i in range(1, frames)]
+def seam_change(video: np.ndarray, parts: PartMaps, drawn: PartMaps, seams: set[int]) -> tuple[float, float]:
+    """Mean change of the background between frames at a seam, and elsewhere. `seams` are the frames behind
+    one."""
+    pairs = [slice(i - 1, i + 1) for i in range(1, len(video))]
     changes = [background_scores(video[x], parts[x], drawn[x]).background_change for x in pairs]
-    at = [i in seams for i in range(1, frames)]
-    return float(np.mean(np.compress(at, changes))), float(np.mean(np.compress(np.invert(at), changes)))
+    at = [i in seams for i in range(1, len(video))]
+    elsewhere = float(np.mean(np.compress(np.invert(at), changes)))
+    return float(np.mean(np.compress(at, changes))) if any(at) else math.nan, elsewhere
+
+
+def seams_of_last_step(frames: int, window: int, overlap: int, steps: int) -> set[int]:
+    """Frames at which a window of the last step begins, or that follow its end."""
+    starts = window_starts(frames, window, overlap, steps - 1)
+    return {edge for start in starts for edge in (start, start + window) if 0 < edge < frames}
 
 
 class Memory(NamedTuple):
@@ -108,8 +107,9 @@ def main() -> None:
         "change at seams | elsewhere |"
     )
     print("|---|---|---|---|---|---|---|")
-    print(f"| {window} | 1 | {largest_program(window)} | | | | |", flush=True)
-    for frames in args.frames:
+    for frames in (window, *args.frames):
+        overlap, steps = args.window_overlap, pipeline.defaults.num_inference_steps
+        seams = seams_of_last_step(frames, window, overlap, steps)
         ratio = np.median(np.divide(times[str(frames)], times[str(window)]))
         rows = []
         for seed, case in enumerate(make_scene_cases(args.clips, frames, Kind.NAMED)):
@@ -122,7 +122,7 @@ def main() -> None:
                 for ends in (slice(8), slice(-8, None))
             ]
             accuracy = pose_scores(parts, case.keypoints, drawn).accuracy
-            rows.append((accuracy, *looks, *seam_change(video, parts, drawn, window, args.window_overlap)))
+            rows.append((accuracy, *looks, *seam_change(video, parts, drawn, seams)))
             if args.gif and seed == 0 and frames == max(args.frames):
                 write_gif(args.gif, video, 8)
         accuracy, first, last, at_seams, elsewhere = np.mean(rows, axis=0)
