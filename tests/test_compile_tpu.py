@@ -239,6 +239,8 @@ def test_padding_flops_are_those_beyond_the_head_dimension():
     padded = Kernel("flash", 1280, ((8, 8, 4096, 128), (8, 8, 8192, 128)), ())
     assert head_padding_flops(padded, dims) == 880
     assert head_padding_flops(padded._replace(operand_shapes=((8, 8, 4096, 40),)), dims) == 0
+    ours = Kernel("attention_forward_8x40", 1280, ((8, 4096, 320), (8, 8192, 320)), ())
+    assert head_padding_flops(ours, dims) == 0
 
 
 # Programs that are compiled for the devices of this machine and saved.

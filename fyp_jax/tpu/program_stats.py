@@ -9,6 +9,7 @@ import jax
 
 from fyp_jax.compilation_cache import bypass_compilation_cache
 from fyp_jax.errors import reason
+from fyp_jax.tpu.hardware_limits import ATTENTION_KERNEL
 from fyp_jax.tpu.hlo_stats import Kernel, hlo_stats
 from fyp_jax.tpu.programs import Program
 
@@ -145,7 +146,12 @@ def compile_and_measure(
 
 
 def head_padding_flops(kernel: Kernel, head_dims: dict[int, int]) -> int:
-    """FLOPs of an attention kernel on padding, if its heads are padded to the width of the matrix unit."""
+    """FLOPs of an attention kernel on padding, if its heads are padded to the width of the matrix unit.
+
+    Our own kernels take heads side by side, and declare no padding.
+    """
+    if ATTENTION_KERNEL.search(kernel.name):
+        return 0
     for *_, tokens, padded in (shape for shape in kernel.operand_shapes if len(shape) > 1):
         head_dim = head_dims.get(tokens, padded)
         if padded > head_dim:
