@@ -38,7 +38,7 @@ TRAINING = [
 ]
 COMPARED_COLUMNS = 9
 """Of metrics.csv: step, losses, norms, learning rate. The others are times and memory."""
-SECONDS_TO_END, SECONDS_FOR_WORKERS = 400, 5
+SECONDS_WITHOUT_A_ROW, SECONDS_FOR_WORKERS = 400, 5
 DISK_BYTES = 300_000
 """No file of a training on the full disk may be larger: a row of metrics.csv fits, an array does not."""
 
@@ -67,18 +67,25 @@ class Round:
         fault.before(self)
         self.process = start(self.out, fault.full_disk)
         fault.strike(self)
-        try:
-            errors = self.process.communicate(timeout=SECONDS_TO_END)[1]
-        except subprocess.TimeoutExpired as error:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise UserError("the training did not end") from error
+        errors = self.wait_for_the_end()
         status = self.process.returncode
         if status not in (0, *fault.statuses) or "Traceback" in errors:
             raise UserError(f"the training ended with status {status}: {errors[-2000:]}")
 
+    def wait_for_the_end(self) -> str:
+        """The errors that it wrote. Raises UserError where it hangs, which a slow machine does not."""
+        while True:
+            before = rows(self.out)
+            try:
+                return self.process.communicate(timeout=SECONDS_WITHOUT_A_ROW)[1]
+            except subprocess.TimeoutExpired as error:
+                if rows(self.out) == before:
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                    raise UserError(f"no step in {SECONDS_WITHOUT_A_ROW} seconds, and no end") from error
+
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until something holds or the training is over."""
-        until = time.monotonic() + SECONDS_TO_END
+        until = time.monotonic() + SECONDS_WITHOUT_A_ROW
         while not condition() and self.process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
 
