@@ -1,6 +1,7 @@
 """The attention implementations: parity with plain attention in float64, and the choice among them."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec as P
+from jax.sharding import SingleDeviceSharding
 
 from cli_utils import SCRIPTS
 from fyp_jax.errors import UserError
@@ -25,6 +27,7 @@ from fyp_jax.models.attention_kernels.tpu_blocks import (
     ChipBlocks,
     largest_divisor,
 )
+from fyp_jax.models.attention_kernels.tpu_few_tokens import few_token_attention, tpu_attention
 
 pytestmark = pytest.mark.slow  # seconds each; .ci/run runs them
 
@@ -143,6 +146,21 @@ def test_kernel_under_remat_has_the_same_gradients():
     assert kernel_error(jax.checkpoint(KERNEL), arguments) < TOLERANCE  # pyright: ignore
 
 
+@pytest.mark.parametrize(("frames", "tokens"), [(1, 8), (3, 5)])
+def test_few_token_attention_and_gradients_equal_plain_attention_in_float64(frames: int, tokens: int):
+    assert kernel_error(few_token_attention, qkv(frames, tokens, 2, 40, clips=3)) < TOLERANCE
+
+
+def test_few_token_attention_in_bfloat16_is_no_further_off_than_blocks():
+    arguments = qkv(1, 8, 2, 40, jnp.bfloat16, clips=16)
+    exact = in_float64(arguments)
+    of_blocks, ours = (
+        rms_error(value_and_gradients(function, arguments), exact)
+        for function in (blockwise_attention, few_token_attention)
+    )
+    assert ours <= of_blocks
+
+
 def test_parts_of_different_sizes_and_few_scores_go_to_blocks(monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("the kernel was called")
@@ -207,10 +225,10 @@ def test_largest_divisor_is_what_a_search_finds():
         ("float32", "cpu", "cpu", blockwise_attention),
         ("bfloat16", "cpu", "cpu", blockwise_attention),
         ("bfloat16", "tpu", "TPU v5", PallasTpuAttention("TPU v5")),
-        ("float32", "tpu", "TPU v5", blockwise_attention),
-        ("bfloat16", "tpu", "TPU v4", blockwise_attention),
-        ("bfloat16", "tpu", "TPU v6 lite", blockwise_attention),
-        ("bfloat16", "tpu", "TPU v99", blockwise_attention),
+        ("float32", "tpu", "TPU v5", tpu_attention),
+        ("bfloat16", "tpu", "TPU v4", tpu_attention),
+        ("bfloat16", "tpu", "TPU v6 lite", tpu_attention),
+        ("bfloat16", "tpu", "TPU v99", tpu_attention),
         ("bfloat16", "gpu", "NVIDIA H100", gpu.cudnn_attention),
         ("float32", "gpu", "NVIDIA H100", blockwise_attention),
     ],
@@ -336,3 +354,21 @@ def loop_costs(jaxpr: Any) -> tuple[int, int]:
             inner_flops, inner_exponentials = loop_costs(inner)
             flops, exponentials = flops + times * inner_flops, exponentials + times * inner_exponentials
     return flops, exponentials
+
+
+@pytest.mark.tpu_compile
+def test_attention_along_time_moves_no_padding_on_v5p():
+    from fyp_jax.tpu.hlo_stats import hlo_stats
+    from fyp_jax.tpu.topologies import topology_devices
+
+    device = topology_devices("v5p:2x2x1")[1][0]
+    attention = choose_attention("auto", "bfloat16", device.platform, device.device_kind)
+    x = jax.ShapeDtypeStruct((1024, 1, 8, 8, 40), jnp.bfloat16, sharding=SingleDeviceSharding(device))
+
+    def value_and_gradient(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> Any:
+        out, vjp = jax.vjp(lambda q, k, v: attention(q, [k], [v]), q, k, v)
+        return out, vjp(d_out)
+
+    text = jax.jit(value_and_gradient).lower(x, x, x, x).compile().as_text() or ""
+    # The four arrays and their four results are all that has to move.
+    assert hlo_stats(text).hbm_bytes < 1.5 * 8 * 2 * math.prod(x.shape)

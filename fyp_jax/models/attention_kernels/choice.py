@@ -9,6 +9,7 @@ from fyp_jax.errors import UserError
 from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
 from fyp_jax.models.attention_kernels.gpu import cudnn_attention, xla_attention
 from fyp_jax.models.attention_kernels.tpu_blocks import CHIP_BLOCKS
+from fyp_jax.models.attention_kernels.tpu_few_tokens import tpu_attention
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ def choose_attention(implementation: str, dtype: DTypeLike, platform: str, devic
 
     `platform` and `device_kind` are those of the JAX device that will run it. `auto` takes the Pallas kernels
     on v5p with bfloat16 activations, cuDNN on a GPU with bfloat16 activations, and blocks elsewhere. Each
-    function has blocks to fall back on, for shapes that it does not take. Raises UserError where the platform
-    cannot run what was asked for.
+    function has blocks to fall back on, for shapes that it does not take, and on a TPU `few_token_attention`
+    beside them. Raises UserError where the platform cannot run what was asked for.
     """
     dtype, is_gpu = jnp.dtype(dtype), platform in GPU_PLATFORMS
     is_known_tpu = platform == "tpu" and device_kind in CHIP_BLOCKS
@@ -56,4 +57,6 @@ def choose_attention(implementation: str, dtype: DTypeLike, platform: str, devic
                 f"{dtype.name} on {device_kind}: set attention_implementation=auto"
             )
         return cudnn_attention
-    return {"blockwise": blockwise_attention, "xla": xla_attention}[implementation]
+    if implementation == "blockwise":
+        return tpu_attention if platform == "tpu" else blockwise_attention
+    return xla_attention

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fyp_jax.models.attention_functions import blockwise_attention
 from fyp_jax.models.attention_kernels.tpu_backward import attention_backward
 from fyp_jax.models.attention_kernels.tpu_blocks import (
     CHIP_BLOCKS,
@@ -21,6 +20,7 @@ from fyp_jax.models.attention_kernels.tpu_blocks import (
     largest_divisor,
     padded,
 )
+from fyp_jax.models.attention_kernels.tpu_few_tokens import tpu_attention
 from fyp_jax.models.attention_kernels.tpu_forward import attention_forward
 from fyp_jax.models.attention_kernels.tpu_spec import KernelSpec
 
@@ -36,7 +36,7 @@ Parts = Sequence[Float[Array, "g _ _ h d"]]
 class PallasTpuAttention:
     """softmax(q [k_1 k_2 ...]^T / sqrt(d)) [v_1 v_2 ...] on the TPU chip `kind`.
 
-    Small attentions, and those with parts of different sizes, go to `blockwise_attention`.
+    Small attentions, and those with parts of different sizes, go to `tpu_attention`.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class PallasTpuAttention:
 
     def __call__(self, q: Float[Array, "g f n h d"], keys: Parts, values: Parts) -> Float[Array, "g f n h d"]:
         if not self.takes(q, keys):
-            return blockwise_attention(q, keys, values)
+            return tpu_attention(q, keys, values)
         spec = KernelSpec(q.shape[3], keys[0].shape[2], self._blocks, self.interpret)
         row = _row(q, keys)
         rows = q.reshape(q.shape[0], -1, row, *q.shape[3:])
