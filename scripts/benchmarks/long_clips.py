@@ -128,6 +128,6 @@ def main() -> None:
         accuracy, first, last, at_seams, elsewhere = np.mean(rows, axis=0)
         print(
             f"| {frames} | {ratio:.1f} | {largest_program(frames)} | {accuracy:.3f} | "
-            f"{first:.2f}, {last:.2f} | {at_seams:.2f} | {elsewhere:.2f} |",
+            f"{first:.2f}, {last:.2f} | {f'{at_seams:.2f}' if seams else ''} | {elsewhere:.2f} |",
             flush=True,
         )
