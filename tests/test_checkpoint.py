@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from fyp_jax.checkpoints.inference import (
 from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.convert.lazy import read_tree
+from fyp_jax.interrupts import interruptible
 from fyp_jax.models.random_params import random_params
 from fyp_jax.training.config import OptimizerConfig
 from fyp_jax.training.optimizer import make_optimizer
@@ -439,18 +441,26 @@ def test_interrupt_while_the_last_step_is_written_finishes_it(
     assert caplog.messages[-1].endswith("the last whole step is 3, and the same command resumes from it")
 
 
-def test_interrupt_in_the_middle_of_a_save_leaves_nothing_unfinished(
+def test_ctrl_c_in_the_middle_of_a_save_leaves_nothing_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    async def interrupted(*_: object, **__: object) -> None:
-        assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"1", "2"}
-        raise KeyboardInterrupt
+    """It is raised when all writes have started, so that they are waited for."""
+    async_save = ocp.StandardCheckpointHandler.async_save
+    signals = [signal.SIGINT]
 
-    with pytest.raises(KeyboardInterrupt), TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:  # noqa: PT012
+    async def with_ctrl_c(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if signals:
+            signal.raise_signal(signals.pop())
+        return await async_save(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", with_ctrl_c)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        interruptible(),
+        TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints,
+    ):
         save(checkpoints, 1)
-        checkpoints.wait()
-        monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", interrupted)
-        save(checkpoints, 2)
+    assert not signals
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert caplog.messages[-1].endswith("the last whole step is 1, and the same command resumes from it")
 

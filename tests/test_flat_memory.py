@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from test_kill import ROOT, rows
 
+import tiny_models
 from faults import TIMEOUT, wait_for
 from fyp_jax.data import shared_memory
 
@@ -55,16 +56,10 @@ def proportional_bytes(pid: int) -> int:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    rendered = folder / "rendered"
-    data = f"{folder / 'records'}"
-    for script, *args in (
-        ["render_synthetic.py", f"--out={rendered}", "--images=0", "--videos=8"],
-        ["prepare_data.py", "videos", f"--source={rendered / 'videos'}", f"--out={data}"],
-    ):
-        subprocess.run([sys.executable, ROOT / "scripts" / script, *args], check=True, capture_output=True)
+    data = tiny_models.write_videos(folder, 8, side=128)
     overrides = [
         *("pretrained=mini", "init_checkpoint=null", f"num_train_steps={STEPS}", f"log.log_interval={EVERY}"),
-        *(f"data.path={data}/captioned_videos", "data.num_frames=2", "data.batch_size=1", "data.workers=2"),
+        *(f"data.path={data}", "data.num_frames=2", "data.batch_size=1", "data.workers=2"),
         *("checkpoint.save_interval=100", f"output_dir={folder / 'run'}"),
     ]
     command = [sys.executable, "train.py", "--config", "configs/mini/stage2_motion.yaml", *overrides]

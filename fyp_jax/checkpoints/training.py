@@ -105,8 +105,6 @@ class TrainingCheckpoints:
                 raise failed from error
             log.warning("%s", failed)
             return
-        if kind is not None and jax.process_index() == 0:  # it may have come in the middle of `save`
-            remove_unfinished(self.folder, None)
         if kind is KeyboardInterrupt:
             log.warning("%s: %s", self.folder, self._resumes_from())
 

@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 AttentionFn = Callable[[Array, Sequence[Array], Sequence[Array]], Array]
 """(queries [g f n h d], parts of keys, parts of values) -> [g f n h d]."""
 
+Parts = Sequence[Float[Array, "g _ _ h d"]]
+"""Keys or values in parts."""
+
 MIN_BLOCKWISE_SCORES = 128 * 128
 """From so many scores of one head on (queries times keys), `blockwise_attention` computes heads one after the
 other."""
@@ -27,8 +30,8 @@ MAX_BLOCK_SCORES = 512 * 8192
 
 def blockwise_attention(
     q: Float[Array, "g f n h d"],
-    keys: Sequence[Float[Array, "g _ _ h d"]],
-    values: Sequence[Float[Array, "g _ _ h d"]],
+    keys: Parts,
+    values: Parts,
 ) -> Float[Array, "g f n h d"]:
     """softmax(q [k_1 k_2 ...]^T / sqrt(d)) [v_1 v_2 ...]; the softmax is in float32.
 
@@ -51,8 +54,8 @@ def blockwise_attention(
 
 def plain_attention(
     q: Float[Array, "g f n h d"],
-    keys: Sequence[Float[Array, "g _ _ h d"]],
-    values: Sequence[Float[Array, "g _ _ h d"]],
+    keys: Parts,
+    values: Parts,
 ) -> Float[Array, "g f n h d"]:
     """The same function with all scores of all heads and frames at once: the baseline of compile checks."""
     k, v = (concat_kv(parts, q.shape[1]) for parts in (keys, values))
@@ -60,7 +63,7 @@ def plain_attention(
     return jnp.einsum("gfhnm,gfmhd->gfnhd", jax.nn.softmax(scores, axis=-1), v)
 
 
-def concat_kv(parts: Sequence[Float[Array, "g _ _ h d"]], frames: int) -> Float[Array, "g {frames} m h d"]:
+def concat_kv(parts: Parts, frames: int) -> Float[Array, "g {frames} m h d"]:
     """All tokens that each frame reads; a part that frames share is copied for each of them."""
     copies = [jnp.broadcast_to(t, (t.shape[0], frames, *t.shape[2:])) for t in parts]
     return jnp.concatenate(copies, axis=2)

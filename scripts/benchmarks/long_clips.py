@@ -92,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
 
     pipeline = FollowYourPosePipeline.from_pretrained("mini")
-    window = pipeline.programs.window(pipeline.defaults)
+    window, steps = pipeline.programs.window(pipeline.defaults), pipeline.defaults.num_inference_steps
 
     def sample(case: SceneCase, seed: int = 0) -> np.ndarray:
         changes = {"seed": seed, "window_overlap": args.window_overlap}
@@ -108,8 +108,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for frames in (window, *args.frames):
-        overlap, steps = args.window_overlap, pipeline.defaults.num_inference_steps
-        seams = seams_of_last_step(frames, window, overlap, steps)
+        seams = seams_of_last_step(frames, window, args.window_overlap, steps)
         ratio = np.median(np.divide(times[str(frames)], times[str(window)]))
         rows = []
         for seed, case in enumerate(make_scene_cases(args.clips, frames, Kind.NAMED)):

@@ -1,17 +1,13 @@
 """Attention by `jax.nn.dot_product_attention`: in cuDNN on NVIDIA GPUs, or in XLA."""
 
-from collections.abc import Sequence
-
 import jax
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from fyp_jax.models.attention_functions import MIN_BLOCKWISE_SCORES, blockwise_attention, concat_kv
+from fyp_jax.models.attention_functions import MIN_BLOCKWISE_SCORES, Parts, blockwise_attention, concat_kv
 
 MAX_CUDNN_HEAD_DIM = 128
 """cuDNN's flash attention takes heads up to this width on all GPUs that it runs on, in steps of 8."""
-
-Parts = Sequence[Float[Array, "g _ _ h d"]]
 
 
 def cudnn_attention(q: Float[Array, "g f n h d"], keys: Parts, values: Parts) -> Float[Array, "g f n h d"]:

@@ -6,12 +6,12 @@ projections give them. So nothing is concatenated, repeated or laid out anew in 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fyp_jax.models.attention_functions import Parts
 from fyp_jax.models.attention_kernels.tpu_backward import attention_backward
 from fyp_jax.models.attention_kernels.tpu_blocks import (
     CHIP_BLOCKS,
@@ -28,8 +28,6 @@ MIN_SCORES = 256 * 256
 """From so many scores of one head on (queries times keys), the kernels are used."""
 MAX_ROW = 4096
 """Queries are divided into rows of at most so many where all of them read the same keys, as a text's."""
-
-Parts = Sequence[Float[Array, "g _ _ h d"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,13 @@
 """Attention over few tokens on a TPU, such as along time: sums of products without the matrix unit."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fyp_jax.models.attention_functions import blockwise_attention, concat_kv
+from fyp_jax.models.attention_functions import Parts, blockwise_attention, concat_kv
 
 MAX_SCORES = 32 * 32
 """Up to so many scores of one head (queries times keys), tokens are few."""
-
-Parts = Sequence[Float[Array, "g _ _ h d"]]
 
 
 def tpu_attention(q: Float[Array, "g f n h d"], keys: Parts, values: Parts) -> Float[Array, "g f n h d"]:
