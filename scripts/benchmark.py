@@ -8,6 +8,7 @@ start          the first start of sample.py against the second, which finds its 
 data           the data loader against plain PyAV decoding
 data_rates     core seconds of preparing an item and of loading a clip, for scripts/plan_run.py
 long_clips     clips in windows: time, memory, appearance, pose accuracy, change at seams
+gpu            sampling, training and attention on a GPU, beside PyTorch
 many_clips     throughput of batches of clips, by devices and clips a device
 checkpoints    what the checksums of checkpoints cost
 solvers        solvers of sampling, by the quality of the bundled model's clips at few steps
@@ -30,6 +31,7 @@ TOPICS = (
     "data",
     "data_rates",
     "long_clips",
+    "gpu",
     "many_clips",
     "checkpoints",
     "solvers",

@@ -230,7 +230,7 @@ def test_largest_divisor_is_what_a_search_finds():
         ("bfloat16", "tpu", "TPU v6 lite", tpu_attention),
         ("bfloat16", "tpu", "TPU v99", tpu_attention),
         ("bfloat16", "gpu", "NVIDIA H100", gpu.cudnn_attention),
-        ("float32", "gpu", "NVIDIA H100", blockwise_attention),
+        ("float32", "gpu", "NVIDIA H100", gpu.xla_attention),
     ],
 )
 def test_auto_chooses_by_platform_and_dtype_and_says_so(
@@ -254,14 +254,27 @@ def test_implementation_that_the_platform_lacks_is_refused(name: str, dtype: str
         choose_attention(name, dtype, platform, "a device")
 
 
-def test_xla_attention_equals_plain_attention():
+@pytest.mark.parametrize("frames_at_once", [1, 2, 3])
+def test_xla_attention_equals_plain_attention_however_many_frames_at_once(
+    frames_at_once: int, monkeypatch: pytest.MonkeyPatch
+):
     arguments = qkv(3, 64, 2, 40)
-    found = choose_attention("xla", "float32", "cpu", "cpu")(*arguments)
-    np.testing.assert_allclose(found, plain_attention(*arguments), atol=2e-6)
+    monkeypatch.setattr(gpu, "MAX_XLA_SCORES", frames_at_once * 2 * 64 * 128)
+    attention = choose_attention("xla", "float32", "cpu", "cpu")
+    np.testing.assert_allclose(attention(*arguments), plain_attention(*arguments), atol=2e-6)
+    found, expected = (
+        jax.grad(lambda *x, f=f: jnp.square(f(*x)).sum(), (0, 1, 2))(*arguments)
+        for f in (attention, plain_attention)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+    loops = str(jax.make_jaxpr(lambda *x: attention(*x))(*arguments)).count("scan[")
+    assert loops == (frames_at_once < 3)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "dim", "calls"), [(128, 64, 1), (128, 160, 0), (128, 36, 0), (8, 64, 0)], ids=str
+    ("tokens", "dim", "calls"),
+    [(128, 64, 1), (128, 160, 0), (128, 36, 0), (8, 64, 0), (129, 64, 0)],  # an odd number has no gradient
+    ids=str,
 )
 def test_cudnn_takes_the_shapes_it_can(tokens: int, dim: int, calls: int, monkeypatch: pytest.MonkeyPatch):
     implementations = []

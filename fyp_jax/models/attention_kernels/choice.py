@@ -25,16 +25,16 @@ def choose_attention(implementation: str, dtype: DTypeLike, platform: str, devic
     """The attention function of an `attention_implementation` (one of ATTENTION_IMPLEMENTATIONS).
 
     `platform` and `device_kind` are those of the JAX device that will run it. `auto` takes the Pallas kernels
-    on v5p with bfloat16 activations, cuDNN on a GPU with bfloat16 activations, and blocks elsewhere. Each
-    function has blocks to fall back on, for shapes that it does not take, and on a TPU `few_token_attention`
-    beside them. Raises UserError where the platform cannot run what was asked for.
+    on v5p with bfloat16 activations, on a GPU cuDNN with bfloat16 activations and XLA with others, and blocks
+    elsewhere. What a kernel does not take goes to another form: to blocks, on a GPU to XLA, and on a TPU few
+    tokens to `few_token_attention`. Raises UserError where the platform cannot run what was asked for.
     """
     dtype, is_gpu = jnp.dtype(dtype), platform in GPU_PLATFORMS
     is_known_tpu = platform == "tpu" and device_kind in CHIP_BLOCKS
     if implementation == "auto":
         chosen = "blockwise"
-        if dtype == jnp.bfloat16 and is_gpu:
-            chosen = "cudnn"
+        if is_gpu:
+            chosen = "cudnn" if dtype == jnp.bfloat16 else "xla"
         elif dtype == jnp.bfloat16 and device_kind in KERNELS_ARE_BETTER:
             chosen = "pallas_tpu"
         log.info("attention_implementation=auto: %s, for %s on %s", chosen, dtype.name, device_kind)
