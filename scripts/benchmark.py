@@ -1,10 +1,12 @@
 """Run a benchmark of scripts/benchmarks/: python scripts/benchmark.py [TOPIC] [options].
 
 step           a denoising step against PyTorch diffusers' image UNet (the default; needs the torch extra)
+breakdown      where the time of a step goes, by kind of operation; beside PyTorch
 attention      implementations of attention on this machine
 attention_tpu  implementations of attention, by what the TPU compiler makes of them
 motion         a training step of the motion stage against its baseline
 start          the first start of sample.py against the second, which finds its programs in the cache
+convolution    forms of a 3x3 convolution on this machine, beside PyTorch
 data           the data loader against plain PyAV decoding
 data_rates     core seconds of preparing an item and of loading a clip, for scripts/plan_run.py
 long_clips     clips in windows: time, memory, appearance, pose accuracy, change at seams
@@ -24,10 +26,12 @@ import sys
 
 TOPICS = (
     "step",
+    "breakdown",
     "attention",
     "attention_tpu",
     "motion",
     "start",
+    "convolution",
     "data",
     "data_rates",
     "long_clips",
