@@ -1,6 +1,7 @@
 """What all commands share: exit status, log format, platform, and text from outside that reaches the
 terminal."""
 
+import inspect
 import logging
 import os
 import sys
@@ -20,7 +21,7 @@ def run_console(main: Callable[[], None]) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
-    sys.unraisablehook = _without_closed_loops
+    _leave_out_lost_errors_of_orbax()
     status = 1
     try:
         status = run_cli(main)
@@ -53,15 +54,28 @@ def run_cli(main: Callable[[], None]) -> int:
     return 0
 
 
-def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Say nothing of an event loop that is closed, and all else as Python does.
+def _leave_out_lost_errors_of_orbax() -> None:
+    """Say nothing of errors in what Orbax started and nobody waits for.
 
-    Orbax ends its loop at the first array that it cannot write. Each of its other writes then fails on the
-    closed loop: on a full disk, hundreds of tracebacks around the one line that says what happened.
+    Orbax stops at the first array that it cannot read or write. Each of its other reads and writes then fails
+    where nobody sees it, or on an event loop that is closed: that would be hundreds of tracebacks around the
+    one line that says what happened. A pipe that nobody empties would stop the command.
     """
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+    sys.unraisablehook = _without_orbax
+    logging.getLogger("asyncio").addFilter(_is_not_lost_by_orbax)
+
+
+def _without_orbax(unraisable: "sys.UnraisableHookArgs") -> None:
+    error, coroutine = unraisable.exc_value, unraisable.object
+    is_of_orbax = inspect.iscoroutine(coroutine) and "orbax" in coroutine.cr_code.co_filename
+    is_of_closed_loop = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not (is_of_orbax or is_of_closed_loop):
         sys.__unraisablehook__(unraisable)
+
+
+def _is_not_lost_by_orbax(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not ("exception was never retrieved" in message and "orbax" in message)
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -60,7 +60,7 @@ class Round:
     def __init__(self, out: Path, chance: random.Random):
         self.out, self.chance = out, chance
         self.first_row = rows(out)
-        self.process: subprocess.Popen[str]
+        self.process: subprocess.Popen[bytes]
 
     def run(self, fault: Fault) -> None:
         """Start, strike, and wait for the end. Raises UserError where it does not end as it should."""
@@ -77,7 +77,8 @@ class Round:
         while True:
             before = rows(self.out)
             try:
-                return self.process.communicate(timeout=SECONDS_WITHOUT_A_ROW)[1]
+                self.process.wait(timeout=SECONDS_WITHOUT_A_ROW)
+                return errors_file(self.out).read_text(errors="replace")
             except subprocess.TimeoutExpired as error:
                 if rows(self.out) == before:
                     os.killpg(self.process.pid, signal.SIGKILL)
@@ -126,20 +127,26 @@ FAULTS = {
 }
 
 
-def start(out: Path, full_disk: bool) -> subprocess.Popen[str]:
+def start(out: Path, full_disk: bool) -> subprocess.Popen[bytes]:
     def limit() -> None:
         if full_disk:
             resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_BYTES, DISK_BYTES))
 
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *TRAINING, f"data.path={records(out)}", f"output_dir={out}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=limit,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    command = [sys.executable, str(ROOT / "train.py"), *TRAINING]
+    with errors_file(out).open("w") as errors:  # a pipe could be full before it is read
+        return subprocess.Popen(
+            [*command, f"data.path={records(out)}", f"output_dir={out}"],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+            preexec_fn=limit,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+
+def errors_file(out: Path) -> Path:
+    """What the training of a folder wrote to standard error, in its last round."""
+    return out.parent / f"{out.name}-errors.txt"
 
 
 def records(out: Path) -> Path:
