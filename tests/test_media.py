@@ -1,5 +1,7 @@
 """Media files: reading gives the right frames, upright and in the right colours, or a clear error."""
 
+import gc
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -153,6 +155,21 @@ def test_read_window_equals_read_frames_for_each_codec(tmp_path, name, codec, mo
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {codec}")
     assert_windows_match(encode(tmp_path / name, waves(40), codec, **more), 40)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are in /proc")
+def test_reading_and_writing_frames_leaves_no_threads(tmp_path: Path):
+    """PyAV starts a thread for each core and frame, unless it is told not to, and keeps them for a while."""
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, np.zeros((8, 64, 64, 3), np.uint8), 8)
+    threads = lambda: len(os.listdir("/proc/self/task"))  # noqa: E731
+    gc.disable()
+    try:
+        before = threads()
+        write_mp4(tmp_path / "again.mp4", read_window(path.read_bytes(), "clip.mp4", range(8), 8), 8)
+        assert threads() == before
+    finally:
+        gc.enable()
 
 
 def test_read_window_skips_frames_hidden_by_an_edit_list(tmp_path):

@@ -48,9 +48,10 @@ def frame_to_rgb(frame: av.VideoFrame, pixel_aspect: Fraction, background: Backg
             f"its colour matrix is number {int(frame.colorspace)} of ITU-T H.273; "
             "convert it to BT.709, for instance with FFmpeg's filter colorspace or zscale"
         )
-    image = frame.to_ndarray(format="rgb24")
+    # One thread: PyAV would start one for each core, for each frame, and many data workers do this at a time.
+    image = frame.to_ndarray(format="rgb24", threads=1)
     if has_alpha(frame.format):
-        alpha = frame.to_ndarray(format="rgba")[..., 3]
+        alpha = frame.to_ndarray(format="rgba", threads=1)[..., 3]
         # Some decoders leave the alpha of a palette at 0, although nothing is transparent.
         if alpha.any() or not frame.format.has_palette:
             image = _over(image, alpha, background)

@@ -57,7 +57,8 @@ def _encode_mp4(file: str, images: Iterable[Image], fps: int | float, height: in
         bt709.color_range = 1
         for image in images:
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+            yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
+            container.mux(stream.encode(yuv))
         container.mux(stream.encode())
 
 
