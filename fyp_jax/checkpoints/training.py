@@ -40,6 +40,7 @@ from fyp_jax.checkpoints.retention import (
 )
 from fyp_jax.errors import UserError, reason
 from fyp_jax.interrupts import uninterrupted
+from fyp_jax.platforms import return_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class TrainingCheckpoints:
             ITEM: ocp.args.JsonSave(checksums.to_json()),
         }
         self.wait()
+        return_freed_memory()  # of the step before: Orbax's threads wrote copies of all arrays
         try:
             self._saving, self._losses[step] = step, loss
             self._start_to_write(step, items)
