@@ -98,3 +98,21 @@ def test_handler_from_before_comes_back():
     assert run_cli(lambda: seen.append(signal.getsignal(signal.SIGINT))) == 0
     assert seen[0] is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("program", "ends_at_once"),
+    [
+        ("train.py", True),
+        ("/clone/scripts/edit.py", True),
+        ("/environment/bin/fyp-sample", True),
+        ("/environment/bin/pytest", False),
+        ("", False),  # an interactive Python
+    ],
+)
+def test_interrupt_while_a_command_imports_ends_it_without_a_traceback(program: str, ends_at_once: bool):
+    interrupted = "import fyp_jax.cli; os.kill(os.getpid(), signal.SIGINT)"
+    code = f"import os, signal, sys; sys.argv = [{program!r}]; {interrupted}"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == -signal.SIGINT
+    assert ("KeyboardInterrupt" in found.stderr) is not ends_at_once

@@ -9,6 +9,7 @@ measured in turns. A time includes the whole write. The last line is the ratio o
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import tempfile
@@ -25,6 +26,7 @@ from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
 from fyp_jax.models.attention_functions import plain_attention
 from fyp_jax.models.random_params import random_params
+from fyp_jax.tpu.programs import bundled_sizes
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initial_shapes
 from fyp_jax.training.stages import get_stage
@@ -41,7 +43,9 @@ def main() -> None:
     add("--runs", type=int, default=3, metavar="N", help="runs of each (%(default)s)")
     add("--folder", type=Path, metavar="DIR", help="where to write (default: the system's temporary folder)")
     args = parser.parse_args()
-    train, inference = arrays_of_a_run(load_config(TrainConfig, args.config, []))
+    config = load_config(TrainConfig, args.config, [])
+    config = dataclasses.replace(config, pretrained=bundled_sizes(config.pretrained)[0], init_checkpoint=None)
+    train, inference = arrays_of_a_run(config)
     gigabytes = sum(x.nbytes for x in jax.tree.leaves((train, inference))) / 1e9
     print(f"{gigabytes:.2f} GB in {len(jax.tree.leaves((train, inference)))} arrays")
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), train)
