@@ -65,7 +65,7 @@ def main() -> None:
     add("--no-torch", action="store_true", help="leave PyTorch's image UNet out")
     args = parser.parse_args()
     compiled, call = motion_step(args) if args.what == "motion" else denoising_step(args)
-    call()
+    jax.block_until_ready(call())
     print_table(f"our {args.what}, {jax.default_backend()}", seconds(call), by_kind(compiled, call))
     memory: Any = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
