@@ -19,16 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.motion import CONFIG, compile_step, initial_value
+from benchmarks.motion import GIB, compile_step, initial_value, motion_config, program_sizes
 from benchmarks.timing import seconds
-from fyp_jax.config import load_config
+from benchmarks.unet import denoising_step, torch_image_unet, torch_inputs
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.models.random_params import random_params
-from fyp_jax.models.unet import UNet3D, unet_shapes
-from fyp_jax.training.config import TrainConfig
-
-GIB = 2**30
-WORDS, TIMESTEP = 77, 501
 
 KINDS = (
     ("VAE and text encoder", r"FlaxAutoencoderKL|FlaxCLIP"),
@@ -64,38 +58,24 @@ def main() -> None:
     add("--side", type=int, default=32, help="height and width of the latents")
     add("--no-torch", action="store_true", help="leave PyTorch's image UNet out")
     args = parser.parse_args()
-    compiled, call = motion_step(args) if args.what == "motion" else denoising_step(args)
+    compiled, call = compiled_motion_step(args) if args.what == "motion" else compiled_denoising_step(args)
     jax.block_until_ready(call())
     print_table(f"our {args.what}, {jax.default_backend()}", seconds(call), by_kind(compiled, call))
-    memory: Any = compiled.memory_analysis()
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    sizes = memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes
-    print("GiB: {:.2f} arguments, {:.2f} outputs, {:.2f} temporaries".format(*(size / GIB for size in sizes)))
+    print("GiB: " + "; ".join(f"{size / GIB:.2f} {name}" for name, size in program_sizes(compiled).items()))
     if args.what == "step" and not args.no_torch:
         torch_step(args)
 
 
-def denoising_step(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
-    config = PipelineFolder(args.size, parts=()).unet_config()
-    params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
-    shape = (args.clips, args.frames, args.side, args.side, config.in_channels)
-    latents = jax.random.normal(jax.random.key(0), shape)
-    text = jax.random.normal(jax.random.key(1), (args.clips, WORDS, config.cross_attention_dim))
-    t = jnp.full(args.clips, TIMESTEP)
-
-    def denoise(params: Any, latents: jax.Array) -> jax.Array:
-        return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
-
+def compiled_denoising_step(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
+    folder = PipelineFolder(args.size, parts=())
+    denoise, params, latents = denoising_step(folder, args.clips, args.frames, args.side)
     compiled = jax.jit(denoise).lower(params, latents).compile()
     return compiled, lambda: compiled(params, latents)
 
 
-def motion_step(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
+def compiled_motion_step(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
     """The step of the benchmark `motion`. Each call goes on from the state of the call before."""
-    sides = (f"data.height={8 * args.side}", f"data.width={8 * args.side}", f"data.num_frames={args.frames}")
-    options = ("dtype=float32", "frozen_dtype=float32", "remat=none", "init_checkpoint=null", *sides)
-    config = load_config(TrainConfig, CONFIG, [f"pretrained={args.size}", "data.batch_size=1", *options])
-    step = compile_step(config)
+    step = compile_step(motion_config(args.size, args.frames, args.side))
     arguments = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(initial_value, step.arguments))
 
     def call() -> Any:
@@ -135,18 +115,14 @@ def profiled(call: Callable[[], Any]) -> Iterator[tuple[str, float]]:
 def torch_step(args: argparse.Namespace) -> None:
     """The same table of PyTorch diffusers' image UNet."""
     import torch
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     folder = PipelineFolder(args.size, parts=())
-    unet: Any = UNet2DConditionModel(**{key: x for key, x in folder.json("unet").items() if key[0] != "_"})
-    config, images = folder.unet_config(), args.clips * args.frames
-    latents = torch.randn(images, config.in_channels, args.side, args.side)
-    text = torch.randn(images, WORDS, config.cross_attention_dim)
+    unet, inputs = torch_image_unet(folder), torch_inputs(folder, args.clips * args.frames, args.side)
     with torch.no_grad():
-        unet(latents, TIMESTEP, text)
-        wall = seconds(lambda: unet(latents, TIMESTEP, text) and None)
+        unet(*inputs)
+        wall = seconds(lambda: unet(*inputs) and None)
         with torch.profiler.profile() as profile:
-            unet(latents, TIMESTEP, text)
+            unet(*inputs)
     found: dict[str, float] = collections.defaultdict(float)
     for event in profile.key_averages():
         kind = next((kind for kind, where in TORCH_KINDS if re.search(where, event.key)), REST)

@@ -31,7 +31,9 @@ os.environ.setdefault(
 import jax
 import jax.numpy as jnp
 
+from benchmarks.motion import GIB, program_sizes
 from benchmarks.timing import seconds
+from benchmarks.unet import torch_image_unet, torch_inputs
 from fyp_jax.config import load_config
 from fyp_jax.convert.pipeline_folder import PipelineFolder
 from fyp_jax.models.attention_kernels.choice import choose_attention
@@ -40,8 +42,6 @@ from fyp_jax.tpu.programs import Program, sampling_programs, training_programs
 from fyp_jax.training.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "sd14"
-GIB = 2**30
-WORDS = 77
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 RANDOM_NUMBERS = 2**20 + 7
 MESSAGE = 120
@@ -205,32 +205,26 @@ def measure_lowered(lowered: jax.stages.Lowered, values: Any, runs: int) -> Figu
         copies = jax.tree.map(lambda x, info: jnp.copy(x) if info.donated else x, arguments, infos)
         jax.block_until_ready(copies)
         times.append(seconds(lambda copies=copies: compiled(*copies)))
-    memory: Any = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    held += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Figures("", statistics.median(times[2:]), held / GIB)
+    return Figures("", statistics.median(times[2:]), sum(program_sizes(compiled).values()) / GIB)
 
 
 def measure_torch_unet(row: Row, setting: Setting) -> list[Figures]:
     """diffusers' image UNet on the frames of a guided step, or the gradient of its queries on those of a
     clip."""
     import torch
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     folder, gradient = PipelineFolder(setting.size, parts=()), "gradient" in row.options
     dtype, device = torch_setup(row.dtype)
-    unet: Any = UNet2DConditionModel(**{key: x for key, x in folder.json("unet").items() if key[0] != "_"})
-    unet = unet.to(device, dtype).requires_grad_(False)
+    unet = torch_image_unet(folder).to(device, dtype).requires_grad_(False)
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(gradient and "to_q" in name)
     run: Any = torch.compile(unet) if "compile" in row.options else unet
-    config, images, side = folder.unet_config(), setting.frames * (1 if gradient else 2), setting.side // 8
-    latents = torch.randn(images, config.in_channels, side, side, device=device, dtype=dtype)
-    text = torch.randn(images, WORDS, config.cross_attention_dim, device=device, dtype=dtype)
+    images, side = setting.frames * (1 if gradient else 2), setting.side // 8
+    inputs = torch_inputs(folder, images, side, device=device, dtype=dtype)
 
     def step() -> Any:
         with torch.set_grad_enabled(gradient):
-            found = run(latents, 501, text).sample
+            found = run(*inputs).sample
             return found.float().square().mean().backward() if gradient else found
 
     name = "PyTorch's image UNet, " + ("gradient of its queries" if gradient else "frames of a guided step")

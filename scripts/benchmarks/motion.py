@@ -40,13 +40,7 @@ class Step(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of its arguments, of outputs that alias no argument, and of temporaries."""
-        memory: Any = self.compiled.memory_analysis()
-        return {
-            "arguments": memory.argument_size_in_bytes,
-            "outputs, not aliased": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-        }
+        return program_sizes(self.compiled)
 
     @property
     def memory(self) -> int:
@@ -60,6 +54,23 @@ class Timing(NamedTuple):
     seconds: list[float]
     loss: float
     """Loss of the first step, from random weights."""
+
+
+def motion_config(size: str, frames: int, side: int) -> TrainConfig:
+    """The motion stage on one clip of `frames` frames of `side` x `side` latents, in float32."""
+    sides = (f"data.height={8 * side}", f"data.width={8 * side}", f"data.num_frames={frames}")
+    options = ("dtype=float32", "frozen_dtype=float32", "remat=none", "init_checkpoint=null", *sides)
+    return load_config(TrainConfig, CONFIG, [f"pretrained={size}", "data.batch_size=1", *options])
+
+
+def program_sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of a program's arguments, of outputs that alias no argument, and of temporaries."""
+    memory: Any = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs, not aliased": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
 
 
 def compile_step(config: TrainConfig, **options: bool) -> Step:
@@ -107,10 +118,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
     parser.add_argument("--runs", type=int, default=3, help="timed steps before and after the baseline")
     args = parser.parse_args()
-    sides = (f"data.height={8 * args.side}", f"data.width={8 * args.side}", f"data.num_frames={args.frames}")
-    options = ("dtype=float32", "frozen_dtype=float32", "remat=none", "init_checkpoint=null", *sides)
-    config = load_config(TrainConfig, CONFIG, [f"pretrained={args.size}", "data.batch_size=1", *options])
-
+    config = motion_config(args.size, args.frames, args.side)
     ours = compile_step(config)
     first = run(ours, args.runs)
     baseline = compile_step(config, baseline=True)

@@ -21,9 +21,8 @@ except ImportError:
     sys.exit("this benchmark compares with PyTorch: pip install -e '.[torch]'")
 
 from benchmarks.timing import interleaved_times, seconds
+from benchmarks.unet import denoising_step, torch_image_unet, torch_inputs
 from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.models.random_params import random_params
-from fyp_jax.models.unet import UNet3D, unet_shapes
 from fyp_jax.tpu.flops import Product, count_products, total_flops
 
 MATRIX = 4096
@@ -55,35 +54,17 @@ def main() -> None:
     args = parser.parse_args()
 
     logging.getLogger("diffusers.models.embeddings_flax").setLevel(logging.ERROR)  # it logs at import
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
     folder = PipelineFolder(args.size, parts=())
-    config, frames = folder.unet_config(), args.clips * args.frames
-    params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
-    latents = jax.random.normal(
-        jax.random.key(0), (args.clips, args.frames, args.side, args.side, config.in_channels)
-    )
-    text = jax.random.normal(jax.random.key(1), (args.clips, 77, config.cross_attention_dim))
-    t = jnp.full(args.clips, 501)
-
-    def denoise(params: Any, latents: jax.Array) -> jax.Array:
-        return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
-
-    ours = jax.jit(denoise)
-    theirs = UNet2DConditionModel(
-        **{key: value for key, value in folder.json("unet").items() if key[0] != "_"}
-    )
-    images, words = (
-        torch.randn(frames, config.in_channels, args.side, args.side),
-        torch.randn(frames, *text.shape[1:]),
-    )
+    denoise, params, latents = denoising_step(folder, args.clips, args.frames, args.side)
+    ours, theirs = jax.jit(denoise), torch_image_unet(folder)
+    inputs = torch_inputs(folder, args.clips * args.frames, args.side)
     square = jnp.ones((MATRIX, MATRIX))
     products = count_products(denoise, params, latents)
     convolutions = {p: n for p, n in products.items() if p.rhs[:2] == (3, 3)}
     pairs = [(times, *convolution_pair(product)) for product, times in convolutions.items()]
     functions = {
         "step": lambda: ours(params, latents),
-        "torch": lambda: theirs(images, 501, words),
+        "torch": lambda: theirs(*inputs),
         "matrix": lambda: square @ square,
     }
     with torch.no_grad():
