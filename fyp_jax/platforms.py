@@ -1,8 +1,5 @@
-"""The platform that a command runs on, TPU, GPU or CPU, which one place decides before JAX starts; and
-what is asked of its C library."""
+"""The platform that a command runs on, TPU, GPU or CPU, which one place decides before JAX starts."""
 
-import contextlib
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -34,13 +31,3 @@ def _has_plugins() -> bool:
     """Whether a plugin of JAX for another platform (CUDA, ROCm, Metal) is installed."""
     entry_points = importlib.metadata.entry_points(group="jax_plugins")
     return bool(entry_points) or importlib.util.find_spec("jax_plugins") is not None
-
-
-def return_freed_memory() -> None:
-    """Give memory that was freed back to the system, where the C library is glibc; elsewhere do nothing.
-
-    glibc keeps it otherwise, in pieces for each thread: a process whose threads fill and free large arrays
-    holds more and more.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -116,7 +116,6 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no arrays": lambda step: delete(step / "train" / "d"),
     "arrays cut": lambda step: [truncate(path) for path in files(step / "train" / "d")],
     "one byte of an array": lambda step: flip_byte(array_files(step / "train")[0]),
-    "no names": lambda step: delete(step / "train" / "_METADATA"),
     "names cut": lambda step: truncate(step / "train" / "_METADATA"),
     "no data": lambda step: delete(step / "data"),
     "data cut": lambda step: [truncate(path) for path in files(step / "data")],
@@ -145,6 +144,13 @@ def test_restore_after_damage_gives_the_step_before_and_says_so(
     assert f"{folder}: step 2 is not a complete checkpoint" in caplog.text
     assert all("\n" not in record.message for record in caplog.records)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2.damaged"]
+
+
+def test_restore_needs_no_names_of_arrays_beside_those_of_the_checksums(folder: Path):
+    delete(folder / "2" / "train" / "_METADATA")
+    restored = restore(folder)
+    assert restored.step == 2
+    np.testing.assert_array_equal(restored.train["trainable"]["w"], TRAIN["trainable"]["w"])
 
 
 def test_restore_where_every_step_is_damaged_stops_in_one_line_and_moves_nothing(folder: Path):

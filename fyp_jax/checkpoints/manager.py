@@ -34,6 +34,11 @@ STEP_NAME = re.compile(r"0|[1-9][0-9]*")
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
+GIGABYTES_IN_FLIGHT = 2
+"""How much of a step Orbax compresses and writes at a time. Each thread keeps what it had at most, so without
+a limit a process grows with every step."""
+
+
 class CheckpointError(UserError):
     """A checkpoint cannot be written or read; the message opens with its path."""
 
@@ -118,8 +123,8 @@ def _absolute(folder: Folder) -> epath.Path:
 def open_manager(folder: Folder, create: bool, **options: Any) -> ocp.CheckpointManager:
     """Orbax's manager of the steps in a folder, with a handler for each item; a context manager."""
     handlers = {
-        "inference": ocp.StandardCheckpointHandler(),
-        "train": ocp.StandardCheckpointHandler(),
+        "inference": ocp.StandardCheckpointHandler(save_concurrent_gb=GIGABYTES_IN_FLIGHT),
+        "train": ocp.StandardCheckpointHandler(save_concurrent_gb=GIGABYTES_IN_FLIGHT),
         "config": ocp.JsonCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
         "checksums": ocp.JsonCheckpointHandler(),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
@@ -23,6 +24,7 @@ from fyp_jax.checkpoints.checksums import (
     json_crc32,
     read_checksums,
 )
+from fyp_jax.checkpoints.freed_memory import FreedMemory
 from fyp_jax.checkpoints.manager import (
     CheckpointError,
     Damaged,
@@ -40,7 +42,6 @@ from fyp_jax.checkpoints.retention import (
 )
 from fyp_jax.errors import UserError, reason
 from fyp_jax.interrupts import uninterrupted
-from fyp_jax.platforms import return_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class TrainingCheckpoints:
         self._manager = open_manager(
             folder, create=True, cleanup_tmp_directories=True, preservation_policy=policy
         )
+        self._freed_memory = FreedMemory()
         self._saving: int | None = None
         self._failure: CheckpointError | None = None
         self._losses |= saved_losses(self.folder, self._manager.all_steps())
@@ -143,7 +145,8 @@ class TrainingCheckpoints:
             ITEM: ocp.args.JsonSave(checksums.to_json()),
         }
         self.wait()
-        return_freed_memory()  # of the step before: Orbax's threads wrote copies of all arrays
+        if self._saving is not None:  # Orbax's threads wrote copies of all arrays, and freed them
+            self._freed_memory.after_step(sum(x.nbytes for x in arrays.values()) // jax.process_count())
         try:
             self._saving, self._losses[step] = step, loss
             self._start_to_write(step, items)
@@ -206,9 +209,9 @@ class TrainingCheckpoints:
         folder, expected = self.folder / str(step), _by_path(train)
         checksums = read_checksums(folder)
         saved = None if checksums is None else checksums.of_item("train")
-        found = dict(self._manager.item_metadata(step).items()).get("train")
+        has_train = (folder / "train").exists()
         weights_alone = (folder / "inference").exists() and not (folder / "data").exists()
-        if saved == {} or (saved is None and found is None and weights_alone):
+        if saved == {} or (saved is None and not has_train and weights_alone):
             raise CheckpointError(
                 f"{self.folder}: step {step} holds no training state to resume from; to start a new run from "
                 f"its weights, choose another folder for the run and set init_checkpoint={self.folder}"
@@ -216,11 +219,13 @@ class TrainingCheckpoints:
         what = f"{self.folder}: step {step} is of another run"
         if saved is not None:
             trees.check_same(saved, expected, what)
-        if found is None:
+        if not has_train:
             raise Damaged("its training state is missing")
-        leaves = _by_path(found.tree)
+        # Orbax's metadata of many arrays take seconds; the checksums tell shapes and dtypes too.
+        leaves = self._metadata(step) if saved is None or jax.process_count() > 1 else {}
         if saved is None:
             trees.check_same(leaves, expected, what)
+        dtypes = {path: jnp.dtype(x.dtype) for path, x in (leaves if saved is None else saved).items()}
         names = {"data": ocp.args.JsonRestore(), "config": ocp.args.JsonRestore()}
         items = self._manager.restore(step, args=ocp.args.Composite(**names))
         if checksums is not None:
@@ -235,16 +240,23 @@ class TrainingCheckpoints:
             reader = ArrayReader(next(iter(leaves.values())).directory)
             check_arrays({path: reader.lazy_array(leaf) for path, leaf in leaves.items()}, saved)
         # In the dtypes that were saved: the checksums are of these bytes.
-        target = jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, leaves[_name(path)].dtype, sharding=x.sharding),
-            train,
-        )
+        target = [
+            jax.ShapeDtypeStruct(x.shape, dtypes[path], sharding=x.sharding) for path, x in expected.items()
+        ]
+        target = jax.tree.unflatten(jax.tree.structure(train), target)
         args = ocp.args.Composite(train=ocp.args.StandardRestore(target))
         restored = self._manager.restore(step, args=args)["train"]
         if jax.process_count() == 1:
             check_arrays(_by_path(restored), saved)
         restored = jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), restored, train)
         return RestoredState(step, restored, items["data"])
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        """What Orbax knows of the arrays of the training state, by path."""
+        found = dict(self._manager.item_metadata(step).items()).get("train")
+        if found is None:
+            raise Damaged("its training state is missing")
+        return _by_path(found.tree)
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         if not damaged:
@@ -285,8 +297,4 @@ class TrainingCheckpoints:
 def _by_path(tree: Any) -> dict[str, Any]:
     """Leaves of any tree by path. The paths are the same after Orbax has turned tuples into lists."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

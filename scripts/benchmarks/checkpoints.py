@@ -50,14 +50,16 @@ def main() -> None:
     print(f"{gigabytes:.2f} GB in {len(jax.tree.leaves((train, inference)))} arrays")
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), train)
     steps = itertools.count()
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        with_checksums, without = Path(folder) / "with", Path(folder) / "without"
+    with (
+        tempfile.TemporaryDirectory(dir=args.folder) as folder,
+        TrainingCheckpoints(Path(folder) / "with", max_to_keep=1) as checkpoints,
+        open_manager(Path(folder) / "without", create=True, max_to_keep=1) as manager,
+    ):
 
         def verified() -> Any:
-            with TrainingCheckpoints(with_checksums, max_to_keep=1) as checkpoints:
-                checkpoints.save(next(steps), train=train, inference=inference, data={}, config={}, loss=0.0)
-                checkpoints.wait()
-                restored = checkpoints.restore(target)
+            checkpoints.save(next(steps), train=train, inference=inference, data={}, config={}, loss=0.0)
+            checkpoints.wait()
+            restored = checkpoints.restore(target)
             assert restored is not None
             return restored.train
 
@@ -67,11 +69,10 @@ def main() -> None:
                 name: ocp.args.StandardSave(x) for name, x in (("train", train), ("inference", inference))
             }
             empty = {name: ocp.args.JsonSave({}) for name in ("data", "config")}
-            with open_manager(without, create=True, max_to_keep=1) as manager:
-                manager.save(step, args=ocp.args.Composite(**items, **empty))
-                manager.wait_until_finished()
-                wanted = ocp.args.Composite(train=ocp.args.StandardRestore(target))
-                return manager.restore(step, args=wanted)["train"]
+            manager.save(step, args=ocp.args.Composite(**items, **empty))
+            manager.wait_until_finished()
+            wanted = ocp.args.Composite(train=ocp.args.StandardRestore(target))
+            return manager.restore(step, args=wanted)["train"]
 
         times = interleaved_times({"with checksums": verified, "without": plain}, args.runs)
     medians = {name: statistics.median(values) for name, values in times.items()}
