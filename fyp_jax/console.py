@@ -75,7 +75,8 @@ def _without_orbax(unraisable: "sys.UnraisableHookArgs") -> None:
 
 def _is_not_lost_by_orbax(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return not ("exception was never retrieved" in message and "orbax" in message)
+    is_of_orbax = "orbax" in message or "tensorstore" in message  # which reads and writes for it
+    return not ("exception was never retrieved" in message and is_of_orbax)
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -24,6 +24,9 @@ async def never_finished():
 
 async def finished():
     raise ValueError("lost by a task")
+
+def lose_a_future():
+    asyncio.get_running_loop().create_future().set_exception(ValueError(LOST_BY_A_FUTURE))
 '''
 
 
@@ -32,18 +35,19 @@ class Pending:
         yield
 
 
-async def lose_a_task(coroutine):
+async def lose_a_task(coroutine, lose_a_future):
+    lose_a_future()
     task = asyncio.create_task(coroutine)
     await asyncio.sleep(0)
 
 
 def main():
-    names = {"anything": Pending}
+    names = {"anything": Pending, "asyncio": asyncio, "LOST_BY_A_FUTURE": sys.argv[2]}
     exec(compile(SOURCE, sys.argv[1], "exec"), names)
     coroutine = names["never_finished"]()
     coroutine.send(None)
     del coroutine
-    asyncio.run(lose_a_task(names["finished"]()))
+    asyncio.run(lose_a_task(names["finished"](), names["lose_a_future"]))
 
 
 run_console(main)
@@ -51,18 +55,23 @@ run_console(main)
 
 
 @pytest.mark.parametrize(
-    ("file", "printed"), [("site-packages/orbax/checkpoint/reading.py", 0), ("another/library.py", 1)]
+    ("file", "message", "printed"),
+    [
+        ("site-packages/orbax/checkpoint/reading.py", "DATA_LOSS [tensorstore_spec='...']", 0),
+        ("another/library.py", "lost by a future", 1),
+    ],
+    ids=["of Orbax", "of another library"],
 )
-def test_lost_errors_of_orbax_alone_are_left_out(file: str, printed: int):
+def test_lost_errors_of_orbax_alone_are_left_out(file: str, message: str, printed: int):
     """A damaged checkpoint made Python print such an error for each of its arrays, with a traceback."""
     found = subprocess.run(
-        [sys.executable, "-c", LOSE_ERRORS, file],
+        [sys.executable, "-c", LOSE_ERRORS, file, message],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
     )
     assert found.returncode == 0
-    for text in ("lost at the end", "lost by a task"):
+    for text in ("lost at the end", "lost by a task", message):
         assert found.stderr.count(f"ValueError: {text}\n") == printed
     assert bool(found.stderr) == bool(printed)
