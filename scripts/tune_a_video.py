@@ -40,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/tune_a_video"), metavar="DIR")
-    prompts = ["A panda, in the park", "A robot, in the park"]
+    prompts = ["A robot, in the park", "A panda, in the park"]
     parser.add_argument("--prompt", nargs="+", default=prompts, metavar="TEXT", help="new texts")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="fields of the training config")
     args = parser.parse_intermixed_args()

@@ -28,7 +28,8 @@ class Use(NamedTuple):
     """What a process and its children hold."""
 
     resident_bytes: float
-    """The share of each process, so that memory of two counts once."""
+    """The share of each process, so that memory of two counts once. Pages of files do not count: other
+    programs on the machine share libraries, and the share changes as these start and end."""
     open_files: float
     shared_memory_bytes: float
 
@@ -52,7 +53,9 @@ def children(pid: int) -> list[int]:
 
 def proportional_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    shares = [line.split() for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    assert len(shares) == 2, "Linux 5.4 or later tells these shares"
+    return sum(int(kilobytes) * 1024 for _, kilobytes, _ in shares)
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
