@@ -112,7 +112,9 @@ def test_handler_from_before_comes_back():
 )
 def test_interrupt_while_a_command_imports_ends_it_without_a_traceback(program: str, ends_at_once: bool):
     interrupted = "import fyp_jax.cli; os.kill(os.getpid(), signal.SIGINT)"
-    code = f"import os, signal, sys; sys.argv = [{program!r}]; {interrupted}"
+    # A job in the background of a script inherits that it ignores Ctrl-C.
+    heeds = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heeds}; sys.argv = [{program!r}]; {interrupted}"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == -signal.SIGINT
     assert ("KeyboardInterrupt" in found.stderr) is not ends_at_once

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     add("--clips", type=int, default=32, metavar="N", help="clips of each kind (default: %(default)s)")
     add("--shown", type=int, default=4, metavar="N", help="clips that become pictures (default: %(default)s)")
     add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="default: both")
-    add("--factors", nargs="+", type=float, default=[0.0, 1.0, 2.0, 4.0], help="of style words (0 1 2 4)")
+    add("--factors", nargs="+", type=float, default=[-8.0, -2.0, 0.0, 1.0], help="of style words (-8 -2 0 1)")
     add("--config", default=CONFIG, metavar="FILE", help="default: %(default)s")
     add("overrides", nargs="*", metavar="a.b=c", help="fields of that config")
     args = parser.parse_intermixed_args()
