@@ -27,7 +27,7 @@ class FreedMemory:
         after memory was given back."""
         with contextlib.suppress(OSError, AttributeError, TypeError):
             resident = resident_bytes()
-            self._least = min(resident, resident if self._least is None else self._least)
+            self._least = min(resident, self._least or resident)
             if written < SMALL_STEP or resident > self._least + written:
                 ctypes.CDLL(None).malloc_trim(0)
                 self._least = None

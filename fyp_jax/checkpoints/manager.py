@@ -32,8 +32,6 @@ RUN_CHECKPOINTS = "checkpoints"
 STEP_NAME = re.compile(r"0|[1-9][0-9]*")
 """Name of one step's folder. The runs of sample.py have other names: 0000, 0001."""
 ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
-
-
 GIGABYTES_IN_FLIGHT = 2
 """How much of a step Orbax compresses and writes at a time. Each thread keeps what it had at most, so without
 a limit a process grows with every step."""

@@ -240,10 +240,10 @@ class TrainingCheckpoints:
             reader = ArrayReader(next(iter(leaves.values())).directory)
             check_arrays({path: reader.lazy_array(leaf) for path, leaf in leaves.items()}, saved)
         # In the dtypes that were saved: the checksums are of these bytes.
-        target = [
+        targets = [
             jax.ShapeDtypeStruct(x.shape, dtypes[path], sharding=x.sharding) for path, x in expected.items()
         ]
-        target = jax.tree.unflatten(jax.tree.structure(train), target)
+        target = jax.tree.unflatten(jax.tree.structure(train), targets)
         args = ocp.args.Composite(train=ocp.args.StandardRestore(target))
         restored = self._manager.restore(step, args=args)["train"]
         if jax.process_count() == 1:
