@@ -1,8 +1,10 @@
-"""Parameter paths: regular expressions that choose some, and a check of names and shapes."""
+"""Paths of the leaves of a tree: regular expressions that choose some, and a check of names and shapes."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from fyp_jax.errors import UserError
 
@@ -22,6 +24,12 @@ def list_names(names: Sequence[str]) -> str:
     """Join names for a message, which ends after `MAX_LISTED` of them with the number of the others."""
     more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of any tree by path. The paths are the same after Orbax has turned tuples into lists."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:

@@ -16,17 +16,22 @@ def grow_and_free():
     blocks = [np.ones(8000) for _ in range(2000)]  # 128 MB, in pieces that glibc keeps when they are freed
     last.append(np.ones(8000))  # above them, so that the heap does not shrink by itself
 
+def give_back(written):
+    freed.expect(written)
+    freed.give_back()
+
 last, freed = [], FreedMemory()
-freed.after_step(2_000_000_000)
+give_back(2_000_000_000)
 grow_and_free()
 grown = resident_bytes()
-freed.after_step(2_000_000_000)
+give_back(2_000_000_000)
+freed.give_back()  # no step was written
 kept = resident_bytes()
-freed.after_step(1_000_000)
+give_back(1_000_000)
 returned = resident_bytes()
 freed._least = returned - 3_000_000_000  # as if it had grown
 grow_and_free()
-freed.after_step(2_000_000_000)
+give_back(2_000_000_000)
 print(grown, kept, returned, resident_bytes())
 """
 

@@ -20,11 +20,21 @@ class FreedMemory:
     """
 
     def __init__(self):
+        self._written = 0
         self._least: int | None = None
 
-    def after_step(self, written: int) -> None:
-        """`written` is the number of bytes of the step. Growth counts from the first call, and from the one
-        after memory was given back."""
+    def expect(self, written: int) -> None:
+        """A step of so many bytes is now being written."""
+        self._written = written
+
+    def give_back(self) -> None:
+        """Call it once the step is written. It does nothing where no step was written since the last call.
+
+        Growth counts from the first call, and from the one after memory was given back.
+        """
+        written, self._written = self._written, 0
+        if not written:
+            return
         with contextlib.suppress(OSError, AttributeError, TypeError):
             resident = resident_bytes()
             self._least = min(resident, self._least or resident)

@@ -124,10 +124,11 @@ class TrainingCheckpoints:
         """Copy the arrays to the host and start to write them, after the checkpoint before is written.
 
         `loss` decides which checkpoint is the best. Raises CheckpointError where writing fails, or where an
-        array is not finite; the next call raises it where a write in the background failed.
+        array is not finite; the next call, or `between_steps`, raises it where a write in the background
+        failed.
         """
         config = {**config, ITEM: True}
-        arrays = {f"train/{path}": x for path, x in _by_path(train).items()}
+        arrays = {f"train/{path}": x for path, x in trees.by_path(train).items()}
         arrays |= {f"inference/{path}": x for path, x in flatten_dict(dict(inference), sep="/").items()}
         try:
             measured = array_checksums(arrays)
@@ -145,13 +146,12 @@ class TrainingCheckpoints:
             ITEM: ocp.args.JsonSave(checksums.to_json()),
         }
         self.wait()
-        if self._saving is not None:  # Orbax's threads wrote copies of all arrays, and freed them
-            self._freed_memory.after_step(sum(x.nbytes for x in arrays.values()) // jax.process_count())
         try:
             self._saving, self._losses[step] = step, loss
             self._start_to_write(step, items)
         except Exception as error:  # Orbax raises whatever its threads met
             raise self._failed(error) from error
+        self._freed_memory.expect(sum(x.nbytes for x in arrays.values()) // jax.process_count())
 
     @uninterrupted  # or Orbax's threads write on, and no one waits for them
     def _start_to_write(self, step: int, items: Mapping[str, Any]) -> None:
@@ -163,6 +163,12 @@ class TrainingCheckpoints:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises whatever its threads met
             raise self._failed(error) from error
+        self._freed_memory.give_back()
+
+    def between_steps(self) -> None:
+        """Clean up after a step that was written meanwhile. Raises CheckpointError where it failed."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def restore(self, train: Any) -> RestoredState | None:
         """The latest whole step, its arrays sharded as those of `train`; None where there is no step.
@@ -206,7 +212,7 @@ class TrainingCheckpoints:
             return None, reason(error)
 
     def _restore(self, step: int, train: Any) -> RestoredState:
-        folder, expected = self.folder / str(step), _by_path(train)
+        folder, expected = self.folder / str(step), trees.by_path(train)
         checksums = read_checksums(folder)
         saved = None if checksums is None else checksums.of_item("train")
         has_train = (folder / "train").exists()
@@ -247,7 +253,7 @@ class TrainingCheckpoints:
         args = ocp.args.Composite(train=ocp.args.StandardRestore(target))
         restored = self._manager.restore(step, args=args)["train"]
         if jax.process_count() == 1:
-            check_arrays(_by_path(restored), saved)
+            check_arrays(trees.by_path(restored), saved)
         restored = jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), restored, train)
         return RestoredState(step, restored, items["data"])
 
@@ -256,7 +262,7 @@ class TrainingCheckpoints:
         found = dict(self._manager.item_metadata(step).items()).get("train")
         if found is None:
             raise Damaged("its training state is missing")
-        return _by_path(found.tree)
+        return trees.by_path(found.tree)
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         if not damaged:
@@ -292,9 +298,3 @@ class TrainingCheckpoints:
         if step is None:
             return "no step is saved yet, and the same command starts from the beginning"
         return f"the last whole step is {step}, and the same command resumes from it"
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Leaves of any tree by path. The paths are the same after Orbax has turned tuples into lists."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -102,7 +102,9 @@ def _train(config: TrainConfig) -> None:
         ) as training_log:
             training_log.text("config", "\n".join(config_lines(config)))
             clip = records.frames if isinstance(records, OneClipSource) else None
-            done = _run_steps(config, models, state, mesh, feeder, save, training_log, clip)
+            done = _run_steps(
+                config, models, state, mesh, feeder, save, checkpoints.between_steps, training_log, clip
+            )
     if done < config.num_train_steps:
         log.warning("SIGTERM: saved step %d; run the same command to resume", done)
 
@@ -142,6 +144,7 @@ def _run_steps(
     mesh: Mesh,
     feeder: BatchFeeder,
     save: Callable[[int, TrainState, float], None],
+    between_steps: Callable[[], None],
     training_log: TrainingLog,
     clip: Frames | None,
 ) -> int:
@@ -155,6 +158,7 @@ def _run_steps(
     for index in range(int(state.step), config.num_train_steps):
         batch, stop_signals, waited = feeder.next()
         state, metrics = step(state, batch, stop_signals)
+        between_steps()
         reader.read()  # the step before, while the devices compute this one
         reader.unread = index, metrics, waited
         done = index + 1
