@@ -5,6 +5,7 @@ breakdown      where the time of a step goes, by kind of operation; beside PyTor
 attention      implementations of attention on this machine
 attention_tpu  implementations of attention, by what the TPU compiler makes of them
 motion         a training step of the motion stage against its baseline
+variants       the same step with other fields and compiler options, by time and memory
 start          the first start of sample.py against the second, which finds its programs in the cache
 convolution    forms of a 3x3 convolution on this machine, beside PyTorch
 data           the data loader against plain PyAV decoding
@@ -30,6 +31,7 @@ TOPICS = (
     "attention",
     "attention_tpu",
     "motion",
+    "variants",
     "start",
     "convolution",
     "data",

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,10 +74,12 @@ def program_sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
     }
 
 
-def compile_step(config: TrainConfig, **options: bool) -> Step:
+def compile_step(
+    config: TrainConfig, compiler_options: Mapping[str, str] | None = None, **options: bool
+) -> Step:
     (program,) = training_programs(config, jax.devices()[:1], **options).programs
     lowered, start = program.lower(), time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(dict(compiler_options or {}))
     return Step(compiled, lowered.args_info[0], time.perf_counter() - start)
 
 

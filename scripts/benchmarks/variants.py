@@ -1,0 +1,95 @@
+"""Compare variants of a training step of the motion stage on this machine, by time and memory.
+
+    python scripts/benchmark.py variants [--frames 4] [--side 32] [--variants VARIANT ...]
+
+A variant is one word: config fields and options of XLA's CPU backend (their names begin with `xla_`), with
+commas between. The step without any runs first and last. Steps compute in float32 with random weights, and
+the losses of all variants are printed, so that one that computes something else shows.
+
+Memory of the program is what XLA says of it. The peak is that of the process while the steps run, with the
+weights, and without the compilation.
+"""
+
+import argparse
+import gc
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from benchmarks.motion import GIB, Step, compile_step, motion_config, run
+from fyp_jax.config import override_config
+
+VARIANTS = (
+    "attention_implementation=xla",
+    "remat=transformers",
+    "remat=all",
+    "xla_cpu_enable_fast_math=true",
+    "xla_cpu_use_onednn=true",
+)
+PLAIN = "as configured"
+
+
+class Row(NamedTuple):
+    """What one variant takes."""
+
+    name: str
+    step: Step
+    seconds: list[float]
+    loss: float
+    peak_bytes: int
+
+
+def measure(name: str, size: str, frames: int, side: int, runs: int) -> Row:
+    """Compile the variant `name`, and time `runs` steps after a first one."""
+    words = [] if name == PLAIN else name.split(",")
+    options = dict(word.split("=", 1) for word in words if word.startswith("xla_"))
+    config = override_config(
+        motion_config(size, frames, side), [word for word in words if not word.startswith("xla_")]
+    )
+    step = compile_step(config, compiler_options=options)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    timing = run(step, runs)
+    row = Row(name, step, timing.seconds, timing.loss, peak_bytes())
+    jax.clear_caches()
+    return row
+
+
+def peak_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc tells no peak of memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="sd14", choices=["sd14", "mini"])
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
+    parser.add_argument("--runs", type=int, default=2, help="timed steps of each variant")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="VARIANT")
+    args = parser.parse_args()
+    names = [PLAIN, *args.variants, PLAIN]
+    rows = []
+    for name in names:
+        rows.append(measure(name, args.size, args.frames, args.side, args.runs))
+        print(describe(rows[-1]), flush=True)
+    plain = statistics.median(rows[0].seconds + rows[-1].seconds)
+    print(f"\n{'ratio of time':24}")
+    for row in rows:
+        print(f"{statistics.median(row.seconds) / plain:8.2f}  {row.name}")
+
+
+def describe(row: Row) -> str:
+    sizes = row.step.sizes
+    return (
+        f"{row.name}: {statistics.median(row.seconds):.2f} s a step ({min(row.seconds):.2f} to "
+        f"{max(row.seconds):.2f}), program {row.step.memory / GIB:.2f} GiB (temporaries "
+        f"{sizes['temporaries'] / GIB:.2f}), peak {row.peak_bytes / GIB:.2f} GiB, compiled in "
+        f"{row.step.compile_seconds:.0f} s, loss {row.loss:.6f}"
+    )
