@@ -1,5 +1,7 @@
 """Memory that was freed goes back to the system, once enough of it has gathered."""
 
+import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +48,38 @@ def test_freed_memory_goes_back_after_a_small_step_and_where_the_process_has_gro
     assert abs(kept - grown) < 1_000_000
     assert after_a_small_step < grown - 100_000_000
     assert after_growth < grown - 100_000_000
+
+
+COUNT_ARENAS = """
+import ctypes, os, sys, threading
+from fyp_jax.checkpoints.freed_memory import limit_arenas
+
+libc = ctypes.CDLL(None)
+libc.fopen.restype = libc.malloc.restype = ctypes.c_void_p
+if sys.argv[1] == "limited":
+    limit_arenas()
+meeting = threading.Barrier(4 * os.cpu_count() + 1)
+
+def allocate():
+    libc.malloc(ctypes.c_size_t(1000))
+    meeting.wait()  # a thread that ends leaves its arena to the next
+    meeting.wait()
+
+for _ in range(4 * os.cpu_count()):
+    threading.Thread(target=allocate).start()
+meeting.wait()
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+meeting.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
+def test_threads_of_a_limited_process_share_one_arena_for_each_core(tmp_path: Path):
+    arenas = {}
+    for how in ("limited", "as it is"):
+        file = tmp_path / how
+        subprocess.run([sys.executable, "-c", COUNT_ARENAS, how, file], cwd=ROOT, check=True)
+        arenas[how] = file.read_text().count("<heap nr=")
+    assert arenas["limited"] <= os.cpu_count() < arenas["as it is"]

@@ -1,7 +1,8 @@
 """Memory that Orbax's threads have freed goes back to the system, before a run grows with each step it saves.
 
-The C library glibc keeps freed memory in pieces for each thread. To take it again from the system costs a
-second for each GB or two.
+The C library glibc hands out memory from arenas, eight for each core at most, and threads share them. Freed
+memory stays in its arena, and a page goes back only where nothing on it is in use. To take memory again from
+the system costs a second for each GB or two.
 """
 
 import contextlib
@@ -11,6 +12,17 @@ from pathlib import Path
 
 SMALL_STEP = 1_000_000_000
 """A process that writes fewer bytes of a step than this gives back what it freed after each step."""
+M_ARENA_MAX = -8
+"""The option of glibc's mallopt for the number of arenas."""
+
+
+def limit_arenas() -> None:
+    """One arena for each core: with fewer arenas, freed memory lies together, and its pages can go back.
+
+    Call it before a process starts threads. Without Linux and glibc it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, os.cpu_count() or 1)
 
 
 class FreedMemory:

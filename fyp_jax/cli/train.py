@@ -5,6 +5,7 @@ On several hosts, run the same command on each. A run that was stopped is resume
 
 import sys
 
+from fyp_jax.checkpoints.freed_memory import limit_arenas
 from fyp_jax.config import load_config, make_parser
 from fyp_jax.console import run_console
 from fyp_jax.training.config import TrainConfig
@@ -23,6 +24,7 @@ def parse(argv: list[str]) -> TrainConfig:
 def main() -> None:
     """Run train.py on the arguments of this process. Raises UserError."""
     config = parse(sys.argv[1:])
+    limit_arenas()
     # These imports take seconds, so they come after the arguments are known to be good.
     from fyp_jax.compilation_cache import enable_compilation_cache
     from fyp_jax.training.loop import train
