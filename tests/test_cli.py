@@ -48,7 +48,7 @@ def default_run(
 def test_default_run_prints_its_clip_and_no_warning(default_run: tuple):
     done, out = default_run
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(out / "0000" / "00-a-robot-on-the-beach.mp4")]
+    assert done.stdout.splitlines() == [str(out / "0000" / "00-a-panda-on-the-beach.mp4")]
     assert "20/20" in done.stderr
     assert "Traceback" not in done.stderr
     assert "deprecat" not in done.stderr.lower()
@@ -57,7 +57,7 @@ def test_default_run_prints_its_clip_and_no_warning(default_run: tuple):
 @pytest.mark.slow
 def test_run_writes_video_gif_grid_record_and_config(default_run: tuple):
     folder = default_run[1] / "0000"
-    stem = "00-a-robot-on-the-beach"
+    stem = "00-a-panda-on-the-beach"
     assert clip_files(folder) == sorted(
         ["config.yaml", *(f"{stem}.{e}" for e in ("gif", "json", "mp4", "png"))]
     )
@@ -91,8 +91,8 @@ def test_second_run_from_the_config_gives_equal_files_and_compiles_nothing(
 ):
     """Compiled programs and the shapes of the models come from the cache of the first run."""
     _, out = default_run
-    record = json.loads((out / "0000" / "00-a-robot-on-the-beach.json").read_text())
-    assert record["prompt"] == "A robot, on the beach"
+    record = json.loads((out / "0000" / "00-a-panda-on-the-beach.json").read_text())
+    assert record["prompt"] == "A panda, on the beach"
     assert record["seed"] == 0
     assert {"jax", "flax", "fyp_jax", "device"} <= set(record["versions"])
     assert set(record["weights"]["provenance"]) == {"motion", "pose"}
@@ -110,7 +110,7 @@ def test_second_run_from_the_config_gives_equal_files_and_compiles_nothing(
     assert again.returncode == 0, again.stderr
     assert programs_in(own_cache) == cached
     assert clip_files(out) == ["0000", "0001"]  # the first run is still there
-    for name in ("00-a-robot-on-the-beach.mp4", "00-a-robot-on-the-beach.gif"):
+    for name in ("00-a-panda-on-the-beach.mp4", "00-a-panda-on-the-beach.gif"):
         assert (out / "0000" / name).read_bytes() == (out / "0001" / name).read_bytes()
 
 

@@ -12,7 +12,7 @@ from cli_utils import ROOT
 
 GROW_AND_FREE = """
 import numpy as np
-from fyp_jax.checkpoints.freed_memory import FreedMemory, resident_bytes
+from fyp_jax.freed_memory import FreedMemory, resident_bytes
 
 def grow_and_free():
     blocks = [np.ones(8000) for _ in range(2000)]  # 128 MB, in pieces that glibc keeps when they are freed
@@ -52,7 +52,7 @@ def test_freed_memory_goes_back_after_a_small_step_and_where_the_process_has_gro
 
 COUNT_ARENAS = """
 import ctypes, os, sys, threading
-from fyp_jax.checkpoints.freed_memory import limit_arenas
+from fyp_jax.freed_memory import limit_arenas
 
 libc = ctypes.CDLL(None)
 libc.fopen.restype = libc.malloc.restype = ctypes.c_void_p

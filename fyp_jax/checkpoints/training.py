@@ -24,7 +24,6 @@ from fyp_jax.checkpoints.checksums import (
     json_crc32,
     read_checksums,
 )
-from fyp_jax.checkpoints.freed_memory import FreedMemory
 from fyp_jax.checkpoints.manager import (
     CheckpointError,
     Damaged,
@@ -41,6 +40,7 @@ from fyp_jax.checkpoints.retention import (
     set_aside,
 )
 from fyp_jax.errors import UserError, reason
+from fyp_jax.freed_memory import FreedMemory
 from fyp_jax.interrupts import uninterrupted
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ On several hosts, run the same command on each. A run that was stopped is resume
 
 import sys
 
-from fyp_jax.checkpoints.freed_memory import limit_arenas
 from fyp_jax.config import load_config, make_parser
 from fyp_jax.console import run_console
+from fyp_jax.freed_memory import limit_arenas
 from fyp_jax.training.config import TrainConfig
 
 

@@ -1,15 +1,22 @@
-"""How a worker process ends: with its parent process, and not before."""
+"""How a worker process lives: it ends with its parent process, and not before, and holds no memory that it
+does not use."""
 
 import multiprocessing
 import os
 import signal
 import threading
 
+from fyp_jax.freed_memory import give_back
+
+SECONDS_BETWEEN_GIVING_BACK = 60
+"""How often a worker gives the memory of clips that it has decoded back to the system."""
+
 
 def exit_with_parent(*ignored: signal.Signals) -> None:
     """Make this worker process ignore the given signals and exit when its parent dies.
 
-    Call it first in a worker. The parent handles the signals and decides when its workers end.
+    Call it first in a worker. The parent handles the signals and decides when its workers end. From then on
+    the worker also gives freed memory back now and then.
     """
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
@@ -19,5 +26,8 @@ def exit_with_parent(*ignored: signal.Signals) -> None:
 def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
+    parent.join(SECONDS_BETWEEN_GIVING_BACK)
+    while parent.is_alive():
+        give_back()
+        parent.join(SECONDS_BETWEEN_GIVING_BACK)
     os._exit(1)

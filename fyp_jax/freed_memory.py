@@ -1,4 +1,4 @@
-"""Memory that Orbax's threads have freed goes back to the system, before a run grows with each step it saves.
+"""Memory that was freed goes back to the system, before a run grows with each step it saves.
 
 The C library glibc hands out memory from arenas, eight for each core at most, and threads share them. Freed
 memory stays in its arena, and a page goes back only where nothing on it is in use. To take memory again from
@@ -25,11 +25,15 @@ def limit_arenas() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, os.cpu_count() or 1)
 
 
-class FreedMemory:
-    """Gives freed memory back after each small step; after larger ones once the process has grown by a step.
+def give_back() -> None:
+    """Give all freed memory of this process back. Without Linux and glibc it does nothing."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
-    Without Linux and glibc it does nothing.
-    """
+
+class FreedMemory:
+    """Gives freed memory back after each small step of a checkpoint; after larger ones once the process has
+    grown by a step. Orbax's threads free copies of all arrays that they write."""
 
     def __init__(self):
         self._written = 0
@@ -47,11 +51,11 @@ class FreedMemory:
         written, self._written = self._written, 0
         if not written:
             return
-        with contextlib.suppress(OSError, AttributeError, TypeError):
+        with contextlib.suppress(OSError):
             resident = resident_bytes()
             self._least = min(resident, self._least or resident)
             if written < SMALL_STEP or resident > self._least + written:
-                ctypes.CDLL(None).malloc_trim(0)
+                give_back()
                 self._least = None
 
 
