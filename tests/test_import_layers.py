@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fyp_jax"
 # From the bottom: a module imports from its own package, or from a layer below.
 LAYERS = (
-    ("errors", "types"),
+    ("errors", "types", "freed_memory"),
     ("config", "interrupts", "platforms"),
     ("console", "trees", "versions", "parallel"),
     ("compilation_cache",),
