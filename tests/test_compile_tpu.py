@@ -21,12 +21,13 @@ from fyp_jax.errors import UserError
 from fyp_jax.parallel.config import MeshConfig
 from fyp_jax.parallel.mesh import make_mesh
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 from fyp_jax.tpu import compile_check as compile_check_module
 from fyp_jax.tpu.compile_check import CompileCheck, compile_check, head_dims
 from fyp_jax.tpu.hlo_stats import Kernel
 from fyp_jax.tpu.program_stats import GIB, OutOfMemory, compile_and_measure, head_padding_flops
-from fyp_jax.tpu.programs import Program, Programs, bundled_sizes
+from fyp_jax.tpu.programs import Program, Programs, bundled_sizes, sampling_programs
 from fyp_jax.tpu.report import out_of_memory_message, roofline
 from fyp_jax.tpu.topologies import CHIPS, topology_devices
 from fyp_jax.training.config import TrainConfig
@@ -153,6 +154,15 @@ def test_check_of_sampling_prints_a_table_and_writes_json(pipeline: Path, tmp_pa
     assert config["peak_hbm_bytes"] < GIB
     denoise = config["programs"][2]
     assert denoise["peak_hbm_bytes"] > denoise["argument_size_in_bytes"] + denoise["resident_bytes"] > 0
+
+
+def test_a_long_edit_is_beside_a_sampling_step_of_the_whole_clip(pipeline: Path):
+    """A clip of so many frames is sampled in windows, but edited as a whole."""
+    small = [f"pretrained={pipeline}", "num_frames=12", "height=64", "width=64", "num_inference_steps=3"]
+    names = [
+        item.name for item in sampling_programs(load_config(EditConfig, EDIT, small), jax.devices()).programs
+    ]
+    assert names[-4:] == ["denoise", "decode", "edit", "invert"]
 
 
 @pytest.mark.release

@@ -147,6 +147,8 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     """
     if baseline:
         config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.num_frames)
+    if isinstance(config, EditConfig):  # edits take a clip whole, and so does the sampling beside them
+        config = dataclasses.replace(config, window=config.num_frames)
     folder, mesh = open_pipeline(config.pretrained, (), options_of(config)), sampling_mesh(config, devices)
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
