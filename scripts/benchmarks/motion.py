@@ -75,7 +75,7 @@ def program_sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def compile_step(
-    config: TrainConfig, compiler_options: Mapping[str, str] | None = None, **options: bool
+    config: TrainConfig, compiler_options: Mapping[str, str | bool] | None = None, **options: bool
 ) -> Step:
     (program,) = training_programs(config, jax.devices()[:1], **options).programs
     lowered, start = program.lower(), time.perf_counter()

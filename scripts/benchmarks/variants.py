@@ -20,6 +20,7 @@ import jax
 
 from benchmarks.motion import GIB, Step, compile_step, motion_config, run
 from fyp_jax.config import override_config
+from fyp_jax.freed_memory import give_back
 
 VARIANTS = (
     "attention_implementation=xla",
@@ -44,12 +45,14 @@ class Row(NamedTuple):
 def measure(name: str, size: str, frames: int, side: int, runs: int) -> Row:
     """Compile the variant `name`, and time `runs` steps after a first one."""
     words = [] if name == PLAIN else name.split(",")
-    options = dict(word.split("=", 1) for word in words if word.startswith("xla_"))
+    given = dict(word.split("=", 1) for word in words if word.startswith("xla_"))
+    options = {name: {"true": True, "false": False}.get(value, value) for name, value in given.items()}
     config = override_config(
         motion_config(size, frames, side), [word for word in words if not word.startswith("xla_")]
     )
     step = compile_step(config, compiler_options=options)
     gc.collect()
+    give_back()  # what the compilation has freed
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     timing = run(step, runs)
     row = Row(name, step, timing.seconds, timing.loss, peak_bytes())
