@@ -22,7 +22,7 @@ import pytest
 from etils import epath
 
 import tiny_models
-from faults import TIMEOUT, array_files, delete, files, flip_byte, full_disk, truncate
+from faults import TIMEOUT, array_files, delete, files, flip_byte, full_disk, time_limit, truncate
 from fyp_jax.checkpoints.checksums import CHANGED, array_checksums, check_array, is_finite, read_checksums
 from fyp_jax.checkpoints.inference import (
     inference_shapes,
@@ -380,6 +380,19 @@ def test_full_disk_is_one_line_with_the_last_whole_step_and_leaves_nothing_unfin
             save(checkpoints, 2)
             checkpoints.wait()
     assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_write_that_fails_is_reported_between_two_steps_and_not_only_by_the_next_save(tmp_path: Path):
+    with TrainingCheckpoints(tmp_path, max_to_keep=2) as checkpoints:
+        checkpoints.between_steps()  # nothing is being written
+        save(checkpoints, 1)
+        while not (tmp_path / "1").exists():
+            checkpoints.between_steps()
+        with full_disk(), time_limit(60), pytest.raises(CheckpointError, match="step 2 cannot be written"):  # noqa: PT012
+            save(checkpoints, 2)
+            while True:
+                checkpoints.between_steps()
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
