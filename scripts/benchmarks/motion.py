@@ -112,13 +112,19 @@ def free_memory() -> int:
     return sys.maxsize
 
 
-def main() -> None:
+def step_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that say which motion step is measured."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="sd14", choices=["sd14", "mini"])
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
+    return parser
+
+
+def main() -> None:
+    parser = step_parser(__doc__)
     parser.add_argument("--runs", type=int, default=3, help="timed steps before and after the baseline")
     args = parser.parse_args()
     config = motion_config(args.size, args.frames, args.side)
