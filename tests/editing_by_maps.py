@@ -17,6 +17,7 @@ from fyp_jax.diffusion import ddim
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.models.attention_functions import concat_kv
 from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.layer_forms import LayerForms
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
 
 TEXT_LEVELS = {"fatezero": 1, "p2p": 0, "generate": 0}
@@ -78,7 +79,7 @@ def predict_by_maps(
             maps = jnp.concatenate([maps[:-targets], jnp.where(mask, rows, source)])
         return jnp.einsum("gfhnm,gfmhd->gfnhd", maps, v)
 
-    unet = UNet3D(config, ExecutionConfig(attention=attention))
+    unet = UNet3D(config, ExecutionConfig(forms=LayerForms(attention)))
     out = unet.apply({"params": params}, batch, jnp.broadcast_to(t, len(batch)), text)
     mean = [sum(left) / len(left) for left in (before, after)]
     pictures = [rearrange(x, "r (f h w) -> r f h w", f=frames, h=height) for x in mean]

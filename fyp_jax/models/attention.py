@@ -1,7 +1,7 @@
 """Multi-head attention modules: within a frame, to the text, and across frames.
 
 Parameters carry diffusers' names: `to_q`, `to_k`, `to_v` without a bias, `to_out_0` with one. How scores are
-computed is an argument: `execution.attention`.
+computed is an argument: `execution.forms.attention`.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         heads = split(q), [split(k) for k in keys], [split(v) for v in values]
         if self.execution.attention_hook is not None:
             heads = self.execution.attention_hook("/".join(self.path), *heads)
-        return self.execution.attention(*heads).reshape(q.shape)
+        return self.execution.forms.attention(*heads).reshape(q.shape)
 
 
 class CrossFrameAttention(Attention):

@@ -52,7 +52,7 @@ class DownBlock(ResnetTransformerStack):
     def setup(self):
         self.add_layers(self.config.layers_per_block)
         if not self.last:
-            self.downsamplers = [Downsample(self.width, self.execution.dtype)]
+            self.downsamplers = [Downsample(self.width, self.execution)]
 
     def __call__(
         self,
@@ -104,7 +104,7 @@ class UpBlock(ResnetTransformerStack):
     def setup(self):
         self.add_layers(self.config.layers_per_block + 1)
         if not self.last:
-            self.upsamplers = [Upsample(self.width, self.execution.dtype)]
+            self.upsamplers = [Upsample(self.width, self.execution)]
 
     def __call__(
         self,

@@ -1,5 +1,5 @@
-"""How a network is executed, as opposed to what it is (`UNet3DConfig`): precision, memory, attention, frames
-on a mesh."""
+"""How a network is executed, as opposed to what it is (`UNet3DConfig`): precision, memory, forms of layers,
+frames on a mesh."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
+from fyp_jax.models.layer_forms import DEFAULT_FORMS, LayerForms
 
 Block = TypeVar("Block", bound=type[nn.Module])
 
@@ -37,8 +37,8 @@ class ExecutionConfig:
     frame_axis: str | None = None
     """Axis of a `shard_map` or `vmap` over which the frames of each clip are divided, in their order; None
     where all frames are on this device."""
-    attention: AttentionFn = blockwise_attention
-    """How each attention layer computes its scores."""
+    forms: LayerForms = DEFAULT_FORMS
+    """How attention and convolutions are computed."""
     attention_hook: AttentionHook | None = None
     """A function that sees, and may replace, what each attention layer reads; None traces to the program
     without it."""

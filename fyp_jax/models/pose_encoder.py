@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fyp_jax.compilation_cache import cached
+from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.resnet import conv3x3
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import FeatureMaps
@@ -33,7 +34,7 @@ class PoseBlock(nn.Module):
             x = reduce(x, "b f (h 2) (w 2) c -> b f h w c", "mean")
         if x.shape[-1] != self.width:
             x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="in_conv")(x)
-        hidden = nn.relu(conv3x3(self.width, dtype=self.dtype, name="block1")(x))
+        hidden = nn.relu(conv3x3(self.width, ExecutionConfig(self.dtype), name="block1")(x))
         return x + nn.Conv(self.width, (1, 1), dtype=self.dtype, name="block2")(hidden)
 
 

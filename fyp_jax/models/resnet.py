@@ -1,19 +1,33 @@
 """Convolutional layers of the UNet. Convolutions act on each frame, GroupNorm on all frames of a clip."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 from einops import repeat
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fyp_jax.models.convolutions import ConvolutionFn
 from fyp_jax.models.execution import DEFAULT, ExecutionConfig
 from fyp_jax.models.unet_config import UNet3DConfig
 
 
-def conv3x3(width: int, stride: int = 1, dtype: DTypeLike = jnp.float32, name: str | None = None) -> nn.Conv:
+def conv3x3(
+    width: int,
+    execution: ExecutionConfig = DEFAULT,
+    stride: int = 1,
+    name: str | None = None,
+    form: ConvolutionFn | None = None,
+) -> nn.Conv:
     """A 3x3 convolution with one pixel of zeros on each side, as in PyTorch at any stride. SAME would pad
-    differently at stride 2."""
-    return nn.Conv(width, (3, 3), strides=stride, padding=1, dtype=dtype, name=name)
+    differently at stride 2. `form` takes the place of the form that `execution` has."""
+    form, dtype = form or execution.forms.convolution, execution.dtype
+    return nn.Conv(
+        width, (3, 3), strides=stride, padding=1, dtype=dtype, conv_general_dilated=form, name=name
+    )
+
+
+def conv1x1(width: int, execution: ExecutionConfig = DEFAULT, name: str | None = None) -> nn.Conv:
+    """A linear map of the channels of each pixel, as a convolution."""
+    form, dtype = execution.forms.convolution, execution.dtype
+    return nn.Conv(width, (1, 1), dtype=dtype, conv_general_dilated=form, name=name)
 
 
 def video_group_norm(
@@ -40,13 +54,13 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], time: Float[Array, "b t"]) -> Float[Array, "b f h w d"]:
-        dtype = self.execution.dtype
-        hidden = conv3x3(self.width, dtype=dtype, name="conv1")(self._norm_and_activate("norm1", x))
-        shift = nn.Dense(self.width, dtype=dtype, name="time_emb_proj")(nn.silu(time))
+        execution = self.execution
+        hidden = conv3x3(self.width, execution, name="conv1")(self._norm_and_activate("norm1", x))
+        shift = nn.Dense(self.width, dtype=execution.dtype, name="time_emb_proj")(nn.silu(time))
         hidden = hidden + shift[:, None, None, None]
-        hidden = conv3x3(self.width, dtype=dtype, name="conv2")(self._norm_and_activate("norm2", hidden))
+        hidden = conv3x3(self.width, execution, name="conv2")(self._norm_and_activate("norm2", hidden))
         if x.shape[-1] != self.width:
-            x = nn.Conv(self.width, (1, 1), dtype=dtype, name="conv_shortcut")(x)
+            x = conv1x1(self.width, execution, name="conv_shortcut")(x)
         return x + hidden
 
     def _norm_and_activate(self, name: str, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
@@ -57,20 +71,22 @@ class Downsample(nn.Module):
     """Halves height and width by a 3x3 convolution of stride 2."""
 
     width: int
-    dtype: DTypeLike = jnp.float32
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
-        return conv3x3(self.width, stride=2, dtype=self.dtype, name="conv")(x)
+        return conv3x3(self.width, self.execution, stride=2, name="conv")(x)
 
 
 class Upsample(nn.Module):
     """Doubles height and width by nearest neighbour, then applies a 3x3 convolution."""
 
     width: int
-    dtype: DTypeLike = jnp.float32
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
-        x = repeat(x, "b f h w c -> b f (h 2) (w 2) c")
-        return conv3x3(self.width, dtype=self.dtype, name="conv")(x)
+        form = self.execution.forms.upsampled_convolution
+        if form is None:
+            x = repeat(x, "b f h w c -> b f (h 2) (w 2) c")
+        return conv3x3(self.width, self.execution, name="conv", form=form)(x)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from fyp_jax.models.attention import Attention, CrossFrameAttention
 from fyp_jax.models.attention_edit import AttentionEdit
 from fyp_jax.models.execution import ExecutionConfig, frames_to_tokens_all_to_all, tokens_to_frames_all_to_all
+from fyp_jax.models.resnet import conv1x1
 from fyp_jax.models.unet_config import UNet3DConfig
 from fyp_jax.types import TextEmbeddings
 
@@ -119,7 +120,7 @@ class Transformer(nn.Module):
     def _projection(self) -> nn.Module:
         if self.config.use_linear_projection:
             return nn.Dense(self.width, dtype=self.execution.dtype)
-        return nn.Conv(self.width, (1, 1), dtype=self.execution.dtype)
+        return conv1x1(self.width, self.execution)
 
     def __call__(
         self, x: Float[Array, "b f h w c"], text: TextEmbeddings, edit: AttentionEdit | None = None

@@ -65,9 +65,9 @@ class UNet3D(nn.Module):
 
     def setup(self):
         config, widths, heads = self.config, self.config.block_out_channels, self.config.heads
-        last, dtype = len(widths) - 1, self.execution.dtype
-        self.conv_in = conv3x3(widths[0], dtype=dtype)
-        self.time_embedding = TimestepMLP(config.time_width, dtype)
+        last = len(widths) - 1
+        self.conv_in = conv3x3(widths[0], self.execution)
+        self.time_embedding = TimestepMLP(config.time_width, self.execution.dtype)
         self.down_blocks = [
             DownBlock(config, width, head if DOWN_BLOCKS[kind] else None, i == last, self.execution)
             for i, (width, head, kind) in enumerate(zip(widths, heads, config.down_block_types, strict=True))
@@ -80,7 +80,7 @@ class UNet3D(nn.Module):
             )
         ]
         self.conv_norm_out = video_group_norm(config, self.execution)
-        self.conv_out = conv3x3(config.out_channels, dtype=dtype)
+        self.conv_out = conv3x3(config.out_channels, self.execution)
 
     def __call__(
         self,

@@ -23,8 +23,8 @@ from fyp_jax.convert.open_pipeline import base_pipeline, open_pipeline, options_
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.errors import UserError
-from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.models.encoders import ENCODERS
+from fyp_jax.models.layer_forms import choose_layer_forms
 from fyp_jax.models.pose_encoder import init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet_config import UNet3DConfig
@@ -71,7 +71,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     dtype = jnp.dtype(config.dtype)
     load_dtype = jnp.dtype(jnp.float32) if config.lora else dtype  # LoRA is added before weights are rounded
     mesh, device = sampling_mesh(config, jax.devices()), jax.devices()[0]
-    attention = choose_attention(config.attention_implementation, dtype, device.platform, device.device_kind)
+    forms = choose_layer_forms(config.attention_implementation, dtype, device.platform, device.device_kind)
     if config.random_init:
         unet_config, provenance = folder.unet_config(), {"random": True}
         params = random_params(inference_shapes(unet_config) | encoders.spec.shapes, seed=0)
@@ -92,7 +92,7 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     params, style_record = styles.merge(params, with_tokens)
     params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
     programs = make_programs(
-        *(config, with_tokens, folder.schedule(), unet_config, mesh, attention), trained_frames(provenance)
+        *(config, with_tokens, folder.schedule(), unet_config, mesh, forms), trained_frames(provenance)
     )
     record = {
         "pretrained": config.pretrained,

@@ -17,9 +17,9 @@ from fyp_jax.diffusion import solvers
 from fyp_jax.diffusion.multistep import History
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
-from fyp_jax.models.attention_functions import AttentionFn, blockwise_attention
 from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.layer_forms import DEFAULT_FORMS, LayerForms
 from fyp_jax.models.pose_encoder import DOWNSCALE, PoseEncoder
 from fyp_jax.models.unet import UNet3D, UNet3DConfig
 from fyp_jax.parallel.mesh import replicate
@@ -239,13 +239,13 @@ def make_programs(
     schedule: ScheduleConfig,
     unet_config: UNet3DConfig,
     mesh: Mesh | None,
-    attention: AttentionFn = blockwise_attention,
+    forms: LayerForms = DEFAULT_FORMS,
     trained_frames: int = TRAINED_FRAMES,
 ) -> SamplingPrograms:
     """The programs of a config, on a mesh or on one device."""
     dtype = jnp.dtype(config.dtype)
     frame_axis = "frame" if mesh is not None and mesh.shape["frame"] > 1 else None
-    unet = UNet3D(unet_config, ExecutionConfig(dtype, frame_axis=frame_axis, attention=attention))
+    unet = UNet3D(unet_config, ExecutionConfig(dtype, frame_axis=frame_axis, forms=forms))
     pose_encoder = PoseEncoder(unet_config, dtype)
     return SamplingPrograms(encoders, schedule, unet, pose_encoder, mesh, trained_frames=trained_frames)
 

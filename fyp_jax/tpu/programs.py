@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from fyp_jax.checkpoints.inference import inference_shapes, open_inference
 from fyp_jax.compilation_cache import Fingerprint
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
-from fyp_jax.models.attention_functions import AttentionFn, plain_attention
-from fyp_jax.models.attention_kernels.choice import choose_attention
+from fyp_jax.models.attention_functions import plain_attention
+from fyp_jax.models.layer_forms import LayerForms, choose_layer_forms
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
 from fyp_jax.pipeline.abstract_calls import AbstractCall, abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
@@ -54,6 +54,9 @@ it."""
 
 SD14 = ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
 """Hub ids of models that have the sizes of the bundled `sd14`."""
+
+BASELINE_FORMS = LayerForms(plain_attention)
+"""All scores of an attention at once, and XLA's convolutions: what FLOPs are counted on, and the baseline."""
 
 
 class Program(NamedTuple):
@@ -107,9 +110,9 @@ def training_programs(
         trainable_models = r"(unet|pose_encoder)/.*" if stage.uses_pose else r"unet/.*"
         stage = dataclasses.replace(stage, trainable=(trainable_models,))
     donate = not baseline if donate is None else donate
-    attention = _attention(config, devices, baseline)
+    forms = _layer_forms(config, devices, baseline)
     frame_axis = "frame" if mesh.shape["frame"] > 1 else None
-    models, trainable, frozen = initial_shapes(config, stage, frame_axis, attention)
+    models, trainable, frozen = initial_shapes(config, stage, frame_axis, forms)
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
     state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema_decay is not None)
     batch = batch_shapes(config, models, config.data.batch_size)
@@ -152,13 +155,13 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     folder, mesh = open_pipeline(config.pretrained, (), options_of(config)), sampling_mesh(config, devices)
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
-    attention = _attention(config, devices, baseline)
+    forms = _layer_forms(config, devices, baseline)
     frames = TRAINED_FRAMES
     if config.checkpoint is not None:  # no weights are read
         frames = trained_frames(open_inference(config.checkpoint, config.step).provenance)
-    programs = make_programs(config, *parts, mesh, attention, frames)
+    programs = make_programs(config, *parts, mesh, forms, frames)
     # The same programs on one device: what the model needs is counted on these.
-    on_one_device = make_programs(config, *parts, None, plain_attention, frames)
+    on_one_device = make_programs(config, *parts, None, BASELINE_FORMS, frames)
     used = devices_of(mesh, devices)
     runs = {"encode_text": 2, "denoise": config.num_inference_steps, "solve": config.num_inference_steps}
     if config.num_frames > (window := programs.window(config)):
@@ -204,19 +207,19 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     return Programs(found, len(used), sampling_fingerprint(config, programs, used))
 
 
-def _attention(config: TrainConfig | SampleConfig, devices: Sequence[Any], baseline: bool) -> AttentionFn:
-    """What a run of the config would choose on these devices; all scores at once for the baseline."""
+def _layer_forms(config: TrainConfig | SampleConfig, devices: Sequence[Any], baseline: bool) -> LayerForms:
+    """What a run of the config would choose on these devices, or the forms of the baseline."""
     if baseline:
-        return plain_attention
+        return BASELINE_FORMS
     platform, kind = devices[0].platform, devices[0].device_kind
-    return choose_attention(config.attention_implementation, config.dtype, platform, kind)
+    return choose_layer_forms(config.attention_implementation, config.dtype, platform, kind)
 
 
 def _model_flops_per_clip(config: TrainConfig) -> int:
     """FLOPs of loss and gradient of one clip, without rematerialisation."""
     stage = get_stage(config.stage)
     config = dataclasses.replace(config, remat="none")
-    models, trainable, frozen = initial_shapes(config, stage, None, plain_attention)
+    models, trainable, frozen = initial_shapes(config, stage, None, BASELINE_FORMS)
     batch = batch_shapes(config, models, 1)
     grid = *batch.latent_size(models.encoders.spec.downscale), models.unet.config.in_channels
     latents = jax.ShapeDtypeStruct((1, batch.num_frames, *grid), jnp.float32)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fyp_jax.compilation_cache import Fingerprint
-from fyp_jax.models.attention_functions import plain_attention
+from fyp_jax.models.layer_forms import DEFAULT_FORMS
 from fyp_jax.tpu.programs import bundled_sizes
 from fyp_jax.tpu.run_plan import LatentBytes
 from fyp_jax.training.config import MODELS, TrainConfig
@@ -42,7 +42,7 @@ def run_state(config: TrainConfig) -> RunState:
     """
     config = dataclasses.replace(config, pretrained=bundled_sizes(config.pretrained)[0])
     stage = get_stage(config.stage)
-    models, trainable, frozen = initial_shapes(config, stage, None, plain_attention)
+    models, trainable, frozen = initial_shapes(config, stage, None, DEFAULT_FORMS)
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
     state = state_shapes(trainable, frozen, optimizer, config.optimizer.ema_decay is not None)
     saved = {*MODELS[:2], *(path.split("/")[0] for path in trainable)}

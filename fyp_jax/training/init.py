@@ -16,10 +16,9 @@ from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
-from fyp_jax.models.attention_functions import AttentionFn
-from fyp_jax.models.attention_kernels.choice import choose_attention
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
 from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.layer_forms import LayerForms, choose_layer_forms
 from fyp_jax.models.pose_encoder import PoseEncoder, init_pose_encoder
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, UNet3DConfig, init_temporal, init_unet
@@ -107,9 +106,9 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
     frozen_dtype = jnp.dtype(config.frozen_dtype)
     trained_models = {path.split("/")[0] for path in flat if trained[path]}
     device = jax.devices()[0]
-    attention = choose_attention(config.attention_implementation, dtype, device.platform, device.device_kind)
+    forms = choose_layer_forms(config.attention_implementation, dtype, device.platform, device.device_kind)
     return InitialState(
-        _models(config, stage, folder, encoders, unet_config, frame_axis, attention),
+        _models(config, stage, folder, encoders, unet_config, frame_axis, forms),
         {path: np.asarray(x, np.float32) for path, x in flat.items() if trained[path]},
         {path: np.asarray(x, frozen_dtype) for path, x in flat.items() if not trained[path]},
         tuple(name for name in MODELS if name in saved_models or name in trained_models),
@@ -135,7 +134,7 @@ def initial_shapes(
     config: TrainConfig,
     stage: Stage,
     frame_axis: str | None,
-    attention: AttentionFn,
+    forms: LayerForms,
 ) -> tuple[Models, dict[str, Any], dict[str, Any]]:
     """The models of a config, and shapes and dtypes of its trainable and of its frozen parameters, by path.
 
@@ -151,7 +150,7 @@ def initial_shapes(
         paths = [path for path in flat if trained[path] is of_trained]
         return {path: jax.ShapeDtypeStruct(flat[path].shape, dtypes[of_trained]) for path in paths}
 
-    models = _models(config, stage, folder, encoders, unet_config, frame_axis, attention)
+    models = _models(config, stage, folder, encoders, unet_config, frame_axis, forms)
     return models, shapes(True), frozen_in_steps(config, shapes(False))
 
 
@@ -162,9 +161,9 @@ def _models(
     encoders: LatentEncoders,
     unet_config: UNet3DConfig,
     frame_axis: str | None,
-    attention: AttentionFn,
+    forms: LayerForms,
 ) -> Models:
-    execution = ExecutionConfig(jnp.dtype(config.dtype), config.remat, frame_axis, attention)
+    execution = ExecutionConfig(jnp.dtype(config.dtype), config.remat, frame_axis, forms)
     pose_encoder = PoseEncoder(unet_config, execution.dtype) if stage.uses_pose else None
     unet = UNet3D(unet_config, execution)
     return Models(

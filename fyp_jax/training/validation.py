@@ -34,7 +34,7 @@ class Validation:
         Raises UserError where the pose sequence cannot be read.
         """
         dtype, unet_config = jnp.dtype(config.dtype), models.unet.config
-        execution = ExecutionConfig(dtype, attention=models.unet.execution.attention)
+        execution = ExecutionConfig(dtype, forms=models.unet.execution.forms)
         unet, pose_encoder = UNet3D(unet_config, execution), PoseEncoder(unet_config, dtype)
         self._programs = SamplingPrograms(models.encoders, models.schedule, unet, pose_encoder)
         captions = [] if config.data.caption is None else [config.data.caption]

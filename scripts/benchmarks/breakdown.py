@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from benchmarks.motion import GIB, compile_step, initial_value, motion_config, program_sizes
+from benchmarks.motion import GIB, compile_step, motion_config, program_sizes
+from benchmarks.motion import arguments as motion_arguments
 from benchmarks.timing import seconds
 from benchmarks.unet import denoising_step, torch_image_unet, torch_inputs
 from fyp_jax.convert.pipeline_folder import PipelineFolder
@@ -28,7 +28,7 @@ KINDS = (
     ("VAE and text encoder", r"FlaxAutoencoderKL|FlaxCLIP"),
     ("gradient's end and optimizer", r"^(?!.*UNet3D)"),
     ("temporal layers", r"attn_temp|conv_temporal|norm_temp"),
-    ("convolutions", r"conv_general_dilated"),
+    ("convolutions", r"conv_general_dilated|/conv(\d|_shortcut)?/"),
     ("products of layers", r"(to_\w+|proj|net_\d|linear_\d|time_emb_proj)/dot_general"),
     ("attention", r"attn[12]"),
     ("norms", r"norm"),
@@ -76,7 +76,7 @@ def compiled_denoising_step(args: argparse.Namespace) -> tuple[Any, Callable[[],
 def compiled_motion_step(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
     """The step of the benchmark `motion`. Each call goes on from the state of the call before."""
     step = compile_step(motion_config(args.size, args.frames, args.side))
-    arguments = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(initial_value, step.arguments))
+    arguments = motion_arguments(step)
 
     def call() -> Any:
         nonlocal arguments

@@ -24,7 +24,7 @@ from benchmarks.timing import interleaved_times
 from fyp_jax.checkpoints.manager import open_manager
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.config import load_config
-from fyp_jax.models.attention_functions import plain_attention
+from fyp_jax.models.layer_forms import DEFAULT_FORMS
 from fyp_jax.models.random_params import random_params
 from fyp_jax.tpu.programs import bundled_sizes
 from fyp_jax.training.config import TrainConfig
@@ -83,7 +83,7 @@ def main() -> None:
 
 def arrays_of_a_run(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """The items `train` and `inference` of a checkpoint."""
-    _, trainable, frozen = initial_shapes(config, get_stage(config.stage), None, plain_attention)
+    _, trainable, frozen = initial_shapes(config, get_stage(config.stage), None, DEFAULT_FORMS)
     flat = {path: x for path, x in (trainable | frozen).items() if path.startswith(SAVED)}
     inference = random_params(unflatten_dict(flat, sep="/"), seed=0)
     params = {path: x for path, x in flatten_dict(inference, sep="/").items() if path in trainable}

@@ -92,9 +92,16 @@ def initial_value(path: Any, info: Any) -> np.ndarray:
     return 0.02 * rng.standard_normal(info.shape, np.float32)
 
 
+def arguments(step: Step) -> Any:
+    """Values for the arguments of a step. Only one of them is in memory twice at a time."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, info: jnp.asarray(initial_value(path, info)), step.arguments
+    )
+
+
 def run(step: Step, runs: int) -> Timing:
     """Time `runs` consecutive steps, after a first one that is not counted."""
-    state, *rest = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(initial_value, step.arguments))
+    state, *rest = arguments(step)
     seconds, losses = [], []
     for _ in range(1 + runs):
         start = time.perf_counter()

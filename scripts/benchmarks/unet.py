@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.models.execution import ExecutionConfig
+from fyp_jax.models.layer_forms import choose_layer_forms
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
 
@@ -21,15 +23,18 @@ class DenoisingStep(NamedTuple):
 
 
 def denoising_step(folder: PipelineFolder, clips: int, frames: int, side: int) -> DenoisingStep:
-    """One step of the UNet on `clips` clips of `frames` frames of `side` x `side` latents, in float32."""
-    config = folder.unet_config()
+    """One step of the UNet on `clips` clips of `frames` frames of `side` x `side` latents, in float32, with
+    the layers that sampling takes on this machine."""
+    config, device = folder.unet_config(), jax.devices()[0]
+    forms = choose_layer_forms("auto", jnp.float32, device.platform, device.device_kind)
+    unet = UNet3D(config, ExecutionConfig(forms=forms))
     params = jax.tree.map(jnp.asarray, random_params(unet_shapes(config), seed=0))
     latents = jax.random.normal(jax.random.key(0), (clips, frames, side, side, config.in_channels))
     text = jax.random.normal(jax.random.key(1), (clips, WORDS, config.cross_attention_dim))
     t = jnp.full(clips, TIMESTEP)
 
     def denoise(params: Any, latents: jax.Array) -> jax.Array:
-        return UNet3D(config).apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
+        return unet.apply({"params": params}, latents, t, text)  # pyright: ignore[reportReturnType]
 
     return DenoisingStep(denoise, params, latents)
 
