@@ -81,10 +81,10 @@ def main() -> None:
         ("one denoising step", f"{step:.2f} s on {jax.default_backend()}, {gflops(flops, step)}"),
         ("PyTorch's image UNet", f"{torch_step:.2f} s with {torch.get_num_threads()} threads"),
         ("ratio", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"),
-        ("FLOPs of our step", f"{flops / 1e12:.3f} T, {conv_flops / flops:.0%} in 3x3 convolutions"),
+        ("FLOPs of our step", f"{flops / 1e12:.3f} T, {conv_flops / flops:.0%} in XLA's 3x3 convolutions"),
         ("matrix product", f"{gflops(2 * MATRIX**3, matrix)} at {MATRIX} x {MATRIX}"),
         ("fraction of that peak", f"{flops / step / peak:.0%}"),
-        ("3x3 convolutions, XLA", f"{conv[0]:.2f} s alone, best of 3, {gflops(conv_flops, conv[0])}"),
-        ("the same, PyTorch", f"{conv[1]:.2f} s alone, best of 3, {gflops(conv_flops, conv[1])}"),
+        ("these, XLA", f"{conv[0]:.2f} s alone, best of 3, {gflops(conv_flops, conv[0])}"),
+        ("these, PyTorch", f"{conv[1]:.2f} s alone, best of 3, {gflops(conv_flops, conv[1])}"),
     ):
         print(f"{name:24}{value}")
