@@ -78,8 +78,8 @@ def test_pose_beside_the_file_is_taken_from_there(tmp_path: Path):
         ("a.txt", "\n \n", "a.txt: holds no prompt"),
         ("a.csv", "prompt,seed\n", "a.csv: holds no prompt"),
         ("a.jsonl", "", "a.jsonl: holds no prompt"),
-        ("a.txt", b"A robot\nA b\xe4r\n", "a.txt:2: is not valid UTF-8"),
-        ("a.txt", "A robot".encode("utf-16"), "a.txt:1: is not valid UTF-8"),
+        ("a.txt", b"A robot\nA b\xe4r\n", "a.txt: line 2 is not UTF-8; cp1252 reads it as 'A bär'"),
+        ("a.txt", "A robot".encode("utf-16"), "a.txt: line 1 is not UTF-8; utf-16 reads it as 'A robot'"),
         ("a.csv", "prompt,sed\nA robot,1\n", "a.csv:1: unknown field 'sed'; did you mean seed"),
         (
             "a.jsonl",

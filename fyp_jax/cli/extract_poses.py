@@ -29,7 +29,7 @@ from fyp_jax.cli.film_arguments import add_extraction_arguments, check_people
 from fyp_jax.cli.runner_arguments import add_runner_argument, local_path, parse_runner
 from fyp_jax.console import run_console
 from fyp_jax.data.ingest.beam_runner import run_in_beam
-from fyp_jax.data.worker_process import exit_with_parent
+from fyp_jax.data.worker_process import set_up_worker
 from fyp_jax.errors import UserError
 from fyp_jax.media.headers import read_header
 from fyp_jax.pose.extraction import extract_poses, write_keypoints, write_skeleton_video
@@ -195,7 +195,7 @@ _worker: dict[str, Any] = {}
 
 
 def _init_worker(networks: NetworkFiles, threads: int, frames: Any) -> None:
-    exit_with_parent()
+    set_up_worker()
     _worker.update(find_people=load_networks(networks, threads), frames=frames)
 
 

@@ -20,7 +20,7 @@ from fyp_jax.data.example_source import Example, ExampleSource, RecordSource
 from fyp_jax.data.latents import LatentSource
 from fyp_jax.data.pool import Pool
 from fyp_jax.data.shared_memory import owner_prefix, remove_orphans, use_prefix
-from fyp_jax.data.worker_process import exit_with_parent
+from fyp_jax.data.worker_process import set_up_worker
 from fyp_jax.errors import UserError, reason
 from fyp_jax.types import Batch, LatentBatch
 
@@ -186,4 +186,4 @@ def _init_worker(prefix: str, index: int, count: int) -> None:
     del index, count
     use_prefix(prefix)  # what this worker makes is the trainer's
     jax.config.update("jax_platforms", "cpu")  # Grain imports JAX; the accelerators belong to the trainer
-    exit_with_parent(signal.SIGINT, signal.SIGTERM)  # on SIGTERM the trainer still needs its batch
+    set_up_worker(signal.SIGINT, signal.SIGTERM)  # on SIGTERM the trainer still needs its batch

@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from fyp_jax.data.decoding import Sample
 from fyp_jax.data.example_source import Example, ExampleSource
-from fyp_jax.data.worker_process import exit_with_parent
+from fyp_jax.data.worker_process import set_up_worker
 from fyp_jax.errors import UserError
 
 CAPTION_BYTES = 512
@@ -122,7 +122,7 @@ def _render(
     source: ExampleSource, index_of: Callable[[int], int], layout: _Layout, worker: int, workers: int
 ) -> None:
     """Render each row of the pool that is this worker's, those that are needed first before the others."""
-    exit_with_parent(signal.SIGINT, signal.SIGTERM)
+    set_up_worker(signal.SIGINT, signal.SIGTERM)
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the trainer
     arrays = _Arrays(layout)
     arrays.mapped[worker] = 1

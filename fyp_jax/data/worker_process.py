@@ -12,11 +12,11 @@ SECONDS_BETWEEN_GIVING_BACK = 60
 """How often a worker gives the memory of clips that it has decoded back to the system."""
 
 
-def exit_with_parent(*ignored: signal.Signals) -> None:
-    """Make this worker process ignore the given signals and exit when its parent dies.
+def set_up_worker(*ignored: signal.Signals) -> None:
+    """Set up this worker process: it ignores the given signals, and ends when its parent does.
 
     Call it first in a worker. The parent handles the signals and decides when its workers end. From then on
-    the worker also gives freed memory back now and then.
+    the worker gives freed memory back once a minute.
     """
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)

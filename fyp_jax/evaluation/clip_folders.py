@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from fyp_jax.data.worker_process import exit_with_parent
+from fyp_jax.data.worker_process import set_up_worker
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.clip_measures import ClipMeasures, clip_scores, flicker, given_keypoints, pose_error
 from fyp_jax.evaluation.clip_score import ClipModel
@@ -118,7 +118,7 @@ _worker: dict[str, Any] = {}
 
 
 def _init_worker(networks: NetworkFiles | None, threads: int) -> None:
-    exit_with_parent()
+    set_up_worker()
     _worker["find_people"] = None if networks is None else load_networks(networks, threads)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fyp_jax.data.ingest.encoding import wrong_encoding
 from fyp_jax.errors import UserError, reason
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import SamplingParams
@@ -68,14 +69,11 @@ def read_prompts(file: Path, config: SampleConfig) -> list[PromptLine]:
 
 def _read_text(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or reason(error)})") from error
-    try:
-        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}:{line}: is not valid UTF-8; save the file in that encoding") from error
+        raise UserError(wrong_encoding(file)) from error
 
 
 def _text_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from functools import partial
 from fyp_jax.data.ingest.examples import ExampleResult, make_example
 from fyp_jax.data.ingest.items import Item
 from fyp_jax.data.ordered_map import ordered_map
-from fyp_jax.data.worker_process import exit_with_parent
+from fyp_jax.data.worker_process import set_up_worker
 from fyp_jax.errors import UserError
 
 ITEMS_PER_WORKER = 4  # items in flight for each worker: running, or waiting in its queue
@@ -59,4 +59,4 @@ def _ordered_map(
 
 
 def _init_worker() -> None:
-    exit_with_parent(signal.SIGINT)  # the parent process ends the pool
+    set_up_worker(signal.SIGINT)  # the parent process ends the pool
