@@ -10,15 +10,13 @@ second named character, with every second place, and one style after the other.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
 
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
+from fyp_jax.media.images import side_by_side
 from fyp_jax.media.writing import write_gif
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import sampling_params
@@ -38,26 +36,6 @@ PROMPTS = tuple(
     caption(Scene((character,), place, list(STYLES)[i % len(STYLES)], HELD_OUT_MOTION, 0))
     for i, (character, place) in enumerate(zip(list(NAMED)[::EVERY], list(PLACES)[::EVERY], strict=False))
 )
-GAP, LINE = 6, 12  # pixels between clips, and for a line of text
-
-
-def side_by_side(
-    clips: Sequence[UInt8[np.ndarray, "f h w 3"]], captions: Sequence[str]
-) -> UInt8[np.ndarray, "f H W 3"]:
-    """Clips beside each other on white, each with its caption below."""
-    lines = max(len(text.split(", ")) for text in captions)
-    frames = []
-    for pictures in zip(*clips, strict=True):
-        high, wide, _ = pictures[0].shape
-        canvas = Image.new("RGB", ((wide + GAP) * len(pictures) - GAP, high + LINE * lines + 4), "white")
-        pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 2)
-        for i, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
-            canvas.paste(Image.fromarray(picture), ((wide + GAP) * i, 0))
-            pen.multiline_text(
-                ((wide + GAP) * i, high + 2), text.replace(", ", ",\n"), "black", font, spacing=1
-            )
-        frames.append(np.asarray(canvas))
-    return np.stack(frames)
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from fyp_jax.evaluation import ablations, part_segmenter, report, rows, scene_se
 from fyp_jax.evaluation.clip_records import ClipRecords
 from fyp_jax.evaluation.scene_metrics import TextScores
 from fyp_jax.evaluation.scene_set import Kind, SceneScores, Score
+from fyp_jax.media import images
+from fyp_jax.media.reading import read_frames
 from fyp_jax.models.attention import CrossFrameAttention
 from fyp_jax.models.random_params import random_params
 from fyp_jax.models.unet import UNet3D, unet_shapes
@@ -151,6 +153,23 @@ def test_figures_have_a_row_for_each_model(tmp_path: Path):
         report.plot_clips(dict.fromkeys(names, clips), tmp_path / "clips.png", 2)
         sizes.append([Image.open(tmp_path / f"{name}.png").height for name in ("scores", "clips")])
     assert (np.array(sizes[1]) > sizes[0]).all(), "a row for each"
+
+
+def test_clips_of_all_models_play_side_by_side(tmp_path: Path):
+    """The first clip of each row is in the GIF, at its place and with all of its frames."""
+    greys = {"poses": (10, 60), "full model": (110, 160), "ablation, open": (210, 250)}
+    shown = {
+        name: [np.stack([np.full((32, 32, 3), grey, np.uint8) for grey in pair])]
+        for name, pair in greys.items()
+    }
+    report.animate_clips(shown, tmp_path / "clips.gif", fps=8)
+    frames = read_frames(tmp_path / "clips.gif", range(2))
+    assert frames.shape[2] == 3 * 32 + 2 * images.CLIP_GAP
+    corners = frames[:, 16, [16 + i * (32 + images.CLIP_GAP) for i in range(3)], 0]
+    np.testing.assert_array_equal(corners, np.array(list(greys.values())).T)
+    assert (frames[:, 32:, :32] < 128).any(), "the name is below"
+    with pytest.raises(ValueError, match="longer|shorter"):
+        images.side_by_side([shown["poses"][0]] * 2, ["one"])
 
 
 def test_table_leaves_the_cell_of_a_missing_score_empty():
@@ -327,6 +346,9 @@ def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, fake_segme
     for name in ("scores", "clips", "clips_open", "clips_held_out_pairs"):
         with Image.open(tmp_path / "new" / f"{name}.png") as figure:
             assert min(figure.size) > 100
+    for name in ("clips", "clips_open", "clips_held_out_pairs"):
+        with Image.open(tmp_path / "new" / f"{name}.gif") as clips:
+            assert getattr(clips, "n_frames", 1) == 2, "all frames play"
 
 
 @pytest.mark.parametrize(

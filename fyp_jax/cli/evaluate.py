@@ -8,10 +8,10 @@ common, and ablations.
     python scripts/evaluate.py --compare "my run=runs/mine/checkpoints"      also other checkpoints
 
 Writes OUT/scores.md (a table of scores, and one of the differences from the full model, clip by clip),
-scores.json (with the scores of each clip), scores.png (bars), and clips.png, clips_open.png and
-clips_held_out_pairs.png: clips of the same cases by each model and ablation. The same weights give the same
-scores on the same machine. The same command resumes where it was stopped, and OUT keeps each clip's scores
-for a table of more clips from the same weights and options.
+scores.json (with the scores of each clip), scores.png (bars), and pictures of clips of the same cases by each
+model and ablation: clips, clips_open and clips_held_out_pairs, as .png and as a .gif that plays them side by
+side. The same weights give the same scores on the same machine. The same command resumes where it was
+stopped, and OUT keeps each clip's scores for a table of more clips from the same weights and options.
 """
 
 import argparse
@@ -83,10 +83,17 @@ def main() -> None:
     config = load_config(SampleConfig, CONFIG, args.overrides)
     config.check()
     # These imports take seconds, so they come after the arguments are known to be good.
-    from fyp_jax.evaluation.report import difference_rows, plot_clips, plot_scores, table_rows
+    from fyp_jax.evaluation.report import (
+        animate_clips,
+        difference_rows,
+        plot_clips,
+        plot_scores,
+        table_rows,
+    )
     from fyp_jax.evaluation.rows import baselines, plan_rows, score_rows
     from fyp_jax.evaluation.scene_set import Kind
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+    from fyp_jax.synthetic.scenes import FPS
 
     with wrap_write_errors(args.out):  # a folder that cannot be made ends the command before the sampling
         args.out.mkdir(parents=True, exist_ok=True)
@@ -99,13 +106,10 @@ def main() -> None:
     with wrap_write_errors(args.out / "scores.md") as file:
         file.write_text(tables + "\n")
     plot_scores(results, args.out / "scores.png")
-    names = {
-        Kind.NAMED: "clips.png",
-        Kind.OPEN: "clips_open.png",
-        Kind.HELD_OUT_PAIRS: "clips_held_out_pairs.png",
-    }
+    names = {Kind.NAMED: "clips", Kind.OPEN: "clips_open", Kind.HELD_OUT_PAIRS: "clips_held_out_pairs"}
     for kind, clips in shown.items():
-        plot_clips(clips, args.out / names[kind], SHOWN_FRAMES)
+        plot_clips(clips, args.out / f"{names[kind]}.png", SHOWN_FRAMES)
+        animate_clips(clips, args.out / f"{names[kind]}.gif", FPS)
     print(tables)
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: two Markdown tables and two figures."""
+"""The report of an evaluation: two Markdown tables, two figures, and clips that play side by side."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from fyp_jax.errors import wrap_write_errors
 from fyp_jax.evaluation.scene_set import SceneScores
 from fyp_jax.evaluation.statistics import paired_difference
+from fyp_jax.media.images import side_by_side
+from fyp_jax.media.writing import write_gif
 
 PANELS = (
     ("pose_accuracy", "iou"),
@@ -101,3 +103,10 @@ def plot_clips(shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file
         line[0].set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=9)
     with wrap_write_errors(file):
         figure.savefig(file, dpi=100)
+
+
+def animate_clips(
+    shown: Mapping[str, Sequence[UInt8[np.ndarray, "f h w 3"]]], file: Path, fps: int | float
+) -> None:
+    """Write a GIF of the first clip of each model or ablation, side by side, each above its name."""
+    write_gif(file, side_by_side([clips[0] for clips in shown.values()], list(shown)), fps)

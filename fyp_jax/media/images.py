@@ -1,11 +1,13 @@
-"""Frames as arrays of RGB in 0..255: resizing, cropping, and image grids."""
+"""Frames as arrays of RGB in 0..255: resizing, cropping, image grids, and clips side by side."""
 
+import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
+from PIL import ImageDraw, ImageFont
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 Image = UInt8[np.ndarray, "h w 3"]
@@ -13,6 +15,8 @@ Image = UInt8[np.ndarray, "h w 3"]
 GRID_COLUMNS = 8
 GRID_GAP = 4  # pixels
 GRID_GREY = 128
+CLIP_GAP = 6  # pixels between clips that play side by side
+CAPTION_LINE, LETTER = 12, 6  # pixels: the height of a line of text, and the width of a letter at most
 
 
 def resize_center_crop(frames: Frames, height: int, width: int) -> UInt8[np.ndarray, "f {height} {width} 3"]:
@@ -65,3 +69,33 @@ def image_grid(rows: Sequence[UInt8[np.ndarray, "_ _ _ 3"]]) -> Image:
             left = i % columns * cell_w
             grid[top : top + height, left : left + width] = image
     return grid
+
+
+def side_by_side(
+    clips: Sequence[UInt8[np.ndarray, "f h w 3"]], captions: Sequence[str]
+) -> UInt8[np.ndarray, "f H W 3"]:
+    """Clips of one shape beside each other on white, each with its caption below, broken after commas and
+    where a line would be wider than the clip.
+
+    Raises ValueError unless there are as many captions as clips, and as many frames in each clip.
+    """
+    letters = max(clips[0].shape[2] // LETTER, 1)
+    lines = ["\n".join(_broken(text, letters)) for text in captions]
+    line_count = max(text.count("\n") + 1 for text in lines)
+    frames = []
+    for pictures in zip(*clips, strict=True):
+        high, wide, _ = pictures[0].shape
+        step = wide + CLIP_GAP
+        size = (step * len(pictures) - CLIP_GAP, high + CAPTION_LINE * line_count + 4)
+        canvas = PIL.Image.new("RGB", size, "white")
+        pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(CAPTION_LINE - 2)
+        for i, (picture, text) in enumerate(zip(pictures, lines, strict=True)):
+            canvas.paste(PIL.Image.fromarray(picture), (step * i, 0))
+            pen.multiline_text((step * i, high + 2), text, "black", font, spacing=1)
+        frames.append(np.asarray(canvas))
+    return np.stack(frames)
+
+
+def _broken(text: str, letters: int) -> Iterator[str]:
+    for part in text.replace(", ", ",\n").splitlines():
+        yield from textwrap.wrap(part, letters)
