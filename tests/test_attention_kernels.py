@@ -225,6 +225,7 @@ def test_largest_divisor_is_what_a_search_finds():
         ("float32", "cpu", "cpu", blockwise_attention),
         ("bfloat16", "cpu", "cpu", blockwise_attention),
         ("bfloat16", "tpu", "TPU v5", PallasTpuAttention("TPU v5")),
+        ("bfloat16", "tpu", "TPU7x", PallasTpuAttention("TPU7x")),
         ("float32", "tpu", "TPU v5", tpu_attention),
         ("bfloat16", "tpu", "TPU v4", tpu_attention),
         ("bfloat16", "tpu", "TPU v6 lite", tpu_attention),

@@ -17,17 +17,18 @@ GPU_PLATFORMS = ("gpu", "cuda")
 """Names of the platform of NVIDIA GPUs."""
 
 
-KERNELS_ARE_BETTER = ("TPU v5",)
-"""Chips on which XLA keeps no scores in VMEM, so that the kernels move less in HBM than blocks: v5p."""
+KERNELS_ARE_BETTER = ("TPU v5", "TPU7x")
+"""Chips on which XLA keeps few scores in VMEM, so that the kernels move less in HBM than blocks do."""
 
 
 def choose_attention(implementation: str, dtype: DTypeLike, platform: str, device_kind: str) -> AttentionFn:
     """The attention function of an `attention_implementation` (one of ATTENTION_IMPLEMENTATIONS).
 
     `platform` and `device_kind` are those of the JAX device that will run it. `auto` takes the Pallas kernels
-    on v5p with bfloat16 activations, on a GPU cuDNN with bfloat16 activations and XLA with others, and blocks
-    elsewhere. What a kernel does not take goes to another form: to blocks, on a GPU to XLA, and on a TPU few
-    tokens to `few_token_attention`. Raises UserError where the platform cannot run what was asked for.
+    on v5p and tpu7x with bfloat16 activations, on a GPU cuDNN with bfloat16 activations and XLA with others,
+    and blocks elsewhere. What a kernel does not take goes to another form: to blocks, on a GPU to XLA, and on
+    a TPU few tokens to `few_token_attention`. Raises UserError where the platform cannot run what was asked
+    for.
     """
     dtype, is_gpu = jnp.dtype(dtype), platform in GPU_PLATFORMS
     is_known_tpu = platform == "tpu" and device_kind in CHIP_BLOCKS
