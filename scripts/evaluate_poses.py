@@ -15,6 +15,7 @@ from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.ablations import full_model
+from fyp_jax.evaluation.overrides import check_used
 from fyp_jax.evaluation.pose_files import pose_windows, score_pose_files
 from fyp_jax.media.images import Frames, image_grid
 from fyp_jax.media.writing import write_png
@@ -39,6 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_clips < 1 or args.frames < 1:
         raise UserError("give at least one clip (--num-clips) of at least one frame (--frames)")
+    check_used(args.override, "num_frames")  # --frames says it
     config = load_config(SampleConfig, CONFIG, args.override)
     windows = pose_windows(args.poses, args.num_clips, args.frames, args.stride)
     pipeline = FollowYourPosePipeline.from_config(config)

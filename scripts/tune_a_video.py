@@ -49,7 +49,8 @@ def main() -> None:
     assert config.data.caption is not None
     enable_compilation_cache()
     clip, texts = open_one_clip(config.data).frames, [config.data.caption, *args.prompt]
-    sampling = config.validation_sampling()
+    one_window = {"window": config.data.num_frames, "window_overlap": 0}  # before as after the tuning
+    sampling = dataclasses.replace(config.validation_sampling(), **one_window)
     rows = [clip]
     for when, checkpoint in (("before", None), ("after", config.checkpoint_folder)):
         if checkpoint is not None:

@@ -301,9 +301,20 @@ def test_mistake_is_told_before_a_model_is_loaded(
 
 
 @pytest.mark.slow
-def test_word_that_no_prompt_has_is_told_before_the_first_step(tmp_path: Path):
-    run = run_script(EDIT, "--keep-background", "zebra", "--out", tmp_path / "runs")
-    assert_mistake(run, "blend_words: 'zebra' is not a word of the prompt 'A robot, on the beach'")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--keep-background", "zebra"],
+            "blend_words: 'zebra' is not a word of the prompt 'A robot, on the beach'",
+        ),
+        (["height=72"], "height=72 is not a multiple of 16"),
+    ],
+)
+def test_what_the_model_cannot_take_is_told_before_the_first_step(
+    args: list[str], message: str, tmp_path: Path
+):
+    assert_mistake(run_script(EDIT, *args, "--out", tmp_path / "runs"), message)
     assert not (tmp_path / "runs").exists()
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax.cli import evaluate
+from fyp_jax.errors import UserError
 from fyp_jax.evaluation import ablations, part_segmenter, report, rows, scene_set
 from fyp_jax.evaluation.clip_records import ClipRecords
 from fyp_jax.evaluation.scene_metrics import TextScores
@@ -357,6 +358,10 @@ def test_evaluate_writes_table_scores_and_figures(fake_pipeline: Any, fake_segme
         (["--num-clips", "0"], "give at least one clip"),
         (["--frames", "1"], "clips of at least two frames"),
         (["--compare", "runs/mine"], "--compare runs/mine: give NAME=DIR"),
+        (["--compare", "run=a", "--compare", "run=b"], "--compare run=DIR is there twice"),
+        (["num_frames=24"], "num_frames=24: the clips that are scored do not depend on it"),
+        (["seed=5"], "seed=5: the clips that are scored do not depend on it"),
+        (["pose.path=dance"], "pose.path=dance: the clips that are scored do not depend on it"),
         (["num_inference_step=3"], "unknown key num_inference_step"),
         (["--out", "{file}"], "file: cannot be written"),
     ],
@@ -368,6 +373,15 @@ def test_evaluate_refuses_before_it_loads_weights(
     args = [arg.format(file=tmp_path / "file") for arg in args]
     assert_mistake(run_script(SCRIPTS / "evaluate.py", *args), message)
     FollowYourPosePipeline.from_config.assert_not_called()
+
+
+@pytest.mark.parametrize("name", ["full model", "ground truth", "given pose"])
+def test_another_checkpoint_does_not_take_the_name_of_a_row(tmp_path: Path, name: str):
+    base = tiny_models.write_weights(tiny_models.write_pipeline(tmp_path / "configs"), tmp_path / "model")
+    config = SampleConfig(pretrained=str(base), random_init=True)
+    pipeline = FollowYourPosePipeline.from_config(config)
+    with pytest.raises(UserError, match=f"--compare {name}=runs/x: {name} is a row already"):
+        evaluate.models_of(config, pipeline, False, {name: "runs/x"})
 
 
 @pytest.mark.release

@@ -1,5 +1,6 @@
 """sample.py --prompts: which clips are made, by which process, and what is done when a run starts again."""
 
+import dataclasses
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from PIL import Image
 
 import tiny_models
 from cli_utils import ROOT, SAMPLE, Run, assert_mistake, run_script
+from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.pipeline import many_clips
 from fyp_jax.pipeline.clip_batches import ClipRequest
 from fyp_jax.pipeline.clip_store import StoredClip, list_clips
@@ -179,6 +181,32 @@ def test_clips_of_other_weights_are_not_mixed(
     fake.batches.clear()
     assert sample(tiny, file, out, "--overwrite").status == 0
     assert len(fake.batches) == 2
+
+
+@pytest.mark.parametrize("field", ["schedule", "window", "tokens"])
+def test_clips_of_equal_weights_that_are_read_otherwise_are_not_mixed(
+    tiny: Path,
+    tmp_path: Path,
+    fake: Fake,
+    pipeline: FollowYourPosePipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+):
+    """Another prediction type, window or tokenizer makes another clip of the same weights."""
+    file, out = write_prompts(tmp_path, PROMPTS[:1]), tmp_path / "out"
+    assert sample(tiny, file, out).status == 0
+    encoders = pipeline.programs.encoders
+    padding = encoders.spec.padding - 1
+    changes: dict[str, Any] = {
+        "schedule": {"schedule": ScheduleConfig(prediction_type="v_prediction")},
+        "window": {"trained_frames": 5},
+        "tokens": {"encoders": dataclasses.replace(encoders, padding=padding)},
+    }
+    programs = dataclasses.replace(pipeline.programs, **changes[field])
+    Fake(monkeypatch, dataclasses.replace(pipeline, programs=programs))
+    done = sample(tiny, file, out)
+    assert done.status == 2
+    assert f"{out}/00000: is there with {field}=" in done.err
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from fyp_jax.config import load_config
 from fyp_jax.data.config import DataConfig
 from fyp_jax.data.example_source import ExampleSource
 from fyp_jax.data.one_clip import OneClipSource, open_one_clip
+from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.editing.inversion import Inversion
 from fyp_jax.errors import UserError
 from fyp_jax.media.errors import ClipTooShort
@@ -179,6 +181,8 @@ class Tuned(NamedTuple):
     """The Stable Diffusion from which it started."""
     run: Path
     begin: InitialState
+    window: int
+    """Frames that its validation denoised together."""
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +192,13 @@ def tuned(clip_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     config = one_shot(clip_file, base, folder / "run", random_init=False)
     config.check()
     begin = initialize_weights(config, STAGES["one_shot"], None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
+    with (
+        mock.patch.object(loop, "make_mesh", one_device),
+        mock.patch.object(loop, "Validation", wraps=Validation) as validation,
+    ):
         loop.train(config)
-    return Tuned(base, folder / "run", begin)
+    return Tuned(base, folder / "run", begin, validation.call_args.args[3])
 
 
 @pytest.mark.slow
@@ -199,7 +206,7 @@ def test_run_on_one_clip_trains_its_layers_and_is_sampled_from(clip_file: Path, 
     begin, run = tuned.begin, tuned.run
     _, params, provenance = load_inference(run)
     assert provenance["clip"]["stride"] == 3
-    assert provenance["num_frames"] == FRAMES
+    assert provenance["num_frames"] == tuned.window == FRAMES, "sample.py takes the same window"
     before = begin.trainable | begin.frozen
     changed = {p for p, x in flatten_dict(params, sep="/").items() if not np.array_equal(x, before[p])}
     assert changed
@@ -264,7 +271,7 @@ def test_validation_starts_from_the_inverted_clip(
     calls: list[Any] = []
 
     def invert(self: Any, clip: np.ndarray, prompt: str, sampling: Any) -> np.ndarray:
-        calls.append((clip, prompt, sampling.num_frames))
+        calls.append((clip, prompt, sampling.num_frames, self.programs.window(sampling)))
         return np.full((FRAMES, 8, 8, 4), clip.mean(), np.float32)
 
     def sample(self: Any, prompt: str, pose: Any, *, latents: np.ndarray) -> PipelineOutput:
@@ -281,9 +288,10 @@ def test_validation_starts_from_the_inverted_clip(
     state = init_state({}, {}, optax.sgd(1.0), use_ema=False, mesh=mesh)
     log = TrainingLog(tmp_path, 0, 1, LogConfig(), active=False)
     models = tiny_models.models("one_shot", ExecutionConfig())
-    Validation(config, models, mesh, frames).run(7, state, log)
-    (clip, prompt, count), (first, z), (second, _) = calls
+    Validation(config, models, mesh, 12, frames).run(7, state, log)
+    (clip, prompt, count, window), (first, z), (second, _) = calls
     assert (prompt, count, first, second) == ("", FRAMES, "a circle", "a star")
+    assert window == 12, "the frames of training"
     assert greys(clip) == [0, 3]
     saved = read_inversion(tmp_path / "run" / "inv_latents" / "ddim_latent-7.npz")
     np.testing.assert_array_equal(saved.latents, z)
@@ -382,6 +390,11 @@ def test_inversion_by_other_weights_is_refused(pipeline: FollowYourPosePipeline,
         assert found.weights_crc32 == crc32
     save_inversion(file, InvertedLatents(latents, 20, 8))
     with pytest.raises(UserError, match="was inverted with other weights"):
+        read_source(config, pipeline)
+    save_inversion(file, InvertedLatents(latents, 20, 7, repr(pipeline.programs.schedule)))
+    assert read_source(config, pipeline) is not None
+    save_inversion(file, InvertedLatents(latents, 20, 7, repr(ScheduleConfig(prediction_type="sample"))))
+    with pytest.raises(UserError, match="was inverted with another noise schedule or prediction_type"):
         read_source(config, pipeline)
 
 

@@ -209,6 +209,18 @@ def test_what_loads_no_pipeline_is_refused(saved: Saved, name: str, options: dic
         FollowYourPosePipeline.from_pretrained(name.format(base=saved.base), **options)
 
 
+def test_sampling_options_become_defaults_of_calls(saved: Saved):
+    """They also say how many devices a clip may take: 24 frames are made in windows."""
+    mesh = MeshConfig(data=4)
+    pipeline = FollowYourPosePipeline.from_pretrained(saved.checkpoint, num_frames=24, seed=3, mesh=mesh)
+    assert (pipeline.defaults.num_frames, pipeline.defaults.seed) == (24, 3)
+    assert pipeline.programs.mesh.shape["data"] == 4
+    with pytest.raises(UserError, match="num_inference_steps=0 must be at least 1"):
+        FollowYourPosePipeline.from_pretrained(saved.checkpoint, num_inference_steps=0)
+    with pytest.raises(TypeError, match="fps: is of a run of sample.py"):
+        FollowYourPosePipeline.from_pretrained(saved.checkpoint, fps=8)
+
+
 def test_mesh_may_have_any_number_of_devices_for_frames(saved: Saved):
     """The number of frames is that of a call, which need not be the default of a config."""
     pipeline = FollowYourPosePipeline.from_pretrained(saved.checkpoint, mesh=MeshConfig(data=1, frame=3))

@@ -327,7 +327,10 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         (("--field", "guidance_scale", "--values", "3,3"), "3 is there twice"),
         (("--field", "eta", "--values", "2"), "eta=2.0 is not between 0 and 1"),
         (("--field", "eta", "--values", "0", "--clips", "0"), "--clips 0 must be at least 1"),
-        (("--field", "eta", "--values", "0", "height=128"), "height=128: the clips of a sweep do not depend"),
+        (
+            ("--field", "eta", "--values", "0", "height=128"),
+            "height=128: the clips that are scored do not depend",
+        ),
     ],
 )
 def test_a_sweep_that_makes_no_sense_prints_one_line(

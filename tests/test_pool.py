@@ -102,6 +102,8 @@ def test_a_run_is_not_resumed_with_a_pool_of_another_size():
     state = make_loader(None).state()
     with pytest.raises(UserError, match="pool_size was None, is 4"):
         make_loader(POOL).restore(state)
+    with pytest.raises(UserError, match="pool_size was 4, is None"):
+        make_loader(None).restore({**state, "pool_size": POOL})
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def validate(folder: Path, training_correlation: float, **options: Any) -> None:
     models = tiny_models.models("motion", ExecutionConfig())
     state = init_state({}, {}, optax.sgd(1.0), use_ema=False, mesh=mesh)
     log = TrainingLog(folder, 0, 1, LogConfig(), active=False)
-    Validation(config, models, mesh).run(1, state, log)
+    Validation(config, models, mesh, FRAMES).run(1, state, log)
 
 
 @pytest.mark.parametrize(("in_validation", "expected"), [(None, 0.6), (0.0, 0.0), (0.3, 0.3)])

@@ -141,6 +141,18 @@ def test_training_starts_from_the_trained_temporal_layers(tune_a_video: Path, sa
     assert {"unet", "pose_encoder"} <= set(state.saved_models)
 
 
+@pytest.mark.parametrize(("stage", "frames"), [("pose", None), ("motion", 8)])
+def test_reinit_makes_only_the_named_model_anew(saved: Saved, stage: str, frames: int | None):
+    config = TrainConfig(stage=stage, pretrained=str(saved.folder), reinit=["unet"])
+    state = initialize_weights(config, get_stage(stage), frame_axis=None)
+    found, expected = state.trainable | state.frozen, flatten_dict(saved.params, sep="/")
+    kept = [path for path in expected if path.startswith("pose_encoder/")]
+    for path in kept:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+    assert not np.array_equal(found["unet/conv_in/kernel"], expected["unet/conv_in/kernel"])
+    assert state.provenance.get("num_frames") == frames, "no clip has trained the new UNet yet"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

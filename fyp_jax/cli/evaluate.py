@@ -26,6 +26,7 @@ from fyp_jax.cli.evaluate_clips import add_clips_arguments, check_clips_argument
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError, wrap_write_errors
+from fyp_jax.evaluation.overrides import check_used
 from fyp_jax.pipeline.config import SampleConfig
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         )
     if wrong := [text for text in args.compare if "=" not in text]:
         raise UserError(f"--compare {wrong[0]}: give NAME=DIR")
+    names = [text.split("=", 1)[0] for text in args.compare]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--compare {repeated[0]}=DIR is there twice: give each checkpoint a name of its own")
+    check_used(args.overrides, "num_frames")  # --frames says it
     return args
 
 
@@ -119,7 +124,7 @@ def models_of(
     """What makes clips for each model and ablation, by the name of its row."""
     from fyp_jax.convert.open_pipeline import open_pipeline, recorded_options
     from fyp_jax.evaluation.ablations import full_and_ablations, full_model
-    from fyp_jax.evaluation.rows import Model, weights_checksum
+    from fyp_jax.evaluation.rows import GIVEN_POSE, GROUND_TRUTH, Model, weights_checksum
     from fyp_jax.pipeline.params import sampling_params
     from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
@@ -131,6 +136,8 @@ def models_of(
     functions = full_and_ablations(pipeline, image_unet, sampling, ablations)
     found = {name: Model(sample, checksum) for name, sample in functions.items()}
     for name, checkpoint in compare.items():
+        if name in (*found, GROUND_TRUTH, GIVEN_POSE):
+            raise UserError(f"--compare {name}={checkpoint}: {name} is a row already; give another name")
         other = FollowYourPosePipeline.from_config(
             dataclasses.replace(config, checkpoint=checkpoint, step=None)
         )

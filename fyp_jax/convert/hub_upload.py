@@ -1,6 +1,7 @@
 """Uploads an exported folder to a repository of the Hugging Face Hub, in one commit."""
 
 import contextlib
+import glob
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -59,28 +60,34 @@ def _existing(api: huggingface_hub.HfApi, name: str, private: bool, overwrite: b
         raise UserError(f"{name}: exists already (--overwrite replaces the files of an earlier export)")
     exported: set[str] = {CARD}
     if MANIFEST in files:
-        manifest = json.loads(Path(api.hf_hub_download(name, MANIFEST)).read_text())
-        exported |= {MANIFEST, *manifest["files"], *manifest["other_files"]}
-        exported |= {f"{file}.index.json" for file in manifest["files"]}
+        exported |= _files_of(Path(api.hf_hub_download(name, MANIFEST)))
     elif files - exported:
         raise UserError(f"{name}: has no {MANIFEST}, so no export wrote it and it is not overwritten")
     return HubRepository(name, bool(info.private), tuple(sorted(exported & files)))
 
 
 def upload(repository: HubRepository, folder: Path, again: str) -> str:
-    """Upload a folder, and delete those files of an earlier export that it does not have. Gives the URL.
+    """Upload what an export wrote into a folder, and delete those files of an earlier export that it does not
+    have. Gives the URL.
 
-    The repository changes only when all files have arrived. `again` says in the message of an error how to
-    go on. Raises UserError.
+    Other files of the folder are not sent. The repository changes only when all files have arrived. `again`
+    says in the message of an error how to go on. Raises UserError.
     """
     with _upload_errors(repository.name, "the upload did not finish", f"; {again}"):
         commit = huggingface_hub.HfApi().upload_folder(
             repo_id=repository.name,
             folder_path=folder,
             commit_message="Export of fyp_jax",
-            delete_patterns=list(repository.exported) or None,
+            allow_patterns=[glob.escape(name) for name in sorted(_files_of(folder / MANIFEST))],
+            delete_patterns=[glob.escape(name) for name in repository.exported] or None,
         )
     return str(commit.commit_url).split("/commit/")[0]
+
+
+def _files_of(manifest: Path) -> set[str]:
+    """The files of an export, by its `conversion.json`."""
+    written = json.loads(manifest.read_text())
+    return {MANIFEST, *written["files"], *written["other_files"]}
 
 
 def without_places(values: Mapping[str, Any]) -> dict[str, Any]:

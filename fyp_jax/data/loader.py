@@ -90,12 +90,14 @@ class Loader(Iterator[Batch | LatentBatch]):
     def restore(self, state: dict[str, int | str]) -> None:
         """Resume from a `state`, with any number of workers and rows, without decoding earlier batches.
 
-        Raises UserError where the records, the seed or the batch size differ, since the order would differ.
+        Raises UserError where the records, the seed, the batch size or the pool differ, since the order would
+        differ.
         """
         current = self.state()
-        differing = [key for key in current if key != "step" and state.get(key) != current[key]]
+        keys = [key for key in {**current, **state} if key != "step"]
+        differing = [key for key in keys if state.get(key) != current.get(key)]
         if differing:
-            problem = "; ".join(f"{key} was {state.get(key)}, is {current[key]}" for key in differing)
+            problem = "; ".join(f"{key} was {state.get(key)}, is {current.get(key)}" for key in differing)
             raise UserError(f"{self._source.config.source}: cannot resume with other data: {problem}")
         self.close()
         self._step = int(state["step"])

@@ -92,6 +92,7 @@ class EditingRun(NamedTuple):
         Nothing is edited yet, and a mistake leaves no folder. Raises UserError.
         """
         config = _with_whole_paths(config)
+        pipeline.programs.check(sampling_params(config), whole=True)
         _check_prompts(config, pipeline)
         inversion = None
         if config.inversion is not None and Path(config.inversion).exists():

@@ -122,7 +122,8 @@ class SampleRun(NamedTuple):
         if isinstance(source, np.ndarray):
             bar.set_description("inversion")
             latents = self.pipeline.invert(source, INVERSION_PROMPT, sampling, on_step=bar.update)
-            source = InvertedLatents(latents, config.num_inference_steps, self.pipeline.weights.get("crc32"))
+            crc32, schedule = self.pipeline.weights.get("crc32"), repr(self.pipeline.programs.schedule)
+            source = InvertedLatents(latents, config.num_inference_steps, crc32, schedule)
             if folder is not None:
                 save_inversion(folder / "inverted.npz", source)
         latents = None if source is None else source.latents

@@ -34,6 +34,8 @@ class InvertedLatents(NamedTuple):
     """DDIM steps that it took, and that sampling has to take; None where the file does not say it."""
     weights_crc32: int | None = None
     """Checksum of the weights that inverted it; None where the file does not say it."""
+    schedule: str | None = None
+    """The noise schedule, with what the UNet predicts, as text; None where the file does not say it."""
 
 
 def is_inversion(file: Path) -> bool:
@@ -47,6 +49,8 @@ def save_inversion(file: Path, inversion: InvertedLatents) -> None:
         arrays = {"latents": inversion.latents, "num_inference_steps": inversion.num_inference_steps or 0}
         if inversion.weights_crc32 is not None:
             arrays["weights_crc32"] = inversion.weights_crc32
+        if inversion.schedule is not None:
+            arrays["schedule"] = np.array(inversion.schedule)
         np.savez(out, **arrays)  # pyright: ignore[reportArgumentType]
 
 
@@ -74,13 +78,14 @@ def _read_npz(file: Path) -> InvertedLatents:
         with np.load(file, allow_pickle=False) as arrays:
             latents, steps = np.asarray(arrays["latents"]), int(arrays["num_inference_steps"])
             crc32 = int(arrays["weights_crc32"]) if "weights_crc32" in arrays else None
+            schedule = str(arrays["schedule"]) if "schedule" in arrays else None
     except Exception as error:  # a damaged archive raises whatever its bytes happen to call for
         raise UserError(
             f"{file}: not an inversion that train.py or sample.py wrote ({reason(error)})"
         ) from error
     if latents.ndim != 4 or latents.dtype != np.float32:
         raise UserError(f"{file}: not the inverted latents of one clip, float32 [f h w c]")
-    return InvertedLatents(latents, steps or None, crc32)
+    return InvertedLatents(latents, steps or None, crc32, schedule)
 
 
 def _check_finite(file: Path, inversion: InvertedLatents) -> InvertedLatents:
@@ -115,6 +120,11 @@ def read_source(config: SampleConfig, pipeline: FollowYourPosePipeline) -> Inver
     if None not in (crc32, inversion.weights_crc32) and crc32 != inversion.weights_crc32:
         raise UserError(
             f"{file}: was inverted with other weights; give the clip itself, which is inverted anew"
+        )
+    if inversion.schedule not in (None, repr(pipeline.programs.schedule)):
+        raise UserError(
+            f"{file}: was inverted with another noise schedule or prediction_type; give the clip itself, "
+            "which is inverted anew"
         )
     expected = pipeline.programs.latent_shape(config.num_frames, config.height, config.width)[1:]
     if inversion.latents.shape != expected:

@@ -38,7 +38,7 @@ from fyp_jax.pipeline.programs import (
     make_programs,
     sampling_fingerprint,
 )
-from fyp_jax.pipeline.sampling_mesh import devices_of, sampling_mesh
+from fyp_jax.pipeline.sampling_mesh import devices_of, require_devices, sampling_mesh
 from fyp_jax.pipeline.styles import open_styles
 from fyp_jax.types import Params
 
@@ -70,7 +70,8 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
     with_tokens = styles.encoders(encoders)
     dtype = jnp.dtype(config.dtype)
     load_dtype = jnp.dtype(jnp.float32) if config.lora else dtype  # LoRA is added before weights are rounded
-    mesh, device = sampling_mesh(config, jax.devices()), jax.devices()[0]
+    require_devices(config.mesh, jax.device_count())
+    device = jax.devices()[0]
     forms = choose_layer_forms(config.attention_implementation, dtype, device.platform, device.device_kind)
     if config.random_init:
         unet_config, provenance = folder.unet_config(), {"random": True}
@@ -89,11 +90,11 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))
     check_finite(flatten_dict(params, sep="/"), config.checkpoint or config.pretrained)
+    frames = trained_frames(provenance)
+    mesh = sampling_mesh(config, jax.devices(), frames)
     params, style_record = styles.merge(params, with_tokens)
     params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
-    programs = make_programs(
-        *(config, with_tokens, folder.schedule(), unet_config, mesh, forms), trained_frames(provenance)
-    )
+    programs = make_programs(config, with_tokens, folder.schedule(), unet_config, mesh, forms, frames)
     record = {
         "pretrained": config.pretrained,
         "folder": str(folder.path),

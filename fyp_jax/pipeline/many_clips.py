@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +158,7 @@ class _Run:
             name = _name(line)
             try:
                 pipeline.programs.check(sampling_params(line.config))
-                self._made_of[name] = _made_of(line.config, pipeline.weights)
+                self._made_of[name] = _made_of(line.config, pipeline)
                 if name in records and not self.options.overwrite:
                     _check_same(records[name].get(MADE_OF), self._made_of[name], self.store.folder / name)
                 if name not in records or records[name].get(MADE_OF) != self._made_of[name]:
@@ -228,16 +229,20 @@ def _load_pose(pose: tuple[Any, ...], num_frames: int, height: int, width: int) 
     return load_configured_pose(PoseConfig(*pose), num_frames, height, width)
 
 
-def _made_of(config: SampleConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
+def _made_of(config: SampleConfig, pipeline: FollowYourPosePipeline) -> dict[str, Any]:
     """All that a clip depends on, as JSON gives it back. Raises UserError where the pose cannot be read."""
-    images = _pose(config)
+    images, texts = _pose(config), (config.prompt[0], config.negative_prompt)
+    encode = pipeline.programs.encoders.tokenize
     return {
         "prompt": config.prompt[0],
+        "tokens": [zlib.crc32(np.ascontiguousarray(encode(text)[0]).data) for text in texts],
         **{name: getattr(config, name) for name in SAMPLING_FIELDS if name not in NO_DIFFERENCE},
+        "window": pipeline.programs.window(config),
         "fps": config.fps,
         "dtype": config.dtype,
         "pose": None if images is None else frames_crc32(images),
-        "weights": weights["crc32"],
+        "weights": pipeline.weights["crc32"],
+        "schedule": repr(pipeline.programs.schedule),
     }
 
 

@@ -37,6 +37,9 @@ PoseSource = str | os.PathLike[str] | Frames
 """A bundled pose sequence, a skeleton video, a folder of skeleton images, a keypoint file, or RGB frames on
 black."""
 
+OF_A_RUN = ("prompt", "pose", "invert", "invert_stride", "invert_start", "fps", "output_dir")
+"""Fields of SampleConfig that say nothing of a pipeline."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FollowYourPosePipeline:
@@ -67,11 +70,14 @@ class FollowYourPosePipeline:
 
         A Stable Diffusion alone has no trained pose encoder and temporal layers: `checkpoint` then names a
         checkpoint that has them. `lora` is FILE, FILE:SCALE, a Hub id, or a list of these; `embedding` names
-        textual inversions, FILE or FILE:TOKEN. `options` are other fields of SampleConfig that say which
-        weights are read: step, variant, tokenizer, prediction_type. `dtype` is that of UNet and pose encoder,
-        float32 or bfloat16. `mesh` divides a clip over devices. Raises UserError where weights are missing,
-        cannot be read, or do not fit each other.
+        textual inversions, FILE or FILE:TOKEN. `dtype` is that of UNet and pose encoder, float32 or bfloat16.
+        `mesh` divides a clip over devices. `options` are other fields of SampleConfig: those that say which
+        weights are read (step, variant, tokenizer, prediction_type), and fields of SamplingParams
+        (num_frames=24), which become `defaults` of calls. Raises UserError where weights are missing, cannot
+        be read, or do not fit each other.
         """
+        if wrong := sorted(set(options) & set(OF_A_RUN)):
+            raise TypeError(f"{wrong[0]}: is of a run of sample.py, and no option of a pipeline")
         config = SampleConfig(
             pretrained=os.fspath(name),
             checkpoint=None if checkpoint is None else os.fspath(checkpoint),
@@ -81,7 +87,11 @@ class FollowYourPosePipeline:
             mesh=mesh or MeshConfig(data=1),
             **{key: os.fspath(x) if isinstance(x, os.PathLike) else x for key, x in options.items()},
         )
-        return cls(*load_components(config))
+        components = load_components(config)
+        sampling = {name: x for name, x in options.items() if name in SAMPLING_FIELDS}
+        defaults = dataclasses.replace(components.defaults, **sampling)
+        defaults.check()
+        return cls(*components._replace(defaults=defaults))
 
     @classmethod
     def from_config(cls, config: SampleConfig, use_cache: bool = False) -> "FollowYourPosePipeline":
@@ -149,7 +159,8 @@ class FollowYourPosePipeline:
         the UNet: an `Inversion`, from which `edit` makes any number of edits. It is without guidance.
         """
         changes = {"guidance_scale": 1.0, **changes, "eta": 0.0}
-        sampling = ddim_params(self._sampling(sampling, changes, self._sizes((video, pose))))
+        sizes = self._sizes((video, pose))
+        sampling = ddim_params(self._sampling(sampling, changes, sizes, whole=trajectory))
         if isinstance(video, (str, os.PathLike)):
             size = {name: getattr(sampling, name) for name in ("num_frames", "height", "width")}
             video = read_clip(video, stride=1, start=0, **size)
@@ -186,7 +197,7 @@ class FollowYourPosePipeline:
         """
         clip = None if inversion is None else inversion.latents[0]
         sizes = self._sizes((source_pose, pose), clip)
-        sampling = self._sampling(sampling, changes, sizes)
+        sampling = self._sampling(sampling, changes, sizes, whole=True)
         check_edit_params(sampling)
         images = [self._pose_images(x, sampling, pose_stride, pose_start) for x in (source_pose, pose)]
         options = options or EditOptions()
@@ -205,10 +216,14 @@ class FollowYourPosePipeline:
         return self.programs.run("encode_frames", self.params, video[None].astype(np.float32) / 127.5 - 1)
 
     def _sampling(
-        self, sampling: SamplingParams | None, changes: dict[str, Any], sizes: dict[str, int]
+        self,
+        sampling: SamplingParams | None,
+        changes: dict[str, Any],
+        sizes: dict[str, int],
+        whole: bool = False,
     ) -> SamplingParams:
-        """The options of a call, with the size of what it brings along. Raises UserError where sizes
-        differ."""
+        """The options of a call, with the size of what it brings along; `whole` for a clip that is never in
+        windows. Raises UserError where sizes differ, and where the model or the mesh cannot take them."""
         if unknown := set(changes) - set(SAMPLING_FIELDS):
             raise TypeError(f"{sorted(unknown)[0]}: not an argument, nor a field of SamplingParams")
         stated = {} if sampling is None else {name: getattr(sampling, name) for name in SAMPLING_FIELDS}
@@ -217,7 +232,7 @@ class FollowYourPosePipeline:
                 raise UserError(f"{name}={value}, but the pose, video or latents have {sizes[name]}")
         sampling = dataclasses.replace(sampling or self.defaults, **changes | sizes)
         sampling.check()
-        self.programs.check(sampling)
+        self.programs.check(sampling, whole)
         return sampling
 
     def _sizes(self, frames: Sequence[Any], latents: Any = None) -> dict[str, int]:

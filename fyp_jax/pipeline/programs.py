@@ -207,15 +207,19 @@ class SamplingPrograms:
         """The shape of the latents of a clip of so many pixels."""
         return (1, frames, height // DOWNSCALE, width // DOWNSCALE, self.unet.config.in_channels)
 
-    def check(self, sampling: SamplingParams) -> None:
-        """Raise UserError for options that this model, its noise schedule or the mesh cannot take."""
+    def check(self, sampling: SamplingParams, whole: bool = False) -> None:
+        """Raise UserError for options that this model, its noise schedule or the mesh cannot take.
+
+        `whole` is for a clip that is never made in windows, as an edit.
+        """
         grid = DOWNSCALE * 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name in ("height", "width"):
             if getattr(sampling, name) % grid:
                 raise UserError(f"{name}={getattr(sampling, name)} is not a multiple of {grid}")
         self.solver_schedule(sampling)
-        frames, window = sampling.num_frames, self.window(sampling)
-        if sampling.window_overlap >= window:
+        frames = sampling.num_frames
+        window = frames if whole else self.window(sampling)
+        if not whole and sampling.window_overlap >= window:
             raise UserError(f"window_overlap={sampling.window_overlap} is not less than window={window}")
         if self.mesh is None:
             return

@@ -16,24 +16,28 @@ from fyp_jax.pipeline.config import SampleConfig
 log = logging.getLogger(__name__)
 
 
-def sampling_mesh(config: SampleConfig, devices: Sequence[Any]) -> Mesh | None:
+def sampling_mesh(config: SampleConfig, devices: Sequence[Any], trained_frames: int) -> Mesh | None:
     """A mesh of the first devices, as many as a config asks for; None for a single device.
 
-    Raises UserError where there are fewer devices.
+    `trained_frames` is the window of weights for which the config says none. Raises UserError where there are
+    fewer devices.
     """
-    mesh = _fill(config, len(devices))
+    mesh = _fill(config, len(devices), config.num_frames > (config.window or trained_frames))
+    require_devices(mesh, len(devices))
     size = mesh.data * mesh.frame
-    if size == 1:
-        return None
-    if size > len(devices):
+    return None if size == 1 else make_mesh(mesh, devices[:size])
+
+
+def require_devices(mesh: MeshConfig, count: int) -> None:
+    """Raise UserError where a mesh needs more devices than there are; -1 needs one at least."""
+    size = abs(mesh.data) * abs(mesh.frame)
+    if size > count:
         raise UserError(
-            f"mesh.data={config.mesh.data} mesh.frame={config.mesh.frame} needs {size} devices; "
-            f"there are {len(devices)}"
+            f"mesh.data={mesh.data} mesh.frame={mesh.frame} needs {size} devices; there are {count}"
         )
-    return make_mesh(mesh, devices[:size])
 
 
-def _fill(config: SampleConfig, count: int) -> MeshConfig:
+def _fill(config: SampleConfig, count: int, in_windows: bool) -> MeshConfig:
     """The config's mesh for `count` devices, with a number in place of -1: as many devices as are left.
 
     The windows of a long clip take any number along `data`, a clip of one window at most two.
@@ -43,7 +47,7 @@ def _fill(config: SampleConfig, count: int) -> MeshConfig:
         frame = max(1, count // data)
     if data == -1:
         left = max(1, count // frame)
-        data = left if config.in_windows else min(left, 2)
+        data = left if in_windows else min(left, 2)
         if data < left:
             log.warning(
                 "mesh.data=-1: %d of %d devices make this clip: its %d frames are one window, and mesh.data "

@@ -152,13 +152,14 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
         config = dataclasses.replace(config, dtype="float32", decode_chunk_size=config.num_frames)
     if isinstance(config, EditConfig):  # edits take a clip whole, and so does the sampling beside them
         config = dataclasses.replace(config, window=config.num_frames)
-    folder, mesh = open_pipeline(config.pretrained, (), options_of(config)), sampling_mesh(config, devices)
+    folder = open_pipeline(config.pretrained, (), options_of(config))
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
     forms = _layer_forms(config, devices, baseline)
     frames = TRAINED_FRAMES
     if config.checkpoint is not None:  # no weights are read
         frames = trained_frames(open_inference(config.checkpoint, config.step).provenance)
+    mesh = sampling_mesh(config, devices, frames)
     programs = make_programs(config, *parts, mesh, forms, frames)
     # The same programs on one device: what the model needs is counted on these.
     on_one_device = make_programs(config, *parts, None, BASELINE_FORMS, frames)

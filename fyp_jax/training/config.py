@@ -33,8 +33,10 @@ class OptimizerConfig:
     lr: float = config_field(3e-5, "learning rate")
     lr_schedule: str = config_field("constant", "learning rate after the warm-up: constant, or cosine to 0")
     warmup_steps: int = config_field(0, "updates over which the learning rate rises from 0")
-    beta1: float = config_field(0.9, "decay of the mean of gradients")
-    beta2: float = config_field(0.999, "decay of the mean of squared gradients")
+    beta1: float = config_field(
+        0.9, "decay of the mean of gradients, where adamw trains; muon's own decay is 0.95"
+    )
+    beta2: float = config_field(0.999, "decay of the mean of squared gradients, where adamw trains")
     eps: float = config_field(1e-8, "added to the root of that mean")
     weight_decay: float = config_field(
         1e-2, "decay of each parameter at each update, times the learning rate"

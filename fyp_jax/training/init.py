@@ -97,9 +97,10 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         )
         saved_models = tuple(name for name in MODELS if name not in read)
         provenance |= {"reinit": list(config.reinit)}
-        if stage.dataset != "pose_images":  # the temporal layers see clips of so many frames
-            frames = config.data.num_frames
-        provenance |= {} if frames is None else {"num_frames": frames}
+        if "unet" not in config.reinit and frames is not None:
+            provenance["num_frames"] = frames
+    if stage.dataset != "pose_images":  # the temporal layers see clips of so many frames
+        provenance["num_frames"] = config.data.num_frames
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     trained = stage.trains(flat)
     check_finite(flat, config.init_checkpoint or config.pretrained)
@@ -200,8 +201,6 @@ def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[st
     if config.init_checkpoint is not None:
         found, params, provenance = load_inference(config.init_checkpoint, verify=config.checkpoint.verify)
         return found, params, provenance.get("num_frames")
-    if "unet" in config.reinit:
-        return None, {}, None
     options = options_of(config)
     folder = open_pipeline(config.pretrained, (), options)
     if folder.has_video_unet:

@@ -24,10 +24,10 @@ from fyp_jax.data.latents import LatentSource, open_latents
 from fyp_jax.data.loader import Loader
 from fyp_jax.data.one_clip import OneClipSource, open_one_clip
 from fyp_jax.errors import UserError
-from fyp_jax.media.images import Frames
 from fyp_jax.models.encoders import LatentEncoders
 from fyp_jax.parallel.cluster import initialize
 from fyp_jax.parallel.mesh import check_divisible, make_mesh, process_batch_range, shard_params
+from fyp_jax.pipeline.params import trained_frames
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.feeder import CONTINUE, NO_DATA, PREEMPTED, BatchFeeder
 from fyp_jax.training.init import frozen_in_steps, initialize_weights
@@ -101,9 +101,13 @@ def _train(config: TrainConfig) -> None:
             Path(config.output_dir), first, config.num_train_steps - 1, config.log, is_first_process
         ) as training_log:
             training_log.text("config", "\n".join(config_lines(config)))
-            clip = records.frames if isinstance(records, OneClipSource) else None
+            validation = None
+            if config.validation.sample_interval:
+                clip = records.frames if isinstance(records, OneClipSource) else None
+                validation = Validation(config, models, mesh, trained_frames(provenance), clip)
             done = _run_steps(
-                config, models, state, mesh, feeder, save, checkpoints.between_steps, training_log, clip
+                *(config, models, state, mesh, feeder, save, checkpoints.between_steps),
+                *(training_log, validation),
             )
     if done < config.num_train_steps:
         log.warning("SIGTERM: saved step %d; run the same command to resume", done)
@@ -146,14 +150,10 @@ def _run_steps(
     save: Callable[[int, TrainState, float], None],
     between_steps: Callable[[], None],
     training_log: TrainingLog,
-    clip: Frames | None,
+    validation: Validation | None,
 ) -> int:
-    """Run the remaining steps. Gives the number of steps that are done: all, or fewer after SIGTERM.
-
-    Validation starts from an inversion of `clip`, or from noise where it is None.
-    """
+    """Run the remaining steps. Gives the number of steps that are done: all, or fewer after SIGTERM."""
     step = _load_step(config, models, mesh, state)
-    validation = Validation(config, models, mesh, clip) if config.validation.sample_interval else None
     reader = MetricsReader(training_log, config.data.batch_size)
     for index in range(int(state.step), config.num_train_steps):
         batch, stop_signals, waited = feeder.next()

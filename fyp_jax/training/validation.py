@@ -28,15 +28,25 @@ from fyp_jax.training.state import TrainState
 class Validation:
     """Samples the validation prompts of a config with a run's own models and weights."""
 
-    def __init__(self, config: TrainConfig, models: Models, mesh: Mesh, clip: Frames | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        models: Models,
+        mesh: Mesh,
+        trained_frames: int,
+        clip: Frames | None = None,
+    ):
         """Each prompt starts from an inversion of `clip` where it is given.
 
-        Raises UserError where the pose sequence cannot be read.
+        `trained_frames` is the number of frames that the weights are trained on: the window of sampling, as
+        sample.py will take it. Raises UserError where the pose sequence cannot be read.
         """
         dtype, unet_config = jnp.dtype(config.dtype), models.unet.config
         execution = ExecutionConfig(dtype, forms=models.unet.execution.forms)
         unet, pose_encoder = UNet3D(unet_config, execution), PoseEncoder(unet_config, dtype)
-        self._programs = SamplingPrograms(models.encoders, models.schedule, unet, pose_encoder)
+        self._programs = SamplingPrograms(
+            models.encoders, models.schedule, unet, pose_encoder, trained_frames=trained_frames
+        )
         captions = [] if config.data.caption is None else [config.data.caption]
         self._prompts, self._mesh = config.validation.prompt or captions, mesh
         self._sampling = config.validation_sampling()
@@ -64,5 +74,8 @@ class Validation:
         """The clip's inversion with the weights of now, which also goes into a file that sample.py reads."""
         latents = pipeline.invert(clip, INVERSION_PROMPT, self._sampling)
         file = self._output_dir / INVERSIONS / f"ddim_latent-{done}.npz"
-        save_inversion(file, InvertedLatents(latents, self._sampling.num_inference_steps))
+        inverted = InvertedLatents(
+            latents, self._sampling.num_inference_steps, schedule=repr(self._programs.schedule)
+        )
+        save_inversion(file, inverted)
         return latents

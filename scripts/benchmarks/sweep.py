@@ -15,6 +15,7 @@ from fyp_jax.config import load_config, override_config
 from fyp_jax.console import run_console
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation.ablations import full_model
+from fyp_jax.evaluation.overrides import OF_A_CASE, check_used
 from fyp_jax.evaluation.report import difference_rows, table_rows
 from fyp_jax.evaluation.scene_set import Kind, SceneScores, make_scene_cases, score_scenes
 from fyp_jax.pipeline.config import SampleConfig
@@ -22,11 +23,7 @@ from fyp_jax.pipeline.params import SAMPLING_FIELDS, sampling_params
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
 
 CONFIG = "configs/mini/sample.yaml"
-OF_A_CASE = ("num_frames", "height", "width", "seed")
-"""Sampling fields that a case of the evaluation says."""
-NOT_USED = (*("height", "width", "seed", "prompt", "pose.", "invert"), *("fps", "output_dir", "mesh."))
-"""Fields of sample.py's config, by their first letters, that the clips of a sweep do not depend on."""
-SWEPT = tuple(name for name in SAMPLING_FIELDS if name not in OF_A_CASE)
+SWEPT = tuple(name for name in SAMPLING_FIELDS if name not in ("num_frames", *OF_A_CASE))
 
 
 def main() -> None:
@@ -52,8 +49,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[SampleConfig]]:
     args.values = [text.strip() for text in args.values.split(",")]
     if repeated := [text for text in args.values if args.values.count(text) > 1]:
         raise UserError(f"--values: {repeated[0]} is there twice")
-    if unused := [text for text in args.overrides if text.startswith(NOT_USED)]:
-        raise UserError(f"{unused[0]}: the clips of a sweep do not depend on it; leave it out")
+    check_used(args.overrides, "mesh")
     config = load_config(SampleConfig, CONFIG, ["prompt=[any]", *args.overrides])
     configs = [override_config(config, [f"{args.field}={text}"]) for text in args.values]
     for each in configs:
