@@ -85,6 +85,35 @@ def test_tar_that_is_cut_off_anywhere_keeps_its_whole_clips_and_takes_more(tmp_p
         assert [clip.name for clip in list_clips(tmp_path)] == [*map(str, range(kept)), "new"], place
 
 
+def test_tar_that_is_damaged_in_the_middle_loses_no_clip(tmp_path: Path):
+    """A killed run leaves one clip unfinished at most: more than that is not cut off, and not left out."""
+    store = ClipTars(tmp_path, 0, 1)
+    for number in range(4):
+        store.add(f"{number}", output(number), 8.0, {"number": number})
+    store.close()
+    file = tmp_path / "clips-00000.tar"
+    whole = bytearray(file.read_bytes())
+    with tarfile.open(file) as tar:
+        headers = [x.offset for x in tar.getmembers() if x.name.endswith(".mp4")]
+    for number, is_refused in ((0, True), (1, True), (2, True), (3, False)):
+        damaged = whole.copy()
+        damaged[headers[number] + 150] ^= 1  # in the checksum of the header
+        file.write_bytes(damaged)
+        if not is_refused:
+            assert sorted(ClipTars(tmp_path, 0, 1).records()) == ["0", "1", "2"]
+            continue
+        for read in (list_clips, lambda folder: ClipTars(folder, 0, 1)):
+            with pytest.raises(UserError, match=rf"is no tar|is damaged at byte \d+, and {4 - number} clips"):
+                read(tmp_path)
+        assert file.read_bytes() == damaged
+
+
+def test_tar_that_cannot_be_read_is_told(tmp_path: Path):
+    (tmp_path / "clips-00000.tar").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="clips-00000.tar: cannot be read"):
+        list_clips(tmp_path)
+
+
 def test_tar_of_another_process_that_was_killed_is_closed_by_the_next_run(tmp_path: Path):
     for process in range(2):
         store = ClipTars(tmp_path, process, 2)

@@ -139,7 +139,7 @@ def test_second_push_replaces_the_files_of_the_first(
         export(tmp_path / "other", tmp_path / "two", *push),
         "alice/clips: exists already (--overwrite replaces the files of an earlier export)",
     )
-    assert export(tmp_path / "other", tmp_path / "two").status == 0
+    assert export(tmp_path / "other", tmp_path / "two", "--model-card").status == 0
     (tmp_path / "two" / "notes.txt").write_text("for me alone")
     assert export(tmp_path / "other", tmp_path / "two", *push, "--overwrite").status == 0
     assert (tmp_path / "two" / "notes.txt").is_file()

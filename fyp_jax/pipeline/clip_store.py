@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".mp4", ".gif", ".png")
 CHECKSUMS = "crc32"
 """Field of a record: the CRC-32 of each file of the clip, by its suffix."""
+_NAME, _MAGIC_AT, _MAGIC = 100, 257, b"ustar"
+"""In the header of a tar's entry: bytes of its name, and where which letters stand (POSIX 1003.1)."""
 
 
 class StoredClip(NamedTuple):
@@ -188,8 +190,9 @@ def _record(file: Path, checksums: Mapping[str, int]) -> dict[str, Any] | None:
 
 
 def _scan_tar(file: Path) -> tuple[list[StoredClip], int]:
-    """The whole clips of a tar, and where the last of them ends, in bytes. Raises UserError for no tar."""
-    clips, end, parts = {}, 0, {}
+    """The whole clips of a tar, and where the last of them ends, in bytes. Raises UserError for no tar, for
+    one that cannot be read, and for one that is damaged before its last clip."""
+    clips, end, parts, size = {}, 0, {}, 0
     try:
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
@@ -209,9 +212,12 @@ def _scan_tar(file: Path) -> tuple[list[StoredClip], int]:
                 clips.pop(name, None)
                 clips[name] = StoredClip(name, f"{file}/{name}", record, found[".mp4"])
                 end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or reason(error)})") from error
+    except tarfile.TarError as error:
         if end == 0 and not parts and size >= tarfile.BLOCKSIZE:
             raise UserError(f"{file}: is no tar that can be read ({reason(error)})") from error
+    _check_unfinished(file, end)
     return list(clips.values()), end
 
 
@@ -236,6 +242,22 @@ def _cut_off(file: Path) -> None:
         opened.seek(0, os.SEEK_END)
         with tarfile.open(fileobj=opened, mode="w"):
             pass  # closing it writes the end of a tar
+
+
+def _check_unfinished(file: Path, end: int) -> None:
+    """Raise UserError where several clips lie behind the last whole one, which ends at `end`: a run that was
+    killed leaves one unfinished at most, so a place in the tar is damaged."""
+    records = 0
+    with file.open("rb") as opened:
+        opened.seek(end)
+        while header := opened.read(tarfile.BLOCKSIZE):
+            is_header = header[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+            records += is_header and header[:_NAME].rstrip(b"\0").endswith(b".json")
+    if records > 1:
+        raise UserError(
+            f"{file}: is damaged at byte {end}, and {records} clips lie behind that; bring back a copy, or "
+            "move the file away and those that it holds are made again"
+        )
 
 
 def _lock(opened: IO[bytes], file: Path) -> None:
