@@ -18,7 +18,7 @@ from typing import Any
 
 from fyp_jax.config import load_config
 from fyp_jax.console import run_console
-from fyp_jax.errors import wrap_write_errors
+from fyp_jax.errors import UserError, wrap_write_errors
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.edit_config import EditConfig
 from fyp_jax.training.config import TrainConfig
@@ -48,6 +48,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.what not in KINDS:
         args.what, args.overrides = "train", [args.what, *args.overrides]
+    if args.clips_per_chip is not None and args.what != "train":
+        raise UserError(f"--clips-per-chip is for training; {args.what} makes one clip")
+    if args.clips_per_chip is not None and args.clips_per_chip < 1:
+        raise UserError(f"--clips-per-chip {args.clips_per_chip} must be at least 1")
     return args
 
 

@@ -217,10 +217,30 @@ def test_out_of_memory_message_suggests_only_fields_that_the_config_does_not_use
         (("--topology", "v5e"), "a chip of v4, v5e, v5p, v6e"),
         (("--topology", "here", "no_such=1"), "unknown key no_such"),
         (("--topology", "here", "data.batch_size=3", "mesh.data=8"), "is not a multiple of 8"),
+        (("sample", "--clips-per-chip", "2"), "--clips-per-chip is for training; sample makes one clip"),
+        (("--clips-per-chip", "0"), "--clips-per-chip 0 must be at least 1"),
     ],
 )
 def test_wrong_options_print_one_line(options: tuple[str, ...], message: str):
     assert_mistake(run_script(SCRIPT, "--config", MOTION, *options), message)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"), [([], 16), (["mesh.frame=2"], 8), (["mesh.data=1", "mesh.frame=-1"], 2)]
+)
+def test_clips_of_a_chip_are_those_of_its_part_of_the_mesh(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Path, mesh: list[str], expected: int
+):
+    seen = []
+
+    def measure(config: TrainConfig, *_: Any) -> Any:
+        seen.append(config.data.batch_size)
+        return [], Programs([], len(jax.devices()), {})
+
+    monkeypatch.setattr(compile_check_module, "_measure", measure)
+    config = load_config(TrainConfig, MOTION, [f"pretrained={pipeline}", *SMALL, *mesh])
+    compile_check(config, jax.devices(), clips_per_chip=2)
+    assert seen == [expected]
 
 
 @pytest.mark.tpu_compile

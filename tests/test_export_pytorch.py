@@ -33,6 +33,7 @@ from fyp_jax.checkpoints.inference import inference_shapes, load_inference, open
 from fyp_jax.checkpoints.manager import CheckpointError
 from fyp_jax.checkpoints.training import TrainingCheckpoints
 from fyp_jax.cli import export_pytorch as export_command
+from fyp_jax.convert.encoder_names import flax_vae_name
 from fyp_jax.convert.export_formats import EXPORT_FORMATS
 from fyp_jax.convert.lazy import Weights, read_tree, to_lazy_tree
 from fyp_jax.convert.pipeline_folder import PipelineFolder
@@ -40,7 +41,6 @@ from fyp_jax.convert.published_code import (
     CONFIG_KEYS,
     for_published_code,
     names_not_taken,
-    vae_name,
     warn_of_sizes,
 )
 from fyp_jax.convert.t2i_adapter import t2i_plan
@@ -180,7 +180,7 @@ def test_diffusers_formats_round_trip_is_bitwise(exported: Path, params: dict[st
 def test_export_has_the_encoders_of_the_pipeline(exported: Path, pipeline_folder: Path, form: str, part: str):
     found, expected = (read_weights(find_weights(x / part)) for x in (exported / form, pipeline_folder))
     if part == "vae" and form.startswith("followyourpose"):
-        expected = {vae_name(name): x for name, x in expected.items()}
+        expected = {flax_vae_name(name): x for name, x in expected.items()}
         assert any(name.endswith(".attentions.0.proj_attn.weight") for name in expected)
     assert_same(found, expected)
 

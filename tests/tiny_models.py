@@ -15,8 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from fyp_jax.checkpoints.inference import inference_shapes
-from fyp_jax.convert.pipeline_folder import PipelineFolder
-from fyp_jax.convert.weight_writer import MANIFEST
+from fyp_jax.convert.lazy import to_lazy_tree
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, pipeline_state_dicts
+from fyp_jax.convert.weight_writer import MANIFEST, WeightWriter
 from fyp_jax.data.ingest.ingest import ingest
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.media.writing import write_mp4, write_png
@@ -89,12 +90,22 @@ def untrained(shapes: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def write_with(
+    pipeline: PipelineFolder, params: dict[str, Any], folder: Path, config_changes: dict[str, Any]
+) -> None:
+    """Write a pipeline folder with the configs of another one, changed by `config_changes`, and with the
+    parameters `params` (vae, text_encoder, unet)."""
+    weights = pipeline_state_dicts({part: to_lazy_tree(params[part]) for part in PARTS_WITH_WEIGHTS})
+    plan = pipeline.export_plan(weights, config_changes)
+    WeightWriter().write_folder(plan, folder, {"pipeline": pipeline.name}, overwrite=True)
+
+
 def write_weights(pipeline: Path, folder: Path) -> Path:
     """A pipeline folder with the configs of another, and with random weights."""
     whole = PipelineFolder(str(pipeline), parts=())
     unet = whole.unet_config()
     params = random_params(inference_shapes(unet) | whole.latent_encoders().spec.shapes, seed=4)
-    whole.write_with(params, folder, {})
+    write_with(whole, params, folder, {})
     (folder / MANIFEST).unlink()  # tests put weights of their own into the folder
     return folder
 

@@ -24,7 +24,6 @@ from fyp_jax.errors import UserError, wrap_write_errors
 from fyp_jax.training.config import TrainConfig
 
 BATCH_SIZE = "data.batch_size="
-ITEMS = "--clips"
 
 
 def parse(argv: list[str]) -> tuple[TrainConfig, argparse.Namespace]:

@@ -26,7 +26,7 @@ from fyp_jax.convert.encoder_names import (
     torch_vae_name,
 )
 from fyp_jax.convert.folders import find_folder, find_tokenizer
-from fyp_jax.convert.lazy import LazyArray, to_lazy_tree
+from fyp_jax.convert.lazy import LazyArray
 from fyp_jax.convert.recognise import FATEZERO_CLASS, describe_content, describe_folder
 from fyp_jax.convert.torch_files import find_weights, open_weights, variants
 from fyp_jax.convert.torch_key_mapping import (
@@ -37,7 +37,7 @@ from fyp_jax.convert.torch_key_mapping import (
     params_to_torch,
     torch_layout,
 )
-from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile, WeightWriter
+from fyp_jax.convert.weight_writer import ExportPlan, StateDictFile
 from fyp_jax.diffusion.schedule import ScheduleConfig
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
@@ -193,19 +193,6 @@ class PipelineFolder:
         """The image UNet's parameters alone, by the names of `UNet3D`."""
         return image_unet_from_torch(self._read("unet"), config)
 
-    def write_with(
-        self, params: Mapping[str, Any], folder: Path, config_changes: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Write a pipeline folder like this one, with the parameters `params` (vae, text_encoder, unet).
-
-        `config_changes` are new values for fields of a part's config.json, {"vae": {"scaling_factor": 0.2}}.
-        The weights are written as safetensors with PyTorch's names, the UNet's without its temporal layers.
-        Raises UserError where the folder cannot be written, or holds other files.
-        """
-        weights = pipeline_state_dicts({part: to_lazy_tree(params[part]) for part in PARTS_WITH_WEIGHTS})
-        plan = self.export_plan(weights, config_changes)
-        WeightWriter().write_folder(plan, folder, {"pipeline": self.name}, overwrite=True)
-
     def export_plan(
         self,
         replaced: Mapping[str, Mapping[str, LazyArray]],
@@ -215,7 +202,8 @@ class PipelineFolder:
         """The contents of a folder like this one, which PyTorch's `StableDiffusionPipeline` can open.
 
         `replaced` has new weights of some parts, under PyTorch's names; the other parts keep their weights.
-        `config_changes` is as for `write_with`. Raises UserError where this folder lacks a file.
+        `config_changes` are new values for fields of a part's config.json, {"vae": {"scaling_factor": 0.2}}.
+        Raises UserError where this folder lacks a file.
         """
         configs = {part: self.json(part) | dict(config_changes.get(part, {})) for part in PARTS_WITH_WEIGHTS}
         for name in ("zero_init_temporal", "cross_frame_attention"):  # fields that only fyp_jax knows

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fyp_jax.convert.encoder_names import VAE_ATTENTION
+from fyp_jax.convert.encoder_names import flax_vae_name
 from fyp_jax.convert.torch_files import find_weights, open_weights
 from fyp_jax.convert.weight_writer import ExportPlan
 from fyp_jax.errors import UserError
@@ -78,7 +78,8 @@ POSE_EVERY_LAYERS = 3
 
 
 def for_published_code(plan: ExportPlan) -> ExportPlan:
-    """The plan of a Stable Diffusion pipeline with the names and config keys of diffusers 0.11.1.
+    """The plan of a Stable Diffusion pipeline with the names and config keys of diffusers 0.11.1,
+    which names the VAE's arrays as the Flax model does.
 
     A warning names config fields that this version does not have, and whose values are not what it does.
     """
@@ -86,19 +87,12 @@ def for_published_code(plan: ExportPlan) -> ExportPlan:
         name: _config(name, text) if name in CONFIG_KEYS else text for name, text in plan.text_files.items()
     }
     weights = [
-        model._replace(arrays={vae_name(name): x for name, x in model.arrays.items()})
+        model._replace(arrays={flax_vae_name(name): x for name, x in model.arrays.items()})
         if model.file.startswith("vae/")
         else model
         for model in plan.weights
     ]
     return plan._replace(weights=weights, text_files=texts)
-
-
-def vae_name(name: str) -> str:
-    """The name of an array of the VAE in diffusers 0.11.1."""
-    for new, old in VAE_ATTENTION.items():
-        name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
-    return name
 
 
 def warn_of_sizes(name: str, config: UNet3DConfig) -> None:
@@ -130,7 +124,7 @@ def names_not_taken(folder: Path) -> Iterator[str]:
             if not key.startswith("_"):
                 yield f"{file}: {key}"
     for name in open_weights(find_weights(folder / "vae")):
-        if vae_name(name) != name:
+        if flax_vae_name(name) != name:
             yield f"vae: {name}"
     for name in open_weights(find_weights(folder / "text_encoder")):
         if not name.startswith("text_model."):

@@ -44,7 +44,7 @@ class CacheSpec(NamedTuple):
     """Pixels of the frames that were encoded: scaled to cover height x width, then center-cropped."""
     width: int
     encoders: dict[str, str]
-    """Checksums of all that latents and text embeddings depend on (`training.latent_cache`)."""
+    """Checksums of all that latents and text embeddings depend on (`training.encoder_checksums`)."""
     computed_in: str
     """Dtypes of activations and of weights."""
     stored_in: str

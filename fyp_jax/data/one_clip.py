@@ -3,7 +3,6 @@
 Tune-A-Video (Wu et al. 2023) trains on such a clip. `data.video` and `data.caption` name it.
 """
 
-import zlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from fyp_jax.data.config import ONE_CLIP, DataConfig
 from fyp_jax.data.decoding import Record, Sample
 from fyp_jax.media.clips import find_clip, read_clip
-from fyp_jax.media.images import Frames
+from fyp_jax.media.images import Frames, frames_crc32
 
 
 class OneClipSource:
@@ -21,8 +20,7 @@ class OneClipSource:
 
     def __init__(self, frames: Frames, caption: str):
         self.frames, self.caption = frames, caption
-        crc = zlib.crc32(np.ascontiguousarray(frames).data)
-        self.fingerprint = f"one clip of {len(frames)} frames, {crc:08x}, {caption!r}"
+        self.fingerprint = f"one clip of {len(frames)} frames, {frames_crc32(frames):08x}, {caption!r}"
 
     def __len__(self) -> int:
         return 1

@@ -32,7 +32,7 @@ class Look:
     mask: str | None = None
     """How the head of a named character is drawn (`heads.MASKS`); None: a face."""
     hair: tuple[str, Colour] | None = None
-    """Style (`HAIR_STYLES`) and colour."""
+    """Style (short, bob, long, bun, ponytail, afro, spiky or bald) and colour."""
     hat: tuple[str, Colour] | None = None
     """Kind (`HATS`) and colour."""
     cape: Colour | None = None
@@ -40,7 +40,7 @@ class Look:
     skirt: tuple[float, Colour] | None = None
     """Length, as a fraction of the thighs, and colour."""
     emblem: tuple[str, Colour, Colour] | None = None
-    """Kind (`EMBLEMS`), its colour and a second one."""
+    """Kind (star, heart, disc, diamond, reactor, bat, panel or belly), its colour and a second one."""
     stripes: Colour | None = None
     """Colour of horizontal stripes on the torso."""
     briefs: Colour | None = None
@@ -48,9 +48,7 @@ class Look:
     """Colour of short sleeves, which cover half of the arms."""
 
 
-HAIR_STYLES = ("short", "bob", "long", "bun", "ponytail", "afro", "spiky", "bald")
 HATS = ("cap", "beanie", "brim", "headband")
-EMBLEMS = ("star", "heart", "disc", "diamond", "reactor", "bat", "panel", "belly")
 
 NAMED: dict[str, Look] = {
     "iron man": Look(

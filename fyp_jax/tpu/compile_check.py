@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fyp_jax.compilation_cache import Fingerprint, save_programs
 from fyp_jax.convert.open_pipeline import open_pipeline
 from fyp_jax.models.pose_encoder import DOWNSCALE
+from fyp_jax.parallel.mesh import BATCH_AXES, make_mesh
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.tpu.program_stats import OutOfMemory, ProgramStats, compile_and_measure
 from fyp_jax.tpu.programs import Programs, bundled_sizes, sampling_programs, training_programs
@@ -61,16 +62,19 @@ def compile_check(
 ) -> CompileCheck:
     """Compile the programs of a config for `devices` and measure them.
 
-    `clips_per_chip` sets the batch size of training. With `baseline`, the config is also compiled in a plain
-    implementation (see `training_programs`). `save` is a file for the compiled programs, which
-    `aot_path=FILE` loads. Raises UserError as a run would, and OutOfMemory if the config does not fit.
+    `clips_per_chip` sets the batch size of training: so many clips for each part of the mesh that has clips
+    of its own. With `baseline`, the config is also compiled in a plain implementation (see
+    `training_programs`). `save` is a file for the compiled programs, which `aot_path=FILE` loads. Raises
+    UserError as a run would, and OutOfMemory if the config does not fit.
     """
     pretrained, note = bundled_sizes(config.pretrained)
     if note:
         log.warning(note)
     config = dataclasses.replace(config, pretrained=pretrained)
     if isinstance(config, TrainConfig) and clips_per_chip is not None:
-        data = dataclasses.replace(config.data, batch_size=clips_per_chip * len(devices) // config.mesh.frame)
+        mesh = make_mesh(config.mesh, devices)
+        shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        data = dataclasses.replace(config.data, batch_size=clips_per_chip * shards)
         config = dataclasses.replace(config, data=data)
     programs, found = _measure(config, devices, False, save)
     variants = {"config": Variant(programs)}
