@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny_models
 from cli_utils import SAMPLE, SCRIPTS, assert_mistake, run_script
 from fyp_jax.errors import UserError
 from fyp_jax.evaluation import clip_folders
@@ -52,6 +53,12 @@ def crc_of(file: Path, shape: tuple[int, ...], stride: int = 1, start: int = 0) 
     frames, height, width = shape[:3]
     pose = load_pose(file, num_frames=frames, stride=stride, start=start, height=height, width=width)
     return zlib.crc32(pose.data)
+
+
+def test_folder_of_another_model_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_models.TEXT_ENCODER))
+    with pytest.raises(UserError, match="does not describe a CLIP model"):
+        load_clip(str(tmp_path))
 
 
 def test_scores_equal_those_of_pytorchs_clip_on_one_device_and_on_eight(clip_folder: Path):
