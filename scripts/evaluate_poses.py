@@ -48,8 +48,8 @@ def main() -> None:
     rows: list[Frames] = []
     print("| pose | accuracy | on the next pose |\n|---|---|---|", flush=True)
     for (name, scores, clips), given in zip(score_pose_files(windows, sample), windows.values(), strict=True):
-        cells = (f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})" for value in scores)
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        cells = (x and f"{x.mean:.3f} ({x.low:.3f} to {x.high:.3f})" for x in scores)
+        print(f"| {name} | " + " | ".join(cell or "" for cell in cells) + " |", flush=True)
         rows += [given[0].pose_images, clips[0]]
     if args.picture is not None:
         write_png(args.picture, image_grid(rows))

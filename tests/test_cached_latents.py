@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -137,6 +138,16 @@ def test_cache_that_is_there_stays_as_it_is_and_another_needs_overwrite(world: P
     with pytest.raises(UserError, match="of another height and latent; --overwrite"):
         cache_latents(changed(config, height=128), cache.path, **SMALL_SHARDS)
     assert {file: file.stat().st_mtime_ns for file in cache.path.rglob("*")} == before
+
+
+def test_damaged_cache_is_refused_and_replaced_by_overwrite(world: Path, cache: LatentSource, tmp_path: Path):
+    out = shutil.copytree(cache.path, tmp_path / "cache")
+    shutil.rmtree(out / "latent_frames")
+    with pytest.raises(UserError, match="latent_frames is missing"):
+        cache_latents(config_of(world), out, **SMALL_SHARDS)
+    again = cache_latents(config_of(world), out, overwrite=True, **SMALL_SHARDS)
+    assert again is not None
+    assert again.fingerprint == cache.fingerprint
 
 
 def test_run_of_another_size_crop_or_pipeline_is_refused(cache: LatentSource):

@@ -575,6 +575,47 @@ def test_mutated_pose_files_are_read_or_rejected_without_another_error():
     assert rejected > 50
 
 
+def test_captions_of_a_video_stay_together_where_only_a_later_one_has_a_frame(tmp_path):
+    rows = [{"file_name": "a.gif", "text": "walks"}, {"file_name": "a.gif", "text": "sits", "start_frame": 2}]
+    text = "\n".join(map(json.dumps, [*rows, {"file_name": "b.gif", "text": "x"}]))
+    source = write_files(tmp_path / "in", {"a.gif": gif(3), "b.gif": gif(3), "metadata.jsonl": text})
+    first, second = find_items("captioned_videos", source)
+    assert [(caption.frame, caption.text) for caption in first.captions] == [(0, "walks"), (2, "sits")]
+    assert [caption.text for caption in second.captions] == ["x"]
+
+
+def test_hdvila_captions_of_json_lines_may_have_numbers_and_null(tmp_path):
+    rows = [{"part_id": 3, "clip_id": 12, "frame_id": 0, "caption": "a"}]
+    rows += [{"part_id": 3, "clip_id": None, "frame_id": 0, "caption": "b"}]
+    text = "\n".join(map(json.dumps, rows))
+    source = write_files(tmp_path / "in", {"3/12.mp4": b"x", "metadata.jsonl": text})
+    found, missing = find_items("captioned_videos", source)
+    assert (found.name, found.problem) == ("3/12.mp4", "")
+    assert missing.problem == "has no clip_id"
+
+
+def test_links_in_a_tar_are_told(tmp_path):
+    source = tmp_path / "in"
+    path = write_tar(source / "x.tar", {"a.gif": gif(2), "a.txt": "a", "b.gif": gif(3)})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("b.txt")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.txt"
+        tar.addfile(link)
+    problems = {item.name: item.problem for item in find_items("captioned_videos", source)}
+    assert problems["x.tar/a.gif"] == ""
+    assert "is a link, not a file" in str(problems["x.tar/b.txt"])
+
+
+def test_all_pictures_and_videos_that_are_read_are_taken_side_by_side(tmp_path):
+    pose = {"IMG_1.txt": "a", "IMG_1.skeleton.png": png(1)}
+    for name in ("IMG_1.HEIC", "IMG_1.heif", "IMG_1.avif"):
+        source = write_files(tmp_path / name, {name: b"x", **pose})
+        (item,) = find_items("pose_images", source)
+        assert (item.name, item.problem) == (name, "")
+    source = write_files(tmp_path / "video", {"a.webp": b"x", "a.txt": "a"})
+    assert [item.name for item in find_items("captioned_videos", source)] == ["a.webp"]
+
+
 def test_tar_header_with_a_negative_size_ends_the_listing(tmp_path):
     data = bytearray(write_tar(tmp_path / "x.tar", {"a.gif": gif(2), "b.gif": gif(2)}).read_bytes())
     at = data.index(b"b.gif")

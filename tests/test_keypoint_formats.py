@@ -17,6 +17,7 @@ from fyp_jax.data.ingest.items import ItemError
 from fyp_jax.errors import UserError
 from fyp_jax.media.writing import write_mp4
 from fyp_jax.pose.config import PoseConfig
+from fyp_jax.pose.formats.document import order_frames
 from fyp_jax.pose.keypoints import BadPoseError, KeypointClip, save_keypoints
 from fyp_jax.pose.loading import load_configured_pose, load_pose
 from fyp_jax.pose.reading import load_keypoints, parse_size
@@ -160,6 +161,16 @@ def test_load_pose_finds_keypoints_by_content_with_or_without_byte_order_mark(tm
     if encoding == "utf-16" and not name.endswith(".json"):
         return  # the first byte does not tell; a video reader refuses it
     assert load_pose(tmp_path / name, **ONE).any()
+
+
+def test_frames_that_do_not_begin_at_the_first_or_are_thinned_out_are_told():
+    """Frame 0 of the pose is then another frame of the film."""
+    people = {f"{number}.jpg": [np.zeros((17, 3))] for number in (30, 40, 60)}
+    frames, notes = order_frames(people)
+    assert len(frames) == 4
+    assert notes[0] == "its frames are numbered from 30 in steps of 10; number 30 becomes frame 0 of the pose"
+    assert "1 of 4 frames are not in it" in notes[1]
+    assert order_frames({1: [np.zeros((17, 3))], 2: [np.zeros((17, 3))]})[1] == ()
 
 
 def test_load_keypoints_fills_frames_that_are_left_out_and_says_so(tmp_path, caplog):

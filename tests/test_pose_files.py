@@ -10,7 +10,8 @@ from PIL import Image
 
 from cli_utils import SCRIPTS, assert_mistake, run_script
 from fyp_jax.errors import UserError
-from fyp_jax.evaluation.pose_files import line_accuracy, pose_windows
+from fyp_jax.evaluation import pose_files
+from fyp_jax.evaluation.pose_files import PoseWindow, line_accuracy, pose_windows, score_pose_files
 from fyp_jax.evaluation.scene_metrics import drawn_parts
 from fyp_jax.evaluation.scene_set import Kind, drawings, make_scene_cases
 from fyp_jax.media.writing import write_png
@@ -34,6 +35,21 @@ def test_figures_of_the_given_skeletons_are_on_their_lines_and_shifted_ones_are_
 
 def test_skeletons_without_a_line_have_no_accuracy():
     assert np.isnan(line_accuracy(np.ones((2, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)))
+
+
+def test_windows_without_a_skeleton_are_left_out_of_the_mean(monkeypatch: pytest.MonkeyPatch):
+    black, line = np.zeros((2, 2, 8, 8, 3), np.uint8)
+    line[:, 4] = 255
+    windows = {
+        "some.mov": [PoseWindow("a", black), PoseWindow("b", line)],
+        "none.mov": [PoseWindow("c", black), PoseWindow("d", black)],
+    }
+    monkeypatch.setattr(pose_files, "segment_parts", lambda clip: np.ones(clip.shape[:3], np.uint8))
+    (_, some, _), (_, none, _) = score_pose_files(windows, lambda window, seed: window.pose_images)
+    assert some.accuracy is not None
+    assert (some.accuracy.mean, some.accuracy_shuffled) == (1, None)
+    assert none.accuracy is None
+    assert none.accuracy_shuffled is not None
 
 
 def test_windows_follow_each_other_and_have_captions_of_their_own(tmp_path: Path):

@@ -11,13 +11,14 @@ the extra [pose]: pip install -e '.[pose]'. rtmlib downloads the networks at the
 """
 
 import argparse
+import collections
 import functools
 import json
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -128,20 +129,41 @@ def run_jobs(
         return
     context = multiprocessing.get_context("spawn")  # threads of ONNX Runtime do not survive a fork
     frames = context.Value("q", 0)
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, context, _init_worker, (networks, threads, frames)) as pool:
-        open_jobs: dict[Future[str | UserError], Job] = {
-            pool.submit(_run_in_worker, job): job for job in jobs
-        }
-        while open_jobs:
-            done, _ = wait(open_jobs, POLL_SECONDS, return_when="FIRST_COMPLETED")
-            bar.update(frames.value - bar.n)
-            for future in done:
-                job = open_jobs.pop(future)
-                try:
-                    yield job, future.result()
-                except BrokenProcessPool:
-                    yield job, UserError(f"{job.film}: its process was killed, perhaps for want of memory")
+    todo, suspects = collections.deque(jobs), collections.deque[Job]()
+    while todo or suspects:
+        queue, width = (suspects, 1) if suspects else (todo, workers)
+        threads = max(1, (os.cpu_count() or 1) // width)
+        with ProcessPoolExecutor(width, context, _init_worker, (networks, threads, frames)) as pool:
+            broken = yield from _run_in_pool(pool, queue, width, lambda: bar.update(frames.value - bar.n))
+        if width == 1 and broken:
+            job = broken.pop()
+            yield job, UserError(f"{job.film}: its process was killed, perhaps for want of memory")
+        suspects.extend(broken)  # one of these killed its process: each once more, with nothing beside it
+
+
+def _run_in_pool(
+    pool: ProcessPoolExecutor, queue: "collections.deque[Job]", width: int, on_wait: Callable[[], Any]
+) -> Generator[tuple[Job, str | UserError], None, list[Job]]:
+    """Run the jobs of a queue, `width` at a time. Returns those that ran when a process of the pool died;
+    the others stay in the queue."""
+    open_jobs: dict[Future[str | UserError], Job] = {}
+    broken: list[Job] = []
+    while open_jobs or (queue and not broken):
+        while queue and not broken and len(open_jobs) < width:
+            job = queue.popleft()
+            try:
+                open_jobs[pool.submit(_run_in_worker, job)] = job
+            except BrokenProcessPool:
+                broken.append(job)
+        done, _ = wait(open_jobs, POLL_SECONDS, return_when="FIRST_COMPLETED")
+        on_wait()
+        for future in done:
+            job = open_jobs.pop(future)
+            try:
+                yield job, future.result()
+            except BrokenProcessPool:
+                broken.append(job)
+    return broken
 
 
 def run_job(job: Job, find_people: FindPeople, on_frame: Any) -> str | UserError:
@@ -161,7 +183,9 @@ def run_jobs_in_beam(
     jobs: Sequence[Job], networks: NetworkFiles, options: Sequence[str]
 ) -> Iterator[tuple[Job, str | UserError]]:
     """Run jobs on workers of Apache Beam, and give what came of each, when all have ended."""
-    run_in_beam(_run_in_beam_worker, [(_absolute(job), networks) for job in jobs], options)
+    elements = [(_absolute(job), networks) for job in jobs]
+    again = "run the command again with the films whose files are not there"
+    run_in_beam(_run_in_beam_worker, elements, options, again)
     for job in jobs:
         failed, text = json.loads(_outcome_file(job).read_text())
         _outcome_file(job).unlink()

@@ -1,6 +1,7 @@
 """How well clips follow poses that are given as skeleton images alone: a filmed dance, a skeleton video."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,11 +32,11 @@ class PoseWindow(NamedTuple):
 
 
 class PoseFileScores(NamedTuple):
-    """Means over the clips of a pose file, 0 to 1, with intervals."""
+    """Means over the clips of a pose file, 0 to 1, with intervals; None where no clip has a skeleton."""
 
-    accuracy: ConfidenceInterval
+    accuracy: ConfidenceInterval | None
     """Fraction of the skeletons' lines on which the clip shows a figure."""
-    accuracy_shuffled: ConfidenceInterval
+    accuracy_shuffled: ConfidenceInterval | None
     """The same on the lines of the next file's windows: the chance level."""
 
 
@@ -76,7 +77,13 @@ def score_pose_files(
             [line_accuracy(x, window.pose_images) for x, window in zip(parts, given, strict=True)]
             for given in (windows[file], other)
         )
-        yield Path(file).name, PoseFileScores(bootstrap_ci(own), bootstrap_ci(shuffled)), clips
+        yield Path(file).name, PoseFileScores(_mean(own), _mean(shuffled)), clips
+
+
+def _mean(accuracies: Sequence[float]) -> ConfidenceInterval | None:
+    """The mean over the windows that have a line; None where none has."""
+    found = [x for x in accuracies if not math.isnan(x)]
+    return bootstrap_ci(found) if found else None
 
 
 def line_accuracy(parts: PartMaps, pose_images: UInt8[np.ndarray, "f h w 3"]) -> float:

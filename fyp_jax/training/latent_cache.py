@@ -17,7 +17,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from fyp_jax.data.datasets import open_records
+from fyp_jax.data.datasets import RecordsError, open_records
 from fyp_jax.data.example_source import RecordSource
 from fyp_jax.data.ingest.progress import locked_log, log_path
 from fyp_jax.data.latent_shards import Group, finish, finish_moving, read_group, write_group
@@ -71,12 +71,12 @@ def cache_latents(
         if first:
             finish_moving(out, work)
         _wait("looked")
-        if (out / CLIPS / VERSION).exists() and (found := open_latents(out)).spec != spec:
+        if (out / CLIPS / VERSION).exists() and (found := _whole_cache(out, overwrite)) is not None:
+            if found.spec == spec:
+                return found if first else None
             if not overwrite:
                 what = _differing(found.spec._asdict(), spec)
                 raise UserError(f"{out}: holds latents of another {what}; --overwrite replaces them")
-        elif (out / CLIPS / VERSION).exists():
-            return open_latents(out) if first else None
         if first:
             _start(work, spec, overwrite)
         _wait("started")
@@ -88,6 +88,16 @@ def cache_latents(
             finish(out, work, spec, whole, encode.texts([""])[0])
         _wait("finished")
     return open_latents(out) if first else None
+
+
+def _whole_cache(out: Path, overwrite: bool) -> LatentSource | None:
+    """The cache that is there; None for a damaged one that is to be replaced. Raises RecordsError."""
+    try:
+        return open_latents(out)
+    except RecordsError:
+        if not overwrite:
+            raise
+        return None
 
 
 @contextlib.contextmanager

@@ -14,11 +14,14 @@ from fyp_jax.errors import UserError, reason
 T = TypeVar("T")
 
 
-def run_in_beam(function: Callable[[T], None], elements: Sequence[T], options: Sequence[str]) -> None:
+def run_in_beam(
+    function: Callable[[T], None], elements: Sequence[T], options: Sequence[str], again: str
+) -> None:
     """Run a pipeline that calls `function`, which workers import by its name, on each of the elements.
 
-    `options` are Beam's: --runner=DirectRunner --direct_num_workers=4, or those of a cluster. Raises
-    UserError where Beam is not installed or does not know an option, and where the pipeline fails.
+    `options` are Beam's: --runner=DirectRunner --direct_num_workers=4, or those of a cluster. `again` says in
+    the message of a failure how to go on. Raises UserError where Beam is not installed or does not know an
+    option, and where the pipeline fails.
     """
     beam, parsed = _import_beam(), _parse(options)
     pipeline = beam.Pipeline(runner=parsed.runner, options=parsed.options)
@@ -28,9 +31,7 @@ def run_in_beam(function: Callable[[T], None], elements: Sequence[T], options: S
         pipeline.run().wait_until_finish()
     except Exception as error:  # a runner wraps what a worker raised in a class of its own
         logging.getLogger(__name__).debug("Beam", exc_info=error)
-        raise UserError(
-            f"the Beam pipeline failed: {_cause(error)}; run the same command again to resume"
-        ) from error
+        raise UserError(f"the Beam pipeline failed: {_cause(error)}; {again}") from error
 
 
 def check_beam_options(options: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ with or without .mp4. frame_id is the frame from which a caption holds. Where th
 import itertools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from fyp_jax.data.ingest.fields import parse_captions, parse_frame
 from fyp_jax.data.ingest.items import Item, ItemError
@@ -29,8 +30,13 @@ def hdvila_items(
             f"{file}: has the columns of the HDVILA captions, which are for videos, not for images"
         )
     listed = require_columns(HDVILA_COLUMNS, rows, file)
-    grouped = itertools.groupby(listed, lambda row: (row["part_id"], row["clip_id"]))
+    grouped = itertools.groupby(listed, lambda row: (_text(row["part_id"]), _text(row["clip_id"])))
     return (_item(folder, *key, list(group)) for key, group in grouped)
+
+
+def _text(value: Any) -> str:
+    """A cell as text: JSON lines may have numbers, and null."""
+    return "" if value is None else str(value)
 
 
 def _item(folder: SourceFolder, part: str, clip: str, rows: list[Row]) -> Item:

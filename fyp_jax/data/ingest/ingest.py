@@ -231,7 +231,7 @@ def _run_in_beam(
     missing = write_plan(plan, planned, shards)
     jobs = [_ShardJob(kind, str(work.absolute()), str(plan), index) for index in missing]
     if jobs:
-        run_in_beam(write_planned_shard, jobs, beam_options)
+        run_in_beam(write_planned_shard, jobs, beam_options, "run the same command again to resume")
 
 
 def write_planned_shard(job: _ShardJob) -> None:

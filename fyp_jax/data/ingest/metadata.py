@@ -43,10 +43,17 @@ def metadata_items(
             )
     name_column = next(column for column in FILE_COLUMNS[kind] if column in columns)
     listed = require_columns((name_column,), rows, file)
-    if videos and ("start_frame" in columns or "frame" in columns):
+    if videos:
         grouped = itertools.groupby(listed, lambda row: str(row[name_column]))
-        return (_item(kind, folder, name, list(group)) for name, group in grouped)
+        return (item for name, group in grouped for item in _video_items(folder, name, list(group)))
     return (_item(kind, folder, str(row[name_column]), [row]) for row in listed)
+
+
+def _video_items(folder: SourceFolder, name: str, rows: list[Row]) -> Iterator[Item]:
+    """One item of a video's captions, where a row says from which frame on it holds; else one of each."""
+    has_starts = any(row.get(column) is not None for row in rows for column in ("start_frame", "frame"))
+    for group in [rows] if has_starts else [[row] for row in rows]:
+        yield _item("captioned_videos", folder, name, group)
 
 
 def _item(kind: str, folder: SourceFolder, file_name: str, rows: list[Row]) -> Item:

@@ -8,9 +8,9 @@ from fyp_jax.data.ingest.items import Blob, Item, ItemError
 from fyp_jax.trees import list_names
 
 VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+    (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".webp")
 )
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp"))
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif"))
 MAX_TEXT_BYTES = 2**26
 """Largest .txt or .json: it is read while listing, and must not fill the memory."""
 

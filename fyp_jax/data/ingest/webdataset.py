@@ -17,6 +17,7 @@ from fyp_jax.data.ingest.samples import media_suffixes, sample_item
 from fyp_jax.errors import reason
 
 _BLOCK = 512  # bytes
+LINK = "is a link, not a file; make the tar with --dereference and --hard-dereference"
 
 
 class _Index(NamedTuple):
@@ -57,7 +58,11 @@ def _index(tar: SourcePath, tar_name: str) -> _Index:
                 if member.offset <= offset or member.size < 0:  # older versions of Python go round in circles
                     raise tarfile.ReadError("a member has a negative size")
                 offset = member.offset
-                if member.isfile() and not is_litter(member.name):
+                if is_litter(member.name):
+                    continue
+                if member.islnk() or member.issym():
+                    index.problems.append(Item(f"{tar_name}/{member.name}", problem=LINK))
+                elif member.isfile():
                     last_key = _add(index, member, tar_name)
             problem = _what_follows(members)
     except (

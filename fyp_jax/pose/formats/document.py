@@ -98,8 +98,9 @@ def order_frames(people: Mapping[object, Sequence[Joints]]) -> tuple[list[People
     """Frames by number or name, and notes. The keys are numbers of frames or names of images.
 
     Numbers that a tool leaves out, since nobody is there, become frames without anybody. Their step is the
-    largest that all numbers share. Names are in natural order; they count as numbers where they differ in
-    their last number only. Raises KeypointError for other keys and too many frames.
+    largest that all numbers share; a note tells it, and a first number above 1. Names are in natural order;
+    they count as numbers where they differ in their last number only. Raises KeypointError for other keys and
+    too many frames.
     """
     for key in people:
         if type(key) not in (int, str):
@@ -117,9 +118,17 @@ def order_frames(people: Mapping[object, Sequence[Joints]]) -> tuple[list[People
         raise KeypointError(f"its frames are numbered from {first} to {last}; not frames of one film")
     nobody = np.zeros((0, 17, 3))
     frames = [by_number.get(number, nobody) for number in range(first, last + 1, step)]
-    filled = count - len(numbers)
-    note = f"{filled} of {count} frames are not in it, by their numbers; they are frames without anybody"
-    return frames, (note,) if filled else ()
+    notes, filled = [], count - len(numbers)
+    if first > 1 or step > 1:
+        steps = f" in steps of {step}" if step > 1 else ""
+        notes.append(
+            f"its frames are numbered from {first}{steps}; number {first} becomes frame 0 of the pose"
+        )
+    if filled:
+        notes.append(
+            f"{filled} of {count} frames are not in it, by their numbers; they are frames without anybody"
+        )
+    return frames, tuple(notes)
 
 
 def _frame_numbers(keys: Sequence[object]) -> list[int] | None:
