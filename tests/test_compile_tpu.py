@@ -243,6 +243,24 @@ def test_clips_of_a_chip_are_those_of_its_part_of_the_mesh(
     assert seen == [expected]
 
 
+@pytest.mark.parametrize(("used", "expected"), [(1, "v5p:2x2x1"), (8, "v5p:2x2x2"), (128, None)])
+def test_baseline_of_a_sampler_that_does_not_fit_is_measured_on_enough_larger_chips(
+    monkeypatch: pytest.MonkeyPatch, used: int, expected: str | None
+):
+    devices = jax.devices() * 16
+    out_of_memory = OutOfMemory("denoise", 2.0, 1.0, "too large")
+
+    def measure(config: SampleConfig, on: Any, baseline: bool) -> Any:
+        if on is devices:
+            raise out_of_memory
+        return [], None
+
+    monkeypatch.setattr(compile_check_module, "_measure", measure)
+    monkeypatch.setattr(compile_check_module, "topology_devices", lambda name: (None, name))
+    found = compile_check_module._measure_baseline(SampleConfig(), devices, used)
+    assert found == compile_check_module.Variant([], out_of_memory, expected)
+
+
 @pytest.mark.tpu_compile
 def test_a_shape_that_no_pod_has_prints_one_line():
     assert_mistake(

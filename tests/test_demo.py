@@ -26,7 +26,7 @@ from fyp_jax.demo.jobs import Job, JobQueue, State, Status
 from fyp_jax.demo.limits import KEYPOINTS, VIDEOS, Limits
 from fyp_jax.demo.service import ClipService, without_folder
 from fyp_jax.demo.sessions import MOST_CLIPS, MOST_SHOWN, Session, Sessions
-from fyp_jax.demo.values import POSE_SLOT, edit_values, sample_values
+from fyp_jax.demo.values import CONFIGURED, POSE_SLOT, edit_values, sample_values
 from fyp_jax.errors import UserError, error_line
 from fyp_jax.media.reading import read_frames
 from fyp_jax.media.writing import write_mp4
@@ -409,6 +409,32 @@ def test_edit_tab_as_it_opens_is_the_edit_of_the_command_line(sessions: Sessions
     none = edit_values(base, EDIT_VALUES | {"words": ""}, session, Limits())
     assert none.edit.blend_words == []
     assert not none.edit.blend_latents
+
+
+def test_edit_of_a_page_follows_the_poses_of_its_frames_and_shares_no_inversion(sessions: Sessions):
+    base = load_config(EditConfig, "configs/mini/edit.yaml", ["inversion=/srv/clip.npz"])
+    values = EDIT_VALUES | {"num_frames": 3, "video_stride": 2, "video_start": 1}
+    config = edit_values(base, values, sessions.get("a"), Limits())
+    assert (config.source_pose.stride, config.source_pose.start) == (2, 1)
+    assert config.inversion is None
+
+
+def test_pose_of_the_commands_config_is_a_choice_of_the_page(sessions: Sessions, tmp_path: Path):
+    base = sample.parse([f"pose.path={tmp_path}/walk.json", "pose.size=64x48"])
+    config, _ = sample_values(base, VALUES | {"pose": CONFIGURED}, sessions.get("a"), Limits())
+    assert config.pose.path == f"{tmp_path}/walk.json"
+
+
+def test_upload_that_is_replaced_stays_for_the_job_that_waits(sessions: Sessions, queue: JobQueue):
+    session, event = sessions.get("a"), threading.Event()
+    first = session.take_upload(POSE_SLOT, upload(sessions, "first"))
+    session.job = job = queue.submit("a", steps_until(event), session.job_ended)
+    second = session.take_upload(POSE_SLOT, upload(sessions, "second"))
+    assert first.exists(), "the job may still read it"
+    event.set()
+    wait_for(lambda: job.ended and not first.exists())
+    assert session.uploads == {POSE_SLOT: second}
+    assert second.exists()
 
 
 def test_clip_of_a_page_is_written_into_its_folder_and_names_no_folder_of_the_server(

@@ -264,6 +264,13 @@ def test_fields_behind_words_are_fields_and_words_of_the_prompt_are_words():
     assert (config.edit.equalizer, config.seed) == (["seed=4"], 0)
 
 
+def test_source_pose_of_a_bundled_clip_is_that_of_the_frames_that_are_taken():
+    config = parse(["num_frames=2", "video_start=4", "video_stride=2"])
+    assert (config.source_pose.start, config.source_pose.stride) == (4, 2)
+    config = parse(["num_frames=2", "video_start=4", "source_pose.start=1"])
+    assert (config.source_pose.start, config.source_pose.stride) == (1, 1)
+
+
 @pytest.mark.parametrize("kind", ["style", "attribute", "shape"])
 def test_published_configs_are_read(kind: str):
     config = parse(

@@ -15,13 +15,20 @@ from safetensors.numpy import save_file
 import single_files
 import tiny_models
 from cli_utils import SCRIPTS, assert_mistake, assert_same, run_script
-from fyp_jax.checkpoints.inference import inference_shapes, save_inference
+from fyp_jax.checkpoints.inference import inference_shapes, load_inference, save_inference
+from fyp_jax.cli import export_pytorch, import_pytorch
 from fyp_jax.convert.delta_weights import DELTA_FILE
+from fyp_jax.convert.lazy import Weights
+from fyp_jax.convert.open_pipeline import base_pipeline, recorded_options
+from fyp_jax.convert.pipeline_folder import PipelineOptions
 from fyp_jax.errors import UserError
+from fyp_jax.models.execution import ExecutionConfig
 from fyp_jax.models.random_params import random_params
 from fyp_jax.parallel.config import MeshConfig
+from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.params import SamplingParams, trained_frames
 from fyp_jax.pipeline.pipeline import FollowYourPosePipeline
+from fyp_jax.tpu.programs import sampling_programs
 from fyp_jax.training.config import TrainConfig
 from fyp_jax.training.init import initialize_weights
 from fyp_jax.training.stages import get_stage
@@ -59,6 +66,66 @@ def test_checkpoint_finds_its_base_pipeline(saved: Saved):
     assert pipeline.weights["provenance"]["step"] == STEP
     both = FollowYourPosePipeline.from_pretrained(saved.base, checkpoint=saved.checkpoint)
     assert both.weights == pipeline.weights
+
+
+def test_weights_that_predict_something_else_than_the_pipeline_says_are_refused(saved: Saved, tmp_path: Path):
+    """The pipeline's noise schedule says epsilon."""
+    out, other = tmp_path / "out", {"prediction_type": "v_prediction"}
+    save_inference(out, STEP, tiny_models.UNET, saved.params, {"pretrained": str(saved.base), **other})
+    message = (
+        "trained with prediction_type=v_prediction, but the pipeline says epsilon; give prediction_type="
+    )
+    with pytest.raises(UserError, match=message):
+        FollowYourPosePipeline.from_pretrained(saved.base, checkpoint=out)
+    config = TrainConfig(stage="motion", pretrained=str(saved.base), init_checkpoint=str(out))
+    with pytest.raises(UserError, match=message):
+        initialize_weights(config, get_stage("motion"), frame_axis=None)
+    for name, options in ((out, {}), (saved.base, {"checkpoint": out, **other})):
+        pipeline = FollowYourPosePipeline.from_pretrained(name, **options)
+        assert pipeline.programs.schedule.prediction_type == "v_prediction"
+    weights = Weights(tiny_models.UNET, {}, other)
+    folder = export_pytorch.find_pipeline(str(saved.base), weights, ["pipeline"])
+    assert folder is not None
+    assert folder.schedule().prediction_type == "v_prediction", "an export says it"
+
+
+def test_encoders_of_a_checkpoint_stay_float32(saved: Saved, tmp_path: Path):
+    """`dtype` is that of UNet and pose encoder, wherever the encoders are from."""
+    encoders = tiny_models.models("motion", ExecutionConfig()).encoders
+    params = saved.params | random_params(encoders.spec.shapes, seed=6)
+    save_inference(tmp_path / "out", STEP, tiny_models.UNET, params, {})
+    _, found, _ = load_inference(tmp_path / "out", "bfloat16")
+    dtypes = {name: {str(x.dtype) for x in jax.tree.leaves(tree)} for name, tree in found.items()}
+    halved, whole = {"bfloat16"}, {"float32"}
+    assert dtypes == {"unet": halved, "pose_encoder": halved, "vae": whole, "text_encoder": whole}
+
+
+def delta_folder(saved: Saved, folder: Path, provenance: dict[str, Any]) -> Path:
+    """As an export of format `pipeline` writes it."""
+    shutil.copytree(saved.base, folder)
+    arrays = {path: np.asarray(x) for path, x in flatten_dict(saved.params, sep="/").items()}
+    save_file(arrays, folder / DELTA_FILE, {"provenance": json.dumps(provenance)})
+    return folder
+
+
+def test_import_of_an_exported_pipeline_has_that_as_its_base(saved: Saved, tmp_path: Path):
+    """And not the one on which it was trained, whose encoders may differ."""
+    earlier = {"stage": "image", "pretrained": "elsewhere", "prediction_type": "epsilon", "num_frames": 24}
+    folder = delta_folder(saved, tmp_path / "model", earlier)
+    args = import_pytorch.parse(["--pipeline", str(folder), "--out", str(tmp_path / "out")])
+    _, _, provenance = import_pytorch.read_weights(args)
+    assert base_pipeline(provenance) == str(folder)
+    assert recorded_options(provenance) == PipelineOptions()
+    assert (provenance["stage"], provenance["num_frames"]) == ("image", 24)
+
+
+def test_compile_check_of_an_exported_pipeline_has_the_windows_of_a_run(saved: Saved, tmp_path: Path):
+    folder = delta_folder(saved, tmp_path / "model", {"num_frames": 24})
+    config = SampleConfig(pretrained=str(folder), prompt=["x"], num_frames=24, height=64, width=64)
+    in_windows = dataclasses.replace(config, pretrained=str(saved.base))
+    for each, expected in ((config, False), (in_windows, True)):
+        names = [program.name for program in sampling_programs(each, jax.devices()).programs]
+        assert ("add_windows" in names) == expected
 
 
 def test_folder_with_delta_weights_has_its_own_sampling_defaults(saved: Saved, tmp_path: Path):

@@ -84,8 +84,8 @@ def save_inference(
 def load_inference(
     folder: Folder, dtype: DTypeLike = jnp.float32, step: int | None = None, verify: bool = True
 ) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:
-    """A step of a checkpoint (None: the latest): the UNet's config, all parameters as `dtype`, and their
-    provenance.
+    """A step of a checkpoint (None: the latest): the UNet's config, the parameters (UNet and pose encoder as
+    `dtype`, VAE and text encoder as float32), and their provenance.
 
     `folder` is a folder of steps, a run's folder or one step's folder (`resolve_step`).
     The parameters are {"unet": ..., "pose_encoder": ...}, and encoders if the checkpoint has any. The
@@ -183,5 +183,6 @@ def _load_step(
     del params
     check_arrays(flat, checksums if verify else None)
     for path, x in flat.items():  # one by one, so that no second copy of the model is in memory
-        flat[path] = x if x.dtype == dtype else jax.device_put(np.asarray(x).astype(dtype), device)
+        wanted = jnp.float32 if path.split("/")[0] in ENCODERS else dtype
+        flat[path] = x if x.dtype == wanted else jax.device_put(np.asarray(x).astype(wanted), device)
     return config, unflatten_dict(flat, sep="/"), provenance

@@ -56,6 +56,8 @@ class Command(NamedTuple):
 
     sample: SampleConfig
     edit: EditConfig
+    has_edit_config: bool
+    """Whether a file gives the values of the edits."""
     given: frozenset[str]
     """Fields of the config that the command line or a config file sets; the model says the others."""
     args: argparse.Namespace
@@ -87,7 +89,7 @@ def parse(argv: list[str]) -> Command:
     dataclasses.replace(sample, prompt=sample.prompt or ["prompt"]).check()
     edit_file = args.edit_config or (MINI_EDIT if sample.pretrained == BUNDLED else None)
     edit = EditConfig() if edit_file is None else load_config(EditConfig, edit_file, [])
-    return Command(sample, edit, frozenset(given), args)
+    return Command(sample, edit, edit_file is not None, frozenset(given), args)
 
 
 def load_service(command: Command) -> "ClipService":
@@ -103,8 +105,8 @@ def load_service(command: Command) -> "ClipService":
     sample = dataclasses.replace(sample, **own)
     pipeline.programs.check(sample)
     edit = dataclasses.replace(edit, **{name: getattr(sample, name) for name in MODEL_FIELDS})
-    if edit.video is None:
-        # Of a model without a config of edits: its own size and steps, for a clip that is still to come.
+    if not command.has_edit_config:
+        # The model's own size and steps, for a clip that is still to come.
         names = (
             "height",
             "width",

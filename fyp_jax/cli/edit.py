@@ -99,10 +99,24 @@ def _without_foreign_parts(config: EditConfig, base: EditConfig, given: set[str]
         elif config.video != base.video and base.video is not None:
             path = config.video if bundled_clip(config.video, ".json") is not None else None
         config = dataclasses.replace(config, source_pose=dataclasses.replace(config.source_pose, path=path))
+    config = _with_pose_of_its_frames(config, given)
     if "edit.blend_words" not in given and (config.source, config.prompt) != (base.source, base.prompt):
         edit = fit_blend_words(config.edit, config.source, config.prompt)
         config = dataclasses.replace(config, edit=edit)
     return config
+
+
+def _with_pose_of_its_frames(config: EditConfig, given: set[str]) -> EditConfig:
+    """The config with the poses of those frames of a bundled clip that the command line takes: each frame has
+    its own."""
+    if config.video is None or config.source_pose.path != config.video:
+        return config
+    frames = {
+        name: getattr(config, f"video_{name}")
+        for name in ("stride", "start")
+        if f"video_{name}" in given and f"source_pose.{name}" not in given
+    }
+    return dataclasses.replace(config, source_pose=dataclasses.replace(config.source_pose, **frames))
 
 
 def main() -> None:

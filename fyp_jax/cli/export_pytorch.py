@@ -28,7 +28,7 @@ from fyp_jax.convert.hub_upload import CARD, open_repository, upload, without_pl
 from fyp_jax.convert.lazy import Weights
 from fyp_jax.convert.model_card import license_of, model_card
 from fyp_jax.convert.open_pipeline import base_pipeline, open_pipeline, recorded_options
-from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.pipeline_folder import PipelineFolder, PipelineOptions
 from fyp_jax.convert.verify import TOLERANCE, verify
 from fyp_jax.convert.weight_writer import WeightWriter, check_disk_space, check_writable, parse_size
 from fyp_jax.errors import UserError, reason
@@ -159,7 +159,8 @@ def find_pipeline(name: str | None, weights: Weights, formats: list[str]) -> Pip
     if not any(EXPORT_FORMATS[each].needs_pipeline for each in formats):
         return None
     if name is not None:
-        return open_pipeline(name)
+        predicts = weights.provenance.get("prediction_type")
+        return open_pipeline(name, options=PipelineOptions(prediction_type=predicts))
     name = base_pipeline(weights.provenance)
     if name is None:
         raise UserError("give --pipeline: the checkpoint does not say which pipeline its UNet belongs to")

@@ -91,3 +91,11 @@ def read_delta_weights(
         flatten_dict(params, sep="/"), flatten_dict(shapes, sep="/"), str(folder.path / DELTA_FILE)
     )
     return config, params, json.loads(metadata.get("provenance", "{}"))
+
+
+def read_delta_provenance(folder: PipelineFolder) -> dict[str, Any]:
+    """The provenance of a folder's delta weights, which are not read; {} without them or without one."""
+    folder.download((), DELTA_PATTERNS)
+    if not has_safetensors(folder.path, DELTA):
+        return {}
+    return json.loads(open_sharded(folder.path, DELTA)[1].get("provenance", "{}"))

@@ -7,6 +7,7 @@ from typing import Any
 from fyp_jax.convert.pipeline_folder import PipelineFolder, PipelineOptions
 from fyp_jax.convert.single_file import SingleFile
 from fyp_jax.convert.torch_files import PICKLE_SUFFIXES
+from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
 
 FILE_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -33,6 +34,17 @@ def options_of(config: Any) -> PipelineOptions:
 def recorded_options(provenance: Mapping[str, Any]) -> PipelineOptions:
     """The options that a checkpoint's provenance tells of its base pipeline."""
     return PipelineOptions(**{name: provenance.get(name) for name in PipelineOptions._fields})
+
+
+def check_prediction_type(provenance: Mapping[str, Any], predicts: str, name: str) -> None:
+    """Raise UserError where the weights `name` were trained to predict something else than a noise schedule
+    says."""
+    recorded = provenance.get("prediction_type")
+    if recorded not in (None, predicts):
+        raise UserError(
+            f"{name}: its UNet was trained with prediction_type={recorded}, but the pipeline says "
+            f"{predicts}; give prediction_type={recorded}"
+        )
 
 
 def base_pipeline(provenance: Mapping[str, Any]) -> str | None:

@@ -1,12 +1,13 @@
 """The left-hand side of both tabs: inputs with the names of the config fields that they set."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from fyp_jax.demo.limits import KEYPOINTS, VIDEOS
 from fyp_jax.demo.service import ClipService
-from fyp_jax.demo.values import FILM, NO_POSE, UPLOAD, bundled_names
+from fyp_jax.demo.values import CONFIGURED, FILM, NO_POSE, UPLOAD, bundled_names
 
 SIZES = (("num_frames", "Frames"), ("height", "Height"), ("width", "Width"))
 SAMPLING = (("num_inference_steps", "Steps"), ("guidance_scale", "Guidance"), ("seed", "Seed"))
@@ -31,8 +32,9 @@ class SampleInputs(NamedTuple):
         choices += [("Skeleton video or keypoints", UPLOAD)]
         choices += [("Film of people", FILM)] if service.film is not None else []
         choices += [("No pose", NO_POSE)]
-        names = [value for _, value in choices]
-        chosen = config.pose.path if config.pose.path in names else NO_POSE
+        chosen = config.pose.path or NO_POSE
+        if chosen not in [value for _, value in choices]:
+            choices, chosen = [(Path(chosen).name, CONFIGURED), *choices], CONFIGURED
         pose = gr.Radio(choices, value=chosen, label="Pose", elem_id="sample-pose")
         upload = _upload("pose", [*VIDEOS, *KEYPOINTS])
         pose.change(
@@ -52,7 +54,7 @@ class SampleInputs(NamedTuple):
             )
             components["pose.start"] = _number("pose.start", "First frame of the pose", config.pose.start)
             components["pose.size"] = gr.Textbox(
-                "",
+                config.pose.size or "",
                 label="Size of the film, for keypoints that do not say it",
                 placeholder="1280x720",
                 elem_id="sample-pose-size",

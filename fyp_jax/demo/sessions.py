@@ -44,6 +44,8 @@ class Session:
         self.folder.mkdir(mode=0o700)
         self.uploads: dict[str, Path] = {}
         """The file that the page has chosen, by the name of its input."""
+        self._dropped: list[Path] = []
+        """Folders of uploads that the page has replaced."""
         self.clips: list[Clip] = []
         self.job: Job | None = None
         self.closed = False
@@ -69,11 +71,18 @@ class Session:
             return file
 
     def drop_upload(self, slot: str) -> None:
-        """Remove the file of this input, if there is one."""
+        """Remove the file of this input, if there is one: now, or when the job that may read it has ended."""
         with self._lock:
             file = self.uploads.pop(slot, None)
             if file is not None:
-                shutil.rmtree(file.parent, ignore_errors=True)
+                self._dropped.append(file.parent)
+            if self.job is None or self.job.ended:
+                self._remove_dropped()
+
+    def _remove_dropped(self) -> None:
+        for folder in self._dropped:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._dropped.clear()
 
     def new_folder(self, slot: str) -> Path:
         """A folder for what the page shows in one place. Of those before it the last ones stay for a while:
@@ -126,6 +135,7 @@ class Session:
         """Note that the session's job has ended, which may have written after the session was closed."""
         with self._lock:
             self.used = time.monotonic()
+            self._remove_dropped()
             if self.closed:
                 self.remove()
 

@@ -16,8 +16,8 @@ from fyp_jax.media.clips import bundled_clip
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.edit_config import EditConfig
 
-UPLOAD, FILM, NO_POSE = "upload", "film", "none"
-"""Choices of a pose or a clip that are no bundled one."""
+UPLOAD, FILM, NO_POSE, CONFIGURED = "upload", "film", "none", "configured"
+"""Choices of a pose or a clip that are no bundled one; the last one is the pose of the command's config."""
 
 POSE_SLOT, CLIP_SLOT = "pose", "clip"
 """Inputs of the page that take a file."""
@@ -46,10 +46,10 @@ def sample_values(
     """
     texts = {"prompt": [values["prompt"] or ""], "negative_prompt": values["negative_prompt"] or ""}
     config = _with_numbers(base, values, ("pose", "pose.size", *texts))
-    path, film = (
-        _chosen(values["pose"], session.uploads.get(POSE_SLOT), "a skeleton video or keypoints"),
-        None,
-    )
+    path, film = base.pose.path, None
+    if values["pose"] != CONFIGURED:
+        upload = session.uploads.get(POSE_SLOT)
+        path = _chosen(values["pose"], upload, "a skeleton video or keypoints")
     if values["pose"] == FILM and path is not None:
         path, film = None, Path(path)
     size = (values["pose.size"] or "").strip() or None
@@ -71,14 +71,16 @@ def edit_values(base: EditConfig, values: Mapping[str, Any], session: Session, l
     config = _with_numbers(base, values, ("video", "method", "words", *texts))
     video = _chosen(values["video"], session.uploads.get(CLIP_SLOT), "a clip")
     has_pose = video is not None and bundled_clip(video, ".json") is not None
-    pose = dataclasses.replace(config.source_pose, path=video if has_pose else None)
+    frames = {"stride": config.video_stride, "start": config.video_start}  # a bundled clip has a pose a frame
+    pose = dataclasses.replace(config.source_pose, path=video if has_pose else None, **frames)
     edit = dataclasses.replace(config.edit, method=values["method"])
     words = [word.strip() for word in (values["words"] or "").split(",") if word.strip()]
     if not words:
         edit = dataclasses.replace(edit, blend_words=[], blend_latents=False, blend_self_attention=False)
     elif words != config.edit.blend_words:
         edit = keep_background(edit, words)
-    files = {"video": video, "source_pose": pose, "output_dir": str(session.folder)}
+    # An inversion in a file would be that of whoever edited first.
+    files = {"video": video, "source_pose": pose, "inversion": None, "output_dir": str(session.folder)}
     config = dataclasses.replace(config, **texts, **files, edit=edit)
     config.check()
     limits.check_clip(config)

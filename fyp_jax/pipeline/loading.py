@@ -19,7 +19,13 @@ from fyp_jax.checkpoints.manager import CheckpointError, resolve_step
 from fyp_jax.compilation_cache import load_or_compile
 from fyp_jax.convert.delta_weights import read_delta_weights
 from fyp_jax.convert.folders import SAMPLING_DEFAULTS
-from fyp_jax.convert.open_pipeline import base_pipeline, open_pipeline, options_of, recorded_options
+from fyp_jax.convert.open_pipeline import (
+    base_pipeline,
+    check_prediction_type,
+    open_pipeline,
+    options_of,
+    recorded_options,
+)
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.errors import UserError
@@ -90,11 +96,13 @@ def load_components(config: SampleConfig, use_cache: bool = False) -> Components
         unet_config, trained, provenance = found
         params = trained | folder.encoder_params(encoders, tuple(x for x in ENCODERS if x not in trained))
     check_finite(flatten_dict(params, sep="/"), config.checkpoint or config.pretrained)
+    schedule = folder.schedule()
+    check_prediction_type(provenance, schedule.prediction_type, config.checkpoint or config.pretrained)
     frames = trained_frames(provenance)
     mesh = sampling_mesh(config, jax.devices(), frames)
     params, style_record = styles.merge(params, with_tokens)
     params |= {part: _cast(params[part], dtype) for part in ("unet", "pose_encoder") if load_dtype != dtype}
-    programs = make_programs(config, with_tokens, folder.schedule(), unet_config, mesh, forms, frames)
+    programs = make_programs(config, with_tokens, schedule, unet_config, mesh, forms, frames)
     record = {
         "pretrained": config.pretrained,
         "folder": str(folder.path),

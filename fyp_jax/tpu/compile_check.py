@@ -12,6 +12,7 @@ from fyp_jax.convert.open_pipeline import open_pipeline
 from fyp_jax.models.pose_encoder import DOWNSCALE
 from fyp_jax.parallel.mesh import BATCH_AXES, make_mesh
 from fyp_jax.pipeline.config import SampleConfig
+from fyp_jax.pipeline.loading import resolve_checkpoint
 from fyp_jax.tpu.program_stats import OutOfMemory, ProgramStats, compile_and_measure
 from fyp_jax.tpu.programs import Programs, bundled_sizes, sampling_programs, training_programs
 from fyp_jax.tpu.topologies import topology_devices
@@ -67,6 +68,8 @@ def compile_check(
     `training_programs`). `save` is a file for the compiled programs, which `aot_path=FILE` loads. Raises
     UserError as a run would, and OutOfMemory if the config does not fit.
     """
+    if isinstance(config, SampleConfig):
+        config = resolve_checkpoint(config)
     pretrained, note = bundled_sizes(config.pretrained)
     if note:
         log.warning(note)
@@ -79,7 +82,7 @@ def compile_check(
     programs, found = _measure(config, devices, False, save)
     variants = {"config": Variant(programs)}
     if baseline:
-        variants["baseline"] = _measure_baseline(config, devices)
+        variants["baseline"] = _measure_baseline(config, devices, found.devices)
     return CompileCheck(variants, found.devices, found.fingerprint)
 
 
@@ -101,12 +104,16 @@ def _measure(
     return [stats for stats, _ in measured], found
 
 
-def _measure_baseline(config: TrainConfig | SampleConfig, devices: Sequence[Any]) -> Variant:
+def _measure_baseline(config: TrainConfig | SampleConfig, devices: Sequence[Any], used: int) -> Variant:
+    """The baseline on `devices`, of which the config uses so many, or on larger chips, if it needs them."""
     try:
         return Variant(_measure(config, devices, True)[0])
     except OutOfMemory as error:
         out_of_memory = error
-    topology = FALLBACK_TOPOLOGY.get(1 if isinstance(config, SampleConfig) else len(devices))
+    count = len(devices)
+    if isinstance(config, SampleConfig):  # a clip takes the first devices of a topology
+        count = min((size for size in FALLBACK_TOPOLOGY if size >= used), default=0)
+    topology = FALLBACK_TOPOLOGY.get(count)
     if topology is None:
         return Variant([], out_of_memory)
     try:

@@ -13,14 +13,17 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from fyp_jax.checkpoints.inference import inference_shapes, open_inference
 from fyp_jax.compilation_cache import Fingerprint
+from fyp_jax.convert.delta_weights import read_delta_provenance
 from fyp_jax.convert.open_pipeline import open_pipeline, options_of
+from fyp_jax.convert.pipeline_folder import PipelineFolder
+from fyp_jax.convert.video_pipeline import video_provenance
 from fyp_jax.models.attention_functions import plain_attention
 from fyp_jax.models.layer_forms import LayerForms, choose_layer_forms
 from fyp_jax.parallel.mesh import AXES, check_divisible, make_mesh, parameter_spec
 from fyp_jax.pipeline.abstract_calls import AbstractCall, abstract_calls, lower
 from fyp_jax.pipeline.config import SampleConfig
 from fyp_jax.pipeline.edit_config import EditConfig
-from fyp_jax.pipeline.params import TRAINED_FRAMES, trained_frames
+from fyp_jax.pipeline.params import trained_frames
 from fyp_jax.pipeline.programs import (
     SamplingPrograms,
     make_programs,
@@ -141,6 +144,13 @@ def batch_shapes(config: TrainConfig, models: Models, clips: int) -> AnyBatch:
     return LatentBatch(mean, mean, text, poses)
 
 
+def _provenance(config: SampleConfig, folder: PipelineFolder) -> dict[str, Any]:
+    """What is known of the weights of a config; no weights are read."""
+    if config.checkpoint is not None:
+        return open_inference(config.checkpoint, config.step).provenance
+    return read_delta_provenance(folder) or video_provenance(folder)
+
+
 def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bool = False) -> Programs:
     """The programs that make one clip, with a pose or without, on a config's mesh; `baseline` as for a
     step.
@@ -156,9 +166,7 @@ def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bo
     encoders = open_styles(config).encoders(folder.latent_encoders())
     parts = encoders, folder.schedule(), folder.unet_config()
     forms = _layer_forms(config, devices, baseline)
-    frames = TRAINED_FRAMES
-    if config.checkpoint is not None:  # no weights are read
-        frames = trained_frames(open_inference(config.checkpoint, config.step).provenance)
+    frames = trained_frames(_provenance(config, folder))
     mesh = sampling_mesh(config, devices, frames)
     programs = make_programs(config, *parts, mesh, forms, frames)
     # The same programs on one device: what the model needs is counted on these.

@@ -13,7 +13,7 @@ from fyp_jax import trees
 from fyp_jax.checkpoints.checksums import check_finite
 from fyp_jax.checkpoints.inference import inference_shapes, load_inference
 from fyp_jax.convert.delta_weights import read_delta_weights
-from fyp_jax.convert.open_pipeline import open_pipeline, options_of
+from fyp_jax.convert.open_pipeline import check_prediction_type, open_pipeline, options_of
 from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.models.encoders import ENCODERS, LatentEncoders
@@ -74,13 +74,16 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         params = random_params(inference_shapes(unet_config) | encoders.spec.shapes, config.seed)
         saved_models, provenance = MODELS[:2], provenance | {"random": True}
     else:
-        saved_config, saved, frames = _starting_weights(config)
+        saved_config, saved, earlier = _starting_weights(config)
         kept = {name: tree for name, tree in saved.items() if name not in config.reinit}
         missing = tuple(part for part in MODELS if part not in config.reinit and part not in kept)
         parts = tuple(part for part in missing if part in PARTS_WITH_WEIGHTS)
         folder = open_pipeline(config.pretrained, parts, options)
         encoders = folder.latent_encoders(dtype)
         unet_config = saved_config or folder.unet_config()
+        if "unet" in kept:
+            predicts = folder.schedule().prediction_type
+            check_prediction_type(earlier, predicts, config.init_checkpoint or config.pretrained)
         if "unet" not in kept or _temporal_untrained(kept["unet"]):
             zero_init = config.zero_init_temporal or stage.dataset == "pose_images"
             unet_config = dataclasses.replace(unet_config, zero_init_temporal=zero_init)
@@ -97,8 +100,8 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
         )
         saved_models = tuple(name for name in MODELS if name not in read)
         provenance |= {"reinit": list(config.reinit)}
-        if "unet" not in config.reinit and frames is not None:
-            provenance["num_frames"] = frames
+        if "unet" in kept and "num_frames" in earlier:
+            provenance["num_frames"] = earlier["num_frames"]
     if stage.dataset != "pose_images":  # the temporal layers see clips of so many frames
         provenance["num_frames"] = config.data.num_frames
     flat: dict[str, Any] = flatten_dict(params, sep="/")
@@ -194,20 +197,17 @@ def _unet_and_pose_encoder(
     return {"unet": unet, "pose_encoder": kept.get("pose_encoder") or init_pose_encoder(unet_config, key)}
 
 
-def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[str, Any], int | None]:
-    """The UNet's config and the parameters of `init_checkpoint`, or else of a pipeline that was trained on
-    videos, as the bundled model was, and the frames of those where they are known; (None, {}, None) for an
-    image model."""
+def _starting_weights(config: TrainConfig) -> tuple[UNet3DConfig | None, dict[str, Any], dict[str, Any]]:
+    """The UNet's config, the parameters and the provenance of `init_checkpoint`, or else of a pipeline that
+    was trained on videos, as the bundled model was; (None, {}, {}) for an image model."""
     if config.init_checkpoint is not None:
-        found, params, provenance = load_inference(config.init_checkpoint, verify=config.checkpoint.verify)
-        return found, params, provenance.get("num_frames")
+        return load_inference(config.init_checkpoint, verify=config.checkpoint.verify)
     options = options_of(config)
     folder = open_pipeline(config.pretrained, (), options)
     if folder.has_video_unet:
         video = read_video_pipeline(open_pipeline(config.pretrained, PARTS_WITH_WEIGHTS, options))
-        return (None, {}, None) if video is None else (*video, video_provenance(folder).get("num_frames"))
-    delta = read_delta_weights(folder)
-    return (None, {}, None) if delta is None else (*delta[:2], delta[2].get("num_frames"))
+        return (None, {}, {}) if video is None else (*video, video_provenance(folder))
+    return read_delta_weights(folder) or (None, {}, {})
 
 
 def _temporal_untrained(unet: dict[str, Any]) -> bool:
