@@ -162,7 +162,7 @@ def test_pool_resumes_what_beam_began(tmp_path: Path, monkeypatch: pytest.Monkey
     size = {"shard_bytes": 20_000}
     ingest("captioned_videos", source, tmp_path / "whole", **size)
 
-    def only_some(function, elements, options):
+    def only_some(function, elements, options, again):
         for element in elements[1::2]:
             function(element)
         raise KeyboardInterrupt
