@@ -108,6 +108,18 @@ def test_tar_that_is_damaged_in_the_middle_loses_no_clip(tmp_path: Path):
         assert file.read_bytes() == damaged
 
 
+def test_tar_without_whole_clips_is_told_in_warnings_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A tar of somebody else's, which can be read to its end, is not damaged."""
+    store = ClipFolder(tmp_path / "run")
+    for number in range(3):
+        store.add(f"{number}", output(number), 8.0, {})
+    with tarfile.open(tmp_path / "mine.tar", "w") as tar:
+        for path in sorted((tmp_path / "run").glob("*.json")):
+            tar.add(path, path.name)
+    assert list_clips(tmp_path / "mine.tar") == []
+    assert caplog.text.count("is no whole clip") == 3
+
+
 def test_tar_that_cannot_be_read_is_told(tmp_path: Path):
     (tmp_path / "clips-00000.tar").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="clips-00000.tar: cannot be read"):

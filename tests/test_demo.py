@@ -422,15 +422,20 @@ def test_edit_of_a_page_follows_the_poses_of_its_frames_and_shares_no_inversion(
 def test_pose_of_the_commands_config_is_a_choice_of_the_page(sessions: Sessions, tmp_path: Path):
     base = sample.parse([f"pose.path={tmp_path}/walk.json", "pose.size=64x48"])
     config, _ = sample_values(base, VALUES | {"pose": CONFIGURED}, sessions.get("a"), Limits())
-    assert config.pose.path == f"{tmp_path}/walk.json"
+    assert (config.pose.path, config.pose.size) == (f"{tmp_path}/walk.json", "64x48")
+    config, _ = sample_values(base, VALUES, sessions.get("a"), Limits())
+    assert (config.pose.path, config.pose.size) == ("dance", None), "the size is that of the config's pose"
 
 
 def test_upload_that_is_replaced_stays_for_the_job_that_waits(sessions: Sessions, queue: JobQueue):
     session, event = sessions.get("a"), threading.Event()
     first = session.take_upload(POSE_SLOT, upload(sessions, "first"))
+    session.hold_uploads()
     session.job = job = queue.submit("a", steps_until(event), session.job_ended)
+    unread = session.take_upload(POSE_SLOT, upload(sessions, "unread"))
     second = session.take_upload(POSE_SLOT, upload(sessions, "second"))
     assert first.exists(), "the job may still read it"
+    assert not unread.exists(), "the job began before it"
     event.set()
     wait_for(lambda: job.ended and not first.exists())
     assert session.uploads == {POSE_SLOT: second}

@@ -614,6 +614,10 @@ def test_all_pictures_and_videos_that_are_read_are_taken_side_by_side(tmp_path):
         assert (item.name, item.problem) == (name, "")
     source = write_files(tmp_path / "video", {"a.webp": b"x", "a.txt": "a"})
     assert [item.name for item in find_items("captioned_videos", source)] == ["a.webp"]
+    source = write_files(tmp_path / "video", {"a.mp4": b"x"})  # the other one is its thumbnail
+    assert [(item.name, item.problem) for item in find_items("captioned_videos", source)] == [("a.mp4", "")]
+    source = write_files(tmp_path / "both", {"IMG_1.jpg": b"x", "IMG_1.heic": b"x", **pose})
+    assert [(item.name, item.problem) for item in find_items("pose_images", source)] == [("IMG_1.jpg", "")]
 
 
 def test_tar_header_with_a_negative_size_ends_the_listing(tmp_path):

@@ -115,8 +115,18 @@ def test_import_of_an_exported_pipeline_has_that_as_its_base(saved: Saved, tmp_p
     args = import_pytorch.parse(["--pipeline", str(folder), "--out", str(tmp_path / "out")])
     _, _, provenance = import_pytorch.read_weights(args)
     assert base_pipeline(provenance) == str(folder)
-    assert recorded_options(provenance) == PipelineOptions()
+    assert recorded_options(provenance) == PipelineOptions(prediction_type="epsilon")
     assert (provenance["stage"], provenance["num_frames"]) == ("image", 24)
+    other = delta_folder(saved, tmp_path / "other", {"prediction_type": "v_prediction"})
+    args = import_pytorch.parse(["--pipeline", str(other), "--out", str(tmp_path / "out")])
+    with pytest.raises(
+        UserError, match="trained with prediction_type=v_prediction, but the pipeline says ep"
+    ):
+        import_pytorch.read_weights(args)
+    state = initialize_weights(
+        TrainConfig(stage="motion", pretrained=str(saved.base)), get_stage("motion"), None
+    )
+    assert state.provenance["prediction_type"] == "epsilon", "a run says what its UNet predicts"
 
 
 def test_compile_check_of_an_exported_pipeline_has_the_windows_of_a_run(saved: Saved, tmp_path: Path):

@@ -35,8 +35,8 @@ from fyp_jax.convert.followyourpose_checkpoint import (
     read_followyourpose,
 )
 from fyp_jax.convert.native_safetensors import is_native, read_native
-from fyp_jax.convert.open_pipeline import open_pipeline, options_of
-from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder, PipelineOptions
+from fyp_jax.convert.open_pipeline import check_prediction_type, open_pipeline, options_of
+from fyp_jax.convert.pipeline_folder import PARTS_WITH_WEIGHTS, PipelineFolder
 from fyp_jax.convert.video_pipeline import read_video_pipeline, video_provenance
 from fyp_jax.errors import UserError
 from fyp_jax.models.encoders import ENCODERS
@@ -93,14 +93,15 @@ def read_weights(args: argparse.Namespace) -> tuple[UNet3DConfig, dict[str, Any]
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
     if checkpoint is not None and is_native(checkpoint):
         config, params, earlier = read_native(checkpoint)
-        given = {key: value for key, value in provenance.items() if value is not None}
-        provenance = (earlier if folder is None else _without_base(earlier)) | given
+        provenance = (earlier if folder is None else _without_base(earlier)) | _given(provenance)
         params |= read_followyourpose(None, pose_file, config)
     elif folder is None:
         raise UserError("give --pipeline: these weights do not contain the config of their UNet")
     elif checkpoint is None:
         config, params, earlier = read_pipeline(folder, args.seed)
-        provenance = _without_base(earlier) | provenance
+        predicts = folder.schedule().prediction_type
+        check_prediction_type(earlier, predicts, folder.name)
+        provenance = _without_base(earlier) | _given(provenance)
         params |= read_followyourpose(None, pose_file, config)
         if "pose_encoder" not in params:
             print("The pose encoder is untrained: poses have no effect until it is trained.")
@@ -115,8 +116,13 @@ def read_weights(args: argparse.Namespace) -> tuple[UNet3DConfig, dict[str, Any]
 
 
 def _without_base(earlier: dict[str, Any]) -> dict[str, Any]:
-    """The provenance of weights without the pipeline that they were trained on: another one is their base."""
-    return {key: x for key, x in earlier.items() if key not in ("pretrained", *PipelineOptions._fields)}
+    """The provenance of weights without the pipeline that they were trained on: another one is their base.
+    What they predict stays theirs."""
+    return {key: x for key, x in earlier.items() if key not in ("pretrained", "variant", "tokenizer")}
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def read_pipeline(folder: PipelineFolder, seed: int) -> tuple[UNet3DConfig, dict[str, Any], dict[str, Any]]:

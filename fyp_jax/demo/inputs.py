@@ -54,7 +54,7 @@ class SampleInputs(NamedTuple):
             )
             components["pose.start"] = _number("pose.start", "First frame of the pose", config.pose.start)
             components["pose.size"] = gr.Textbox(
-                config.pose.size or "",
+                "",
                 label="Size of the film, for keypoints that do not say it",
                 placeholder="1280x720",
                 elem_id="sample-pose-size",

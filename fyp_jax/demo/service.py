@@ -105,6 +105,7 @@ class ClipService:
         return sample_values(self.sample_config, values, session, self.limits)
 
     def _submit(self, session: Session, work: Callable[[Job], Any]) -> Job:
+        session.hold_uploads()
         job = self.queue.submit(session.key, work, session.job_ended)
         session.job = job
         return job

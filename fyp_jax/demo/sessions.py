@@ -44,8 +44,10 @@ class Session:
         self.folder.mkdir(mode=0o700)
         self.uploads: dict[str, Path] = {}
         """The file that the page has chosen, by the name of its input."""
+        self._held: set[Path] = set()
+        """Folders of the uploads that the job may read."""
         self._dropped: list[Path] = []
-        """Folders of uploads that the page has replaced."""
+        """Those of them that the page has replaced."""
         self.clips: list[Clip] = []
         self.job: Job | None = None
         self.closed = False
@@ -74,15 +76,21 @@ class Session:
         """Remove the file of this input, if there is one: now, or when the job that may read it has ended."""
         with self._lock:
             file = self.uploads.pop(slot, None)
-            if file is not None:
+            if file is not None and file.parent in self._held:
                 self._dropped.append(file.parent)
-            if self.job is None or self.job.ended:
-                self._remove_dropped()
+            elif file is not None:
+                shutil.rmtree(file.parent, ignore_errors=True)
+
+    def hold_uploads(self) -> None:
+        """Keep the files that the inputs have now until the job that is about to start has ended."""
+        with self._lock:
+            self._held |= {file.parent for file in self.uploads.values()}
 
     def _remove_dropped(self) -> None:
         for folder in self._dropped:
             shutil.rmtree(folder, ignore_errors=True)
         self._dropped.clear()
+        self._held.clear()
 
     def new_folder(self, slot: str) -> Path:
         """A folder for what the page shows in one place. Of those before it the last ones stay for a while:

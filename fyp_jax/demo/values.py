@@ -46,13 +46,14 @@ def sample_values(
     """
     texts = {"prompt": [values["prompt"] or ""], "negative_prompt": values["negative_prompt"] or ""}
     config = _with_numbers(base, values, ("pose", "pose.size", *texts))
-    path, film = base.pose.path, None
+    path, size, film = base.pose.path, base.pose.size, None
     if values["pose"] != CONFIGURED:
+        size = None
         upload = session.uploads.get(POSE_SLOT)
         path = _chosen(values["pose"], upload, "a skeleton video or keypoints")
     if values["pose"] == FILM and path is not None:
         path, film = None, Path(path)
-    size = (values["pose.size"] or "").strip() or None
+    size = (values["pose.size"] or "").strip() or size
     pose = dataclasses.replace(config.pose, path=path, size=size)
     config = dataclasses.replace(config, **texts, pose=pose, output_dir=str(session.folder))
     config.check()

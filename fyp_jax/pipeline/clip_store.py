@@ -192,7 +192,8 @@ def _record(file: Path, checksums: Mapping[str, int]) -> dict[str, Any] | None:
 def _scan_tar(file: Path) -> tuple[list[StoredClip], int]:
     """The whole clips of a tar, and where the last of them ends, in bytes. Raises UserError for no tar, for
     one that cannot be read, and for one that is damaged before its last clip."""
-    clips, end, parts, size = {}, 0, {}, 0
+    clips, parts = {}, {}
+    end = scanned = size = 0  # bytes: to the end of the last whole clip, and of the last entry that is read
     try:
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
@@ -201,6 +202,7 @@ def _scan_tar(file: Path) -> tuple[list[StoredClip], int]:
                     break
                 name, suffix = os.path.splitext(entry.name)
                 part = FileRange(file, entry.offset_data, entry.size)
+                scanned = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if suffix != ".json":
                     parts.setdefault(name, {})[suffix] = part
                     continue
@@ -211,13 +213,13 @@ def _scan_tar(file: Path) -> tuple[list[StoredClip], int]:
                     continue
                 clips.pop(name, None)
                 clips[name] = StoredClip(name, f"{file}/{name}", record, found[".mp4"])
-                end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                end = scanned
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or reason(error)})") from error
     except tarfile.TarError as error:
         if end == 0 and not parts and size >= tarfile.BLOCKSIZE:
             raise UserError(f"{file}: is no tar that can be read ({reason(error)})") from error
-    _check_unfinished(file, end)
+    _check_unfinished(file, scanned)
     return list(clips.values()), end
 
 
@@ -245,8 +247,8 @@ def _cut_off(file: Path) -> None:
 
 
 def _check_unfinished(file: Path, end: int) -> None:
-    """Raise UserError where several clips lie behind the last whole one, which ends at `end`: a run that was
-    killed leaves one unfinished at most, so a place in the tar is damaged."""
+    """Raise UserError where several clips lie behind the last entry that can be read, which ends at `end`: a
+    run that was killed leaves one unfinished at most, so a place in the tar is damaged."""
     records = 0
     with file.open("rb") as opened:
         opened.seek(end)

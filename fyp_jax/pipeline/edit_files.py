@@ -197,7 +197,6 @@ def read_edited_clip(config: EditConfig) -> Frames | None:
 def _check_prompts(config: EditConfig, pipeline: FollowYourPosePipeline) -> None:
     """Raise UserError for prompts that do not fit the options, before the first step runs."""
     encoders, levels = pipeline.programs.encoders, len(pipeline.programs.unet.config.block_out_channels)
-    pipeline.programs.schedule.timesteps(config.num_inference_steps)
     source, *targets = (tokenize_prompt(encoders, text) for text in (config.source, *config.prompt))
     make_plan(config.edit, source, targets, config.num_inference_steps, levels, encoders.spec.tokens)
 

@@ -99,7 +99,7 @@ def read_source(config: SampleConfig, pipeline: FollowYourPosePipeline) -> Inver
 
     A clip is taken with the stride and start of the config, or else of the run that tuned the weights on it.
     Raises UserError where the file cannot be read, the clip is too short, or the inversion has another size,
-    another number of steps or other weights.
+    another number of steps, other weights or another noise schedule.
     """
     if config.invert is None:
         return None

@@ -74,10 +74,10 @@ def make_clips(lines: Sequence[PromptLine], config: SampleConfig, options: ManyC
     """Make the clips of a prompt file that are not in `config.output_dir` yet.
 
     Yields where each clip is as soon as it is written: its mp4, or its tar. Of several processes each makes
-    clips of its own. A clip is left as it is where its record says the same prompt, pose, options and
-    weights. It is made again where its files are missing or damaged. Where the record says something else, it
-    is refused, or made again with `overwrite`. A clip that is refused or fails does not stop the others:
-    UserError at the end names those.
+    clips of its own. A clip is left as it is where its record says the same (`_made_of`). It is made again
+    where its files are missing or damaged. Where the record says something else, it is refused, or made again
+    with `overwrite`. A clip that is refused or fails does not stop the others: UserError at the end names
+    those.
     """
     initialize(config.mesh, SHUTDOWN_S)
     devices = batch_devices(config.mesh)

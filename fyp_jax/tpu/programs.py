@@ -146,9 +146,11 @@ def batch_shapes(config: TrainConfig, models: Models, clips: int) -> AnyBatch:
 
 def _provenance(config: SampleConfig, folder: PipelineFolder) -> dict[str, Any]:
     """What is known of the weights of a config; no weights are read."""
+    if config.random_init:
+        return {}
     if config.checkpoint is not None:
         return open_inference(config.checkpoint, config.step).provenance
-    return read_delta_provenance(folder) or video_provenance(folder)
+    return video_provenance(folder) or read_delta_provenance(folder)
 
 
 def sampling_programs(config: SampleConfig, devices: Sequence[Any], baseline: bool = False) -> Programs:

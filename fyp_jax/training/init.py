@@ -104,6 +104,7 @@ def initialize_weights(config: TrainConfig, stage: Stage, frame_axis: str | None
             provenance["num_frames"] = earlier["num_frames"]
     if stage.dataset != "pose_images":  # the temporal layers see clips of so many frames
         provenance["num_frames"] = config.data.num_frames
+    provenance["prediction_type"] = folder.schedule().prediction_type
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     trained = stage.trains(flat)
     check_finite(flat, config.init_checkpoint or config.pretrained)

@@ -1,6 +1,6 @@
 """Files with one name and different suffixes as one item: members of a tar, or files side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fyp_jax.data.ingest.encoding import decode_utf8
 from fyp_jax.data.ingest.fields import image_item, keypoints_json, parse_captions, parse_json
@@ -11,6 +11,11 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".webp")
 )
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif"))
+SECONDARY = {
+    "captioned_videos": frozenset((".webp",)),
+    "pose_images": frozenset((".avif", ".heic", ".heif")),
+}
+"""Suffixes that count only where a sample has no other media: a thumbnail, or the original of a picture."""
 MAX_TEXT_BYTES = 2**26
 """Largest .txt or .json: it is read while listing, and must not fill the memory."""
 
@@ -20,13 +25,19 @@ def media_suffixes(kind: str) -> frozenset[str]:
     return VIDEO_SUFFIXES if kind == "captioned_videos" else IMAGE_SUFFIXES
 
 
+def find_media(kind: str, suffixes: Iterable[str]) -> list[str]:
+    """Those of a sample's suffixes that are its media; SECONDARY ones only where there are no others."""
+    found = [suffix for suffix in suffixes if suffix.lower() in media_suffixes(kind)]
+    return [suffix for suffix in found if suffix.lower() not in SECONDARY[kind]] or found
+
+
 def sample_item(kind: str, key: str, parts: Mapping[str, Blob], hint: str = "") -> Item:
     """Make the item of the files KEY.*; `parts` has them by suffix, with its dot.
 
     The caption is .txt, or a .json with the fields of a metadata row; the pose is .skeleton.png or
     .keypoints.json. A fault becomes the item's problem; `hint` goes behind the one that there is no media.
     """
-    media = [suffix for suffix in parts if suffix.lower() in media_suffixes(kind)]
+    media = find_media(kind, parts)
     lower = {suffix.lower(): blob for suffix, blob in parts.items()}
     name = key + media[0] if media else key
     try:

@@ -10,7 +10,7 @@ from fyp_jax.data.ingest.fields import CAPTION_COLUMNS, parse_json
 from fyp_jax.data.ingest.items import Blob, Item, ItemError
 from fyp_jax.data.ingest.names import file_blob, is_litter
 from fyp_jax.data.ingest.remote import SourcePath, walk_files
-from fyp_jax.data.ingest.samples import media_suffixes, sample_item
+from fyp_jax.data.ingest.samples import find_media, media_suffixes, sample_item
 
 _DOUBLE_SUFFIXES = (".keypoints.json", ".skeleton.png", ".skeleton.jpg", ".skeleton.jpeg", ".skeleton.webp")
 
@@ -47,7 +47,7 @@ def _has_media(kind: str, suffixes: list[str]) -> bool:
 
 
 def _item(kind: str, folder: SourcePath, key: str, suffixes: list[str]) -> Item:
-    media = next((suffix for suffix in suffixes if suffix.lower() in media_suffixes(kind)), "")
+    media = next(iter(find_media(kind, suffixes)), "")
     try:
         parts = {suffix: file_blob(folder / f"{key}{suffix}") for suffix in suffixes}
         if media and not _has(suffixes, ".txt") and not _has(suffixes, ".json"):

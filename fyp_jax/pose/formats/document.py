@@ -119,7 +119,7 @@ def order_frames(people: Mapping[object, Sequence[Joints]]) -> tuple[list[People
     nobody = np.zeros((0, 17, 3))
     frames = [by_number.get(number, nobody) for number in range(first, last + 1, step)]
     notes, filled = [], count - len(numbers)
-    if first > 1 or step > 1:
+    if count > 1 and (first > 1 or step > 1):
         steps = f" in steps of {step}" if step > 1 else ""
         notes.append(
             f"its frames are numbered from {first}{steps}; number {first} becomes frame 0 of the pose"
