@@ -17,6 +17,15 @@ def output(seed: int) -> PipelineOutput:
     return PipelineOutput(frames, np.zeros((2, 4, 4, 4), np.float32), None)
 
 
+def write_tar(folder: Path, count: int) -> Path:
+    """The tar of a run with so many clips, which has ended."""
+    store = ClipTars(folder, 0, 1)
+    for number in range(count):
+        store.add(f"{number}", output(number), 8.0, {"number": number})
+    store.close()
+    return folder / "clips-00000.tar"
+
+
 @pytest.mark.parametrize("form", ["folder", "tar"])
 def test_clips_are_listed_as_they_were_added(tmp_path: Path, form: str):
     for number in (1, 0):  # a run, and another one
@@ -55,11 +64,7 @@ def test_clip_without_all_of_its_files_is_no_clip(tmp_path: Path):
 
 
 def test_tar_that_is_cut_off_anywhere_keeps_its_whole_clips_and_takes_more(tmp_path: Path):
-    store = ClipTars(tmp_path, 0, 1)
-    for number in range(3):
-        store.add(f"{number}", output(number), 8.0, {"number": number})
-    store.close()
-    file = tmp_path / "clips-00000.tar"
+    file = write_tar(tmp_path, 3)
     whole = file.read_bytes()
     with tarfile.open(file) as tar:
         ends = [x.offset_data + x.size for x in tar.getmembers() if x.name.endswith(".json")]
@@ -87,11 +92,7 @@ def test_tar_that_is_cut_off_anywhere_keeps_its_whole_clips_and_takes_more(tmp_p
 
 def test_tar_that_is_damaged_in_the_middle_loses_no_clip(tmp_path: Path):
     """A killed run leaves one clip unfinished at most: more than that is not cut off, and not left out."""
-    store = ClipTars(tmp_path, 0, 1)
-    for number in range(4):
-        store.add(f"{number}", output(number), 8.0, {"number": number})
-    store.close()
-    file = tmp_path / "clips-00000.tar"
+    file = write_tar(tmp_path, 4)
     whole = bytearray(file.read_bytes())
     with tarfile.open(file) as tar:
         headers = [x.offset for x in tar.getmembers() if x.name.endswith(".mp4")]
